@@ -1,0 +1,389 @@
+"""How a blurry photograph comes about: the camera moves while the shutter is open, the sensor adds up light.
+
+    path (camera poses)  ->  mean of the moved images in *linear* light  ->  clipping  ->  sensor noise
+                         ->  camera response (display values)            ->  8 bits or JPEG
+
+Images are float (n, c, h, w). Linear light and display values both live in [0, 1] (linear light may exceed 1
+before the sensor clips it). Everything runs on the device of its input.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .rng import Draws
+
+# --- camera response: scene light <-> the numbers in the file -----------------------------------------------
+
+
+def gamma_encode(linear: Tensor) -> Tensor:
+    """Display values of linear light, exponent 1/2.2: the response GoPro's authors assume (Nah 2017)."""
+    return linear.clamp(0, 1) ** (1 / 2.2)
+
+
+def gamma_decode(display: Tensor) -> Tensor:
+    """Linear light of display values in [0, 1], exponent 2.2."""
+    return display.clamp(0, 1) ** 2.2
+
+
+# Eilertsen et al. 2017 (HDR-CNN, eq. 3): an S-shaped curve fitted to the 201 measured camera responses of
+# Grossberg & Nayar's database; these two constants are the mean camera.
+_SIGMOID_N, _SIGMOID_SIGMA = 0.9, 0.6
+
+
+def measured_encode(linear: Tensor) -> Tensor:
+    """Display values of linear light through the mean of measured camera responses."""
+    power = linear.clamp(0, 1) ** _SIGMOID_N
+    return (1 + _SIGMOID_SIGMA) * power / (power + _SIGMOID_SIGMA)
+
+
+def measured_decode(display: Tensor) -> Tensor:
+    """Linear light of display values: the exact inverse of `measured_encode`."""
+    display = display.clamp(0, 1)
+    return (_SIGMOID_SIGMA * display / (1 + _SIGMOID_SIGMA - display)) ** (1 / _SIGMOID_N)
+
+
+RESPONSES: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]] = {
+    "gamma": (gamma_encode, gamma_decode),
+    "measured": (measured_encode, measured_decode),
+    "none": (lambda linear: linear.clamp(0, 1), lambda display: display.clamp(0, 1)),  # the naive blur of many toys
+}
+
+
+# --- motion: camera paths -----------------------------------------------------------------------------------
+
+
+def linear_path(draws: Draws, length: Tensor, steps: int, angle: float | None = None) -> Tensor:
+    """Straight uniform motion.
+
+    Args:
+        length: (n,) pixels from end to end.
+        steps: camera poses on the path, at least 2.
+        angle: degrees from the x axis, counter-clockwise on screen; None draws one an image.
+    Returns: (n, steps, 2) shifts (dx, dy) in pixels, mean zero.
+    """
+    if angle is None:
+        theta = draws.uniform(high=math.pi)
+    else:
+        theta = torch.full_like(length, math.radians(angle))
+    time = torch.linspace(-0.5, 0.5, steps, device=length.device)
+    direction = torch.stack([torch.cos(theta), -torch.sin(theta)], dim=-1)
+    return length[:, None, None] * time[None, :, None] * direction[:, None, :]
+
+
+def smooth_path(draws: Draws, length: Tensor, steps: int) -> Tensor:
+    """A short smooth curve, as of a hand-held video at 240 frames/s: a quadratic with a random bend.
+
+    Arguments and result as for `linear_path`; `length` is the end-to-end distance of the unbent path.
+    """
+    straight = linear_path(draws, length, steps)
+    time = torch.linspace(-0.5, 0.5, steps, device=length.device)
+    bend = draws.uniform(low=-0.6, high=0.6) * length
+    direction = F.normalize(straight[:, -1] - straight[:, 0], dim=-1)
+    normal = torch.stack([-direction[:, 1], direction[:, 0]], dim=-1)
+    curve = (4 * time**2 - 1 / 3)[None, :, None] * (bend[:, None] * normal)[:, None, :] / 2
+    path = straight + curve
+    return path - path.mean(dim=1, keepdim=True)
+
+
+def walk_path(draws: Draws, length: Tensor, steps: int) -> Tensor:
+    """Camera shake: a random walk with inertia and rare jolts, scaled so that its larger extent is `length`.
+
+    After Boracchi & Foi 2012 ("Modeling the performance of image restoration from motion blur", Sec. II):
+    velocity keeps most of itself, receives Gaussian kicks, and sometimes reverses.
+    Arguments and result as for `linear_path`.
+    """
+    kicks = draws.normal(steps, 2)
+    jolt = draws.uniform(steps) < 0.06
+    velocity = draws.normal(2)
+    positions = [torch.zeros_like(velocity)]
+    for step in range(1, steps):
+        velocity = torch.where(jolt[:, step, None], -velocity + kicks[:, step], 0.9 * velocity + 0.35 * kicks[:, step])
+        positions.append(positions[-1] + velocity)
+    path = torch.stack(positions, dim=1)
+    extent = (path.amax(dim=1) - path.amin(dim=1)).amax(dim=-1)
+    path = path * (length / extent.clamp_min(1e-6))[:, None, None]
+    return path - path.mean(dim=1, keepdim=True)
+
+
+PATHS: dict[str, Callable[[Draws, Tensor, int], Tensor]] = {
+    "linear": linear_path,
+    "smooth": smooth_path,
+    "walk": walk_path,
+}
+
+
+@dataclass(frozen=True)
+class Motion:
+    """A family of camera motions. Lengths in pixels, angles in degrees."""
+
+    path: str = "smooth"  # a name in PATHS
+    length: tuple[float, float] = (3.0, 11.0)  # drawn uniformly in this range
+    angle: float | None = None  # fixed direction, linear paths only; None: any
+    roll: tuple[float, float] = (0.0, 0.0)  # rotation about the image centre over the exposure, degrees
+    steps: int = 33  # camera poses an exposure
+    kernels: int | None = None  # draw from this many fixed paths only; None: endless
+
+    def __post_init__(self):
+        if self.path not in PATHS:
+            raise ValueError(f"unknown path {self.path!r}; known: {', '.join(PATHS)}")
+        if not 0 <= self.length[0] <= self.length[1]:
+            raise ValueError(f"length must be a range (low, high) of pixels, low >= 0, got {self.length}")
+        if self.angle is not None and self.path != "linear":
+            raise ValueError("angle fixes the direction of linear paths only; leave it None for others")
+        if self.steps < 2:
+            raise ValueError(f"steps must be at least 2 camera poses, got {self.steps}")
+        if self.kernels is not None and self.kernels < 1:
+            raise ValueError(f"kernels must be at least 1 or None, got {self.kernels}")
+
+    @property
+    def rotates(self) -> bool:
+        return self.roll[1] > 0
+
+    def draw(self, draws: Draws) -> Tensor:
+        """Camera poses (n, steps, 3): dx and dy in pixels, roll in degrees; the mean pose is zero."""
+        if self.kernels is not None:  # the path then depends on which of the fixed ones it is, not on the image
+            draws = Draws(0x6B65726E, draws.integers(self.kernels))
+        length = draws.uniform(low=self.length[0], high=self.length[1])
+        if self.path == "linear":
+            shifts = linear_path(draws, length, self.steps, self.angle)
+        else:
+            shifts = PATHS[self.path](draws, length, self.steps)
+        roll = draws.uniform(low=self.roll[0], high=self.roll[1]) * torch.sign(draws.uniform() - 0.5)
+        time = torch.linspace(-0.5, 0.5, self.steps, device=shifts.device)
+        return torch.cat([shifts, (roll[:, None] * time)[:, :, None]], dim=-1)
+
+
+def path_to_kernel(path: Tensor, size: int) -> Tensor:
+    """Blur kernel of a camera path: each pose leaves equal light, split among its four nearest pixels.
+
+    Args:
+        path: (n, steps, >=2) shifts in pixels; further columns are ignored.
+        size: odd side of the kernel; the path must lie within (size - 1) / 2 pixels of the centre.
+    Returns: (n, size, size), non-negative, each summing to 1.
+    """
+    if size % 2 == 0 or size < 1:
+        raise ValueError(f"kernel size must be odd and positive, got {size}")
+    n, steps = path.shape[:2]
+    half = (size - 1) // 2
+    # A small tolerance: a path that ends exactly on the border loses nothing but rounding
+    if path[..., :2].abs().amax() > half + 1e-3:
+        raise ValueError(f"the path reaches {path[..., :2].abs().amax():.1f} px, a kernel of {size} holds {half}")
+    # Correlation reads x(p - shift): the scene moved by +shift lands at +shift
+    position = (path[..., :2] + half).clamp(0, size - 1)
+    corner = position.floor().clamp(max=max(size - 2, 0))
+    fraction = position - corner
+    kernel = torch.zeros(n, size * size, device=path.device, dtype=path.dtype)
+    for x_offset in (0, 1):
+        for y_offset in (0, 1):
+            weight_x = fraction[..., 0] if x_offset else 1 - fraction[..., 0]
+            weight_y = fraction[..., 1] if y_offset else 1 - fraction[..., 1]
+            column = (corner[..., 0] + x_offset).clamp(max=size - 1)
+            row = (corner[..., 1] + y_offset).clamp(max=size - 1)
+            kernel.scatter_add_(1, (row * size + column).long(), weight_x * weight_y / steps)
+    return kernel.reshape(n, size, size)
+
+
+# --- light: adding up moved images --------------------------------------------------------------------------
+
+
+def convolve(linear: Tensor, kernel: Tensor, padding: str = "reflect") -> Tensor:
+    """Convolve each image with its kernel, by FFT (cost independent of the kernel's size).
+
+    Args:
+        linear: (n, c, h, w) linear light; signals are images of height 1.
+        kernel: (n, kh, kw) or (1, kh, kw), both odd.
+        padding: "reflect" or "replicate" keep (h, w); "valid" returns (h-kh+1, w-kw+1) without invented borders.
+    """
+    kh, kw = kernel.shape[-2:]
+    if kh % 2 == 0 or kw % 2 == 0:
+        raise ValueError(f"kernel sides must be odd, got {kh}x{kw}")
+    if padding == "valid":
+        padded = linear
+    elif padding in ("reflect", "replicate"):
+        # Reflection needs more pixels than it adds; tiny images repeat their border instead
+        fits = linear.shape[-2] > kh // 2 and linear.shape[-1] > kw // 2
+        padded = F.pad(linear, (kw // 2, kw // 2, kh // 2, kh // 2), mode=padding if fits else "replicate")
+    else:
+        raise ValueError(f"unknown padding {padding!r}; known: reflect, replicate, valid")
+    h, w = padded.shape[-2:]
+    if h < kh or w < kw:
+        raise ValueError(f"the image ({h}x{w}) is smaller than the kernel ({kh}x{kw})")
+    spectrum = torch.fft.rfft2(padded.float()) * torch.fft.rfft2(kernel.float(), s=(h, w))[:, None]
+    full = torch.fft.irfft2(spectrum, s=(h, w))
+    return full[..., kh - 1 :, kw - 1 :].clamp_min(0).to(linear.dtype)
+
+
+def average_frames(linear: Tensor, path: Tensor) -> Tensor:
+    """Mean of the images that a moving, rolling camera sees: blur that varies over the picture.
+
+    Args:
+        linear: (n, c, h, w) linear light.
+        path: (n, steps, 3), dx and dy in pixels, roll in degrees about the image centre.
+    Returns: (n, c, h, w); light from outside the picture is its border repeated.
+    """
+    n, _, h, w = linear.shape
+    axis_x = torch.arange(w, device=linear.device, dtype=torch.float32) - (w - 1) / 2
+    axis_y = torch.arange(h, device=linear.device, dtype=torch.float32) - (h - 1) / 2
+    grid_y, grid_x = torch.meshgrid(axis_y, axis_x, indexing="ij")
+    total = torch.zeros_like(linear)
+    for pose in path.unbind(dim=1):
+        angle = torch.deg2rad(pose[:, 2])[:, None, None]
+        shifted_x, shifted_y = grid_x - pose[:, 0, None, None], grid_y - pose[:, 1, None, None]
+        source_x = torch.cos(angle) * shifted_x - torch.sin(angle) * shifted_y
+        source_y = torch.sin(angle) * shifted_x + torch.cos(angle) * shifted_y
+        grid = torch.stack([source_x * 2 / max(w - 1, 1), source_y * 2 / max(h - 1, 1)], dim=-1)
+        total += F.grid_sample(linear, grid, mode="bilinear", padding_mode="border", align_corners=True)
+    return total / path.shape[1]
+
+
+def blend_kernels(linear: Tensor, kernels: Tensor, weights: Tensor) -> Tensor:
+    """Blur that differs from region to region: a moving object before a still scene.
+
+    Args:
+        linear: (n, c, h, w) linear light.
+        kernels: (n, m, k, k), one of m kernels a region.
+        weights: (n, m, h, w), how much of each kernel a pixel sees; must sum to 1 over m.
+    """
+    if not torch.allclose(weights.sum(dim=1), torch.ones_like(weights[:, 0]), atol=1e-4):
+        raise ValueError("weights must sum to 1 over the kernels at every pixel")
+    return sum(convolve(linear, kernels[:, m]) * weights[:, m, None] for m in range(kernels.shape[1]))
+
+
+# --- sensor and file ----------------------------------------------------------------------------------------
+
+
+def sensor_noise(linear: Tensor, shot: float, read: float, draws: Draws) -> Tensor:
+    """Poisson-Gaussian noise in its Gaussian form: variance shot * light + read^2 (Foi et al. 2008, eq. 3).
+
+    Args:
+        linear: (n, c, h, w) linear light in [0, 1].
+        shot: variance per unit of light, >= 0 (0.001 bright day, 0.02 dusk).
+        read: standard deviation of the electronics, >= 0, in units of full scale.
+    """
+    if shot < 0 or read < 0:
+        raise ValueError(f"shot and read must be >= 0, got {shot} and {read}")
+    deviation = torch.sqrt(shot * linear.clamp_min(0) + read**2)
+    return linear + deviation * draws.normal(*linear.shape[1:])
+
+
+def expand_highlights(linear: Tensor, gain: float, threshold: float = 0.6) -> Tensor:
+    """Give clipped highlights their light back: values above `threshold` grow up to `gain` times.
+
+    A file stores a street lamp as 1.0; its light was many times that, which is why blurred lamps
+    draw bright streaks. Smooth in the light, so that no edges are invented.
+    """
+    if gain < 1:
+        raise ValueError(f"gain must be at least 1, got {gain}")
+    excess = ((linear.amax(dim=1, keepdim=True) - threshold) / (1 - threshold)).clamp(0, 1)
+    return linear * (1 + (gain - 1) * excess**2)
+
+
+def quantise(display: Tensor) -> Tensor:
+    """Round display values to 8 bits."""
+    return torch.round(display.clamp(0, 1) * 255) / 255
+
+
+# ITU-T T.81 Annex K, tables K.1 (luminance) and K.2 (chrominance)
+_JPEG_LUMA = torch.tensor(
+    [16, 11, 10, 16, 24, 40, 51, 61, 12, 12, 14, 19, 26, 58, 60, 55, 14, 13, 16, 24, 40, 57, 69, 56, 14, 17, 22, 29,
+     51, 87, 80, 62, 18, 22, 37, 56, 68, 109, 103, 77, 24, 35, 55, 64, 81, 104, 113, 92, 49, 64, 78, 87, 103, 121,
+     120, 101, 72, 92, 95, 98, 112, 100, 103, 99], dtype=torch.float32).reshape(8, 8)  # fmt: skip
+_JPEG_CHROMA = torch.full((8, 8), 99.0)
+_JPEG_CHROMA[:4, :4] = torch.tensor([[17, 18, 24, 47], [18, 21, 26, 66], [24, 26, 56, 99], [47, 66, 99, 99]])
+_RGB_TO_YCC = torch.tensor([[0.299, 0.587, 0.114], [-0.168736, -0.331264, 0.5], [0.5, -0.418688, -0.081312]])
+
+
+def _quantise_blocks(plane: Tensor, table: Tensor) -> Tensor:
+    """Round trip of one plane (n, h, w), values in [-128, 127], through the quantised 8x8 cosine transform."""
+    n, h, w = plane.shape
+    padded = F.pad(plane[:, None], (0, -w % 8, 0, -h % 8), mode="replicate")[:, 0]
+    blocks = padded.unfold(1, 8, 8).unfold(2, 8, 8)  # n, rows, columns, 8, 8
+    frequency = torch.arange(8, device=plane.device, dtype=torch.float32)[:, None]
+    dct = 0.5 * torch.cos((2 * frequency.T + 1) * frequency * math.pi / 16)
+    dct[0] /= math.sqrt(2)
+    coefficients = torch.round((dct @ blocks @ dct.T) / table) * table
+    decoded = (dct.T @ coefficients @ dct).permute(0, 1, 3, 2, 4).reshape(n, *padded.shape[1:])
+    return decoded[:, :h, :w]
+
+
+def jpeg(display: Tensor, quality: int) -> Tensor:
+    """What JPEG compression leaves of a picture: YCbCr 4:2:0, quantised 8x8 blocks; the lossless rest is skipped.
+
+    Args:
+        display: (n, 3, h, w) in [0, 1].
+        quality: 1 (worst) to 100, as in libjpeg.
+    Returns: (n, 3, h, w) in [0, 1]; within rounding of libjpeg's result (tested), but on any device.
+    """
+    if not 1 <= quality <= 100:
+        raise ValueError(f"JPEG quality must be 1 to 100, got {quality}")
+    if display.shape[1] != 3:
+        raise ValueError(f"jpeg needs 3 colour channels, got {display.shape[1]}")
+    h, w = display.shape[-2:]
+    percent = 5000 / quality if quality < 50 else 200 - 2 * quality
+    to_ycc = _RGB_TO_YCC.to(display.device)
+    ycc = torch.einsum("dc,nchw->ndhw", to_ycc, torch.round(display.float().clamp(0, 1) * 255))
+    planes = []
+    for channel, table in enumerate((_JPEG_LUMA, _JPEG_CHROMA, _JPEG_CHROMA)):
+        table = torch.floor((table.to(display.device) * percent + 50) / 100).clamp(1, 255)
+        plane = ycc[:, channel] - (128 if channel == 0 else 0)
+        if channel > 0:  # 4:2:0: colour at half resolution
+            plane = F.avg_pool2d(F.pad(plane[:, None], (0, w % 2, 0, h % 2), mode="replicate"), 2)[:, 0]
+        plane = _quantise_blocks(plane, table)
+        if channel > 0:
+            plane = F.interpolate(plane[:, None], scale_factor=2, mode="bilinear")[:, 0, :h, :w]
+        planes.append(plane + (128 if channel == 0 else 0))
+    rgb = torch.einsum("dc,nchw->ndhw", torch.linalg.inv(to_ycc), torch.stack(planes, dim=1))
+    return (torch.round(rgb) / 255).clamp(0, 1)
+
+
+@dataclass(frozen=True)
+class Camera:
+    """What happens to the light after the lens. Defaults: a clean 8-bit picture."""
+
+    response: str = "gamma"  # a name in RESPONSES
+    exposure: float = 1.0  # light multiplied by this before the sensor; < 1: a dark scene
+    highlights: float = 1.0  # how many times brighter than 1 the brightest light really was
+    shot: float = 0.0  # noise variance per unit of light
+    read: float = 0.0  # noise deviation of the electronics
+    jpeg_quality: int | None = None  # None: lossless 8 bits
+
+    def __post_init__(self):
+        if self.response not in RESPONSES:
+            raise ValueError(f"unknown response {self.response!r}; known: {', '.join(RESPONSES)}")
+
+
+def photograph(sharp: Tensor, motion: Motion, camera: Camera, draws: Draws, margin: int = 0) -> tuple[Tensor, Tensor]:
+    """Take one blurry photograph of each sharp image, and the sharp one that a still camera would have taken.
+
+    Args:
+        sharp: (n, c, h, w) display values in [0, 1].
+        draws: one stream an image; decides path and noise.
+        margin: pixels cut from each side at the end, so that no light is missing at the borders.
+    Returns: (sharp, blurry), both (n, c, h - 2 margin, w - 2 margin), display values in [0, 1].
+    """
+    encode, decode = RESPONSES[camera.response]
+    light = expand_highlights(decode(sharp), camera.highlights) * camera.exposure
+    path = motion.draw(draws)
+    if motion.rotates:
+        blurred = average_frames(light, path)
+    else:
+        size = 2 * math.ceil(_reach(motion)) + 1
+        blurred = convolve(light, path_to_kernel(path, size), padding="reflect")
+    if camera.shot or camera.read:
+        blurred = sensor_noise(blurred.clamp(0, 1), camera.shot, camera.read, draws)
+    blurry = quantise(encode(blurred))
+    if camera.jpeg_quality is not None:
+        blurry = jpeg(blurry, camera.jpeg_quality)
+    h, w = sharp.shape[-2:]
+    inside = (..., slice(margin, h - margin), slice(margin, w - margin))
+    return quantise(encode(light))[inside], blurry[inside]
+
+
+def _reach(motion: Motion) -> float:
+    """How far from its mean a path of this family can stray, in pixels, whatever was drawn."""
+    return motion.length[1] + 1

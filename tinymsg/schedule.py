@@ -1,0 +1,123 @@
+"""The forward process: how a sharp image turns into noise, in closed form.
+
+    y_t = sqrt(alpha_bar_t) y_0 + sqrt(1 - alpha_bar_t) eps          (Ho 2020, eq. 4)
+
+Arrays over time have length T + 1 and alpha_bar[0] = 1, so that `t` in the code is the papers' t = 1 .. T.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+def _column(values: Tensor, like: Tensor) -> Tensor:
+    """(b,) -> (b, 1, 1, 1), on the device of `like`."""
+    return values.to(like.device)[:, None, None, None]
+
+
+def q_sample(y0: Tensor, noise_level: Tensor, eps: Tensor) -> Tensor:
+    """Draw y_t from q(y_t | y_0) (Ho 2020, eq. 4).
+
+    Args:
+        y0, eps: (b, c, h, w); eps standard normal.
+        noise_level: (b,), sqrt(alpha_bar) in [0, 1]: 1 is the clean image, 0 is pure noise.
+    """
+    noise_level = _column(noise_level, y0)
+    return noise_level * y0 + torch.sqrt(1 - noise_level**2) * eps
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """alpha_bar of T steps. Float64 on the CPU: products of hundreds of factors, and differences from 1.
+
+    Attributes:
+        alpha_bar: (T + 1,), strictly falling from alpha_bar[0] = 1 to alpha_bar[T] > 0.
+    """
+
+    alpha_bar: Tensor
+
+    def __post_init__(self):
+        ab = self.alpha_bar
+        if ab.ndim != 1 or len(ab) < 2 or ab[0] != 1 or not (ab.diff() < 0).all() or ab[-1] <= 0:
+            raise ValueError("alpha_bar must be one-dimensional and fall strictly from exactly 1 to above 0")
+
+    @property
+    def T(self) -> int:
+        return len(self.alpha_bar) - 1
+
+    @property
+    def noise_level(self) -> Tensor:
+        """(T + 1,) sqrt(alpha_bar): what the network is told (Chen 2021, WaveGrad, Sec. 2.2)."""
+        return self.alpha_bar.sqrt()
+
+    @property
+    def beta(self) -> Tensor:
+        """(T + 1,) beta_t = 1 - alpha_bar_t / alpha_bar_{t-1}; beta[0] = 0."""
+        beta = torch.zeros_like(self.alpha_bar)
+        beta[1:] = 1 - self.alpha_bar[1:] / self.alpha_bar[:-1]
+        return beta
+
+    def posterior(self, t: int, y_t: Tensor, y0_hat: Tensor) -> tuple[Tensor, float]:
+        """Mean and variance of q(y_{t-1} | y_t, y_0) (Ho 2020, eqs. 6 and 7).
+
+        Args:
+            t: 1 .. T.
+            y_t, y0_hat: any equal shape.
+        """
+        ab, ab_before, beta = float(self.alpha_bar[t]), float(self.alpha_bar[t - 1]), float(self.beta[t])
+        mean = (math.sqrt(ab_before) * beta * y0_hat + math.sqrt(1 - beta) * (1 - ab_before) * y_t) / (1 - ab)
+        return mean, (1 - ab_before) / (1 - ab) * beta
+
+    def random_noise_level(self, batch: int, generator: torch.Generator | None = None) -> Tensor:
+        """Continuous noise levels for training: a random step, then uniform between its two ends.
+
+        (Chen 2021, WaveGrad, Alg. 1.) A network that has seen every level in between can be sampled later with
+        any number of steps. Returns (batch,) float32 on the generator's device (CPU without one).
+        """
+        device = generator.device if generator is not None else "cpu"
+        level = self.noise_level.to(device)
+        t = torch.randint(1, self.T + 1, (batch,), generator=generator, device=device)
+        share = torch.rand(batch, generator=generator, device=device, dtype=level.dtype)
+        return (level[t] + share * (level[t - 1] - level[t])).float()
+
+
+def linear(steps: int, max_noise: float = 0.02, min_noise: float = 1e-6) -> Schedule:
+    """beta_t rises linearly to max_noise (Ho 2020, Sec. 4; at inference with few steps DvSR, supplement Sec. 6).
+
+    Args:
+        steps: T, at least 1.
+        max_noise: beta_T, in (0, 1). DvSR searches 0.01 .. 0.5 at 10 .. 500 steps.
+        min_noise: beta_1 (for T = 1 only max_noise counts), DvSR's 1e-6.
+    """
+    _check(steps, max_noise)
+    beta = torch.linspace(min(min_noise, max_noise), max_noise, steps, dtype=torch.float64)
+    beta[-1] = max_noise
+    return Schedule(torch.cat([torch.ones(1, dtype=torch.float64), torch.cumprod(1 - beta, dim=0)]))
+
+
+def cosine(steps: int, max_noise: float = 0.999, offset: float = 0.008) -> Schedule:
+    """alpha_bar follows a squared cosine (Nichol & Dhariwal 2021, eq. 17), each beta_t clipped at max_noise."""
+    _check(steps, max_noise)
+    time = torch.arange(steps + 1, dtype=torch.float64) / steps
+    curve = torch.cos((time + offset) / (1 + offset) * math.pi / 2) ** 2
+    beta = (1 - curve[1:] / curve[:-1]).clamp(max=max_noise)
+    return Schedule(torch.cat([torch.ones(1, dtype=torch.float64), torch.cumprod(1 - beta, dim=0)]))
+
+
+def _check(steps: int, max_noise: float) -> None:
+    if steps < 1:
+        raise ValueError(f"steps must be at least 1, got {steps}")
+    if not 0 < max_noise < 1:
+        raise ValueError(f"max_noise is the largest beta_t and must lie in (0, 1), got {max_noise}")
+
+
+SCHEDULES = {"linear": linear, "cosine": cosine}
+
+
+def make_schedule(name: str, steps: int, max_noise: float) -> Schedule:
+    """Build a registered schedule; see `linear` and `cosine` for the arguments."""
+    if name not in SCHEDULES:
+        raise ValueError(f"unknown schedule {name!r}; known: {', '.join(SCHEDULES)}")
+    return SCHEDULES[name](steps, max_noise)

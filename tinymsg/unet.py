@@ -1,0 +1,162 @@
+"""The denoiser: a fully convolutional UNet that sees the noisy image, the blurry one and the noise level.
+
+Structure after DvSR's Fig. 10 (Whang 2022): residual blocks, 4 resolutions, no attention, so that a network
+trained on crops runs on whole photographs. GroupNorm is ours (their figure draws no normalisation).
+"""
+
+import math
+from typing import NamedTuple
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from torch import Tensor
+
+
+class Features(NamedTuple):
+    """What guidance hands to the UNet; both parts may be empty.
+
+    add: {level k: (b, channels_k, h / 2^k, w / 2^k)}, added to the encoder's features at that level.
+    concat: (b, c, h, w) appended to the UNet's input, or None.
+    """
+
+    add: dict[int, Tensor]
+    concat: Tensor | None
+
+
+NO_FEATURES = Features({}, None)
+
+
+def conv(inputs: int, outputs: int, dims: int, size: int = 3) -> nn.Conv2d:
+    """Same-size convolution. For dims = 1 the kernel is 1 x size: signals are images of height 1."""
+    kernel = (size, size) if dims == 2 else (1, size)
+    return nn.Conv2d(inputs, outputs, kernel, padding=tuple(k // 2 for k in kernel))
+
+
+def group_norm(channels: int) -> nn.GroupNorm:
+    """GroupNorm with at least 16 channels a group: fewer make its CPU backward pass up to 25 times slower."""
+    groups = next(g for g in range(max(1, channels // 16), 0, -1) if channels % g == 0)
+    return nn.GroupNorm(groups, channels)
+
+
+class NoiseEmbedding(nn.Module):
+    """Continuous noise level -> vector, by sines of many frequencies (Chen 2021, WaveGrad, Sec. 3.2)."""
+
+    def __init__(self, channels: int, outputs: int):
+        super().__init__()
+        half = channels // 2
+        # WaveGrad scales the level by 5000: the fastest sine then tells apart levels 0.0002 apart
+        frequency = 5000 * torch.exp(-math.log(10_000) * torch.arange(half) / half)
+        self.register_buffer("frequency", frequency, persistent=False)
+        self.mlp = nn.Sequential(nn.Linear(2 * half, outputs), nn.SiLU(), nn.Linear(outputs, outputs))
+
+    def forward(self, noise_level: Tensor) -> Tensor:
+        angle = noise_level[:, None].float() * self.frequency
+        return self.mlp(torch.cat([angle.sin(), angle.cos()], dim=-1))
+
+
+class ResBlock(nn.Module):
+    """norm, SiLU, conv, modulation by the noise level, norm, SiLU, dropout, conv, plus the skip."""
+
+    def __init__(self, inputs: int, outputs: int, embedding: int, dropout: float, dims: int):
+        super().__init__()
+        self.norm_1 = group_norm(inputs)
+        self.conv_1 = conv(inputs, outputs, dims)
+        self.modulate = nn.Linear(embedding, 2 * outputs)
+        self.norm_2 = group_norm(outputs)
+        self.dropout = nn.Dropout(dropout)
+        self.conv_2 = conv(outputs, outputs, dims)
+        self.skip = conv(inputs, outputs, dims, size=1) if inputs != outputs else nn.Identity()
+        nn.init.zeros_(self.conv_2.weight)  # the block starts as the identity: deep nets then train at once
+        nn.init.zeros_(self.conv_2.bias)
+
+    def forward(self, h: Tensor, embedding: Tensor) -> Tensor:
+        scale, shift = self.modulate(embedding)[:, :, None, None].chunk(2, dim=1)
+        out = self.conv_1(F.silu(self.norm_1(h)))
+        out = self.norm_2(out) * (1 + scale) + shift
+        out = self.conv_2(self.dropout(F.silu(out)))
+        return self.skip(h) + out
+
+
+class UNet(nn.Module):
+    """eps_hat = unet(y_t, x, noise_level, features); whatever is predicted has the shape of y_t.
+
+    Args:
+        channels: of the image: 3, or 1.
+        widths: channels at each resolution; each but the first halves it.
+        blocks: residual blocks a resolution on the way down, one more on the way up.
+        concat: extra input channels for guidance that is concatenated.
+        dims: 2 for images, 1 for signals (b, c, 1, w).
+    """
+
+    def __init__(self, channels: int = 3, widths: tuple[int, ...] = (32, 64, 96, 128), blocks: int = 2,
+                 dropout: float = 0.0, concat: int = 0, dims: int = 2):  # fmt: skip
+        super().__init__()
+        self.dims, self.concat = dims, concat
+        self.widths = tuple(widths)
+        embedding = 4 * widths[0]
+        self.embed = NoiseEmbedding(2 * widths[0], embedding)
+        self.conv_in = conv(2 * channels + concat, widths[0], dims)
+
+        block = lambda inputs, outputs: ResBlock(inputs, outputs, embedding, dropout, dims)  # noqa: E731
+        self.down, skips, current = nn.ModuleList(), [], widths[0]
+        for outputs in self.widths:
+            level = nn.ModuleList()
+            for _ in range(blocks):
+                level.append(block(current, outputs))
+                current = outputs
+                skips.append(current)
+            self.down.append(level)
+        self.middle = nn.ModuleList([block(current, current) for _ in range(2)])
+        self.up = nn.ModuleList()
+        for outputs in reversed(self.widths):
+            level = nn.ModuleList()
+            for _ in range(blocks):
+                level.append(block(current + skips.pop(), outputs))
+                current = outputs
+            self.up.append(level)
+        self.norm_out = group_norm(current)
+        self.conv_out = conv(current, channels, dims)
+        nn.init.zeros_(self.conv_out.weight)
+        nn.init.zeros_(self.conv_out.bias)
+
+    @property
+    def multiple(self) -> int:
+        """Height and width must be multiples of this (height is free for dims = 1)."""
+        return 2 ** (len(self.widths) - 1)
+
+    def _check(self, y_t: Tensor, x: Tensor, noise_level: Tensor, features: Features) -> None:
+        if y_t.shape != x.shape:
+            raise ValueError(f"y_t and x must have one shape, got {tuple(y_t.shape)} and {tuple(x.shape)}")
+        h, w = x.shape[-2:]
+        if w % self.multiple or (self.dims == 2 and h % self.multiple):
+            raise ValueError(f"height and width must be multiples of {self.multiple}, got {h}x{w}; pad first")
+        if noise_level.shape != x.shape[:1]:
+            raise ValueError(f"noise_level must have shape ({len(x)},), got {tuple(noise_level.shape)}")
+        if self.concat and features.concat is None:
+            raise ValueError(f"this UNet expects {self.concat} guidance channels at its input, got none")
+
+    def forward(self, y_t: Tensor, x: Tensor, noise_level: Tensor, features: Features = NO_FEATURES) -> Tensor:
+        """Predict, from the noisy y_t and the blurry x, both (b, c, h, w); noise_level (b,) is sqrt(alpha_bar)."""
+        self._check(y_t, x, noise_level, features)
+        embedding = F.silu(self.embed(noise_level))
+        scale = (2, 2) if self.dims == 2 else (1, 2)
+        inputs = [y_t, x] if features.concat is None else [y_t, x, features.concat]
+        h = self.conv_in(torch.cat(inputs, dim=1))
+        skips = []
+        for k, level in enumerate(self.down):
+            if k > 0:
+                h = F.avg_pool2d(h, scale)
+            for block in level:
+                h = block(h, embedding)
+                skips.append(h)
+            if k in features.add:  # Ren 2023, Fig. 12: structure joins the encoder at its own scale
+                h = skips[-1] = h + features.add[k].to(h.dtype)
+        for block in self.middle:
+            h = block(h, embedding)
+        for k, level in zip(reversed(range(len(self.up))), self.up, strict=True):
+            for block in level:
+                h = block(torch.cat([h, skips.pop()], dim=1), embedding)
+            if k > 0:
+                h = F.interpolate(h, scale_factor=scale, mode="nearest")
+        return self.conv_out(F.silu(self.norm_out(h)))
