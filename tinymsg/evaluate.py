@@ -1,0 +1,310 @@
+"""How good is it, and how sure are we: metrics, paired intervals, the steps x noise grid, results files."""
+
+import dataclasses
+import json
+import platform
+import sys
+import time
+from collections.abc import Callable
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from . import __version__
+from .data import Contents, Domain, Pairs, SyntheticPairs, get_domain, make_contents, to_display
+from .model import Model
+from .sample import restore
+from .schedule import make_schedule
+
+# --- metrics: (estimate, truth), both (n, c, h, w) display values in [0, 1] -> (n,) ---------------------------
+
+
+class MetricUnavailable(RuntimeError):
+    """The metric cannot be computed here; the message says why. It is never replaced by another."""
+
+
+def psnr(estimate: Tensor, truth: Tensor) -> Tensor:
+    """Peak signal-to-noise ratio of each image in dB, peak 1; equal images give infinity."""
+    return -10 * torch.log10(((estimate - truth) ** 2).flatten(1).mean(dim=1))
+
+
+def ssim(estimate: Tensor, truth: Tensor) -> Tensor:
+    """Structural similarity (Wang 2004), Gaussian window 11x11, by torchmetrics; sides of at least 11 pixels."""
+    from torchmetrics.functional.image import structural_similarity_index_measure
+
+    return structural_similarity_index_measure(estimate, truth, data_range=1.0, reduction="none").reshape(-1)
+
+
+@cache
+def _lpips_network(device: str, random_weights: bool = False) -> torch.nn.Module:
+    import warnings
+
+    import lpips
+
+    with warnings.catch_warnings():  # lpips calls torchvision with an argument that is deprecated there
+        warnings.simplefilter("ignore")
+        try:
+            network = lpips.LPIPS(net="alex", version="0.1", verbose=False, pnet_rand=random_weights)
+        except OSError as error:  # urllib's errors are OSErrors
+            raise MetricUnavailable(f"LPIPS needs AlexNet's weights, a download at first use: {error}") from None
+    return network.eval().requires_grad_(False).to(device)
+
+
+def lpips_distance(estimate: Tensor, truth: Tensor, random_weights: bool = False) -> Tensor:
+    """LPIPS (Zhang 2018), AlexNet, version 0.1. Raises MetricUnavailable where its weights cannot be had.
+
+    random_weights: for tests of the plumbing only.
+    """
+    network = _lpips_network(str(estimate.device), random_weights)
+    estimate, truth = (image.expand(-1, 3, -1, -1) * 2 - 1 for image in (estimate, truth))
+    return network(estimate, truth).reshape(-1)
+
+
+def radial_spectrum(image: Tensor) -> Tensor:
+    """Mean log10 power of each image at each radial frequency: (n, c, h, w) -> (n, min(h, w) // 2).
+
+    A Hann window keeps the picture's borders from counting as edges. A floor of 1e-8 bounds the logarithm.
+    """
+    n, _, h, w = image.shape
+    gray = image.mean(dim=1)
+    window = torch.hann_window(h, device=image.device)[:, None] * torch.hann_window(w, device=image.device)
+    gray = (gray - gray.mean(dim=(1, 2), keepdim=True)) * window
+    log_power = torch.log10(torch.fft.fft2(gray).abs() ** 2 / (h * w) + 1e-8)
+    frequency_y = torch.fft.fftfreq(h, device=image.device)[:, None]
+    frequency_x = torch.fft.fftfreq(w, device=image.device)[None, :]
+    bins = min(h, w) // 2
+    ring = (torch.sqrt(frequency_y**2 + frequency_x**2) * 2 * bins).long().clamp(max=bins).reshape(-1)
+    sums = torch.zeros(n, bins + 1, device=image.device).index_add_(1, ring, log_power.reshape(n, -1))
+    counts = torch.zeros(bins + 1, device=image.device).index_add_(0, ring, torch.ones_like(log_power[0]).reshape(-1))
+    return (sums / counts.clamp_min(1))[:, :bins]  # the corners beyond the Nyquist ring are left out
+
+
+def spectral_distance(estimate: Tensor, truth: Tensor) -> Tensor:
+    """Mean absolute difference of log10 radial power spectra: is there as much detail at each scale as there should be?
+
+    A weight-free stand-beside for perceptual metrics, not a replacement: it sees how much, not where.
+    """
+    return (radial_spectrum(estimate) - radial_spectrum(truth)).abs().mean(dim=1)
+
+
+METRICS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "psnr": psnr,
+    "ssim": ssim,
+    "lpips": lpips_distance,
+    "spectral": spectral_distance,
+}
+HIGHER_IS_BETTER = {"psnr": True, "ssim": True, "lpips": False, "spectral": False}
+
+
+def measure(estimate: Tensor, truth: Tensor, metrics: tuple[str, ...]) -> dict[str, list[float]]:
+    """Scores of each image. Arguments in the model's range [-1, 1]; see METRICS for the names."""
+    scores = {}
+    for name in metrics:
+        if name not in METRICS:
+            raise ValueError(f"unknown metric {name!r}; known: {', '.join(METRICS)}")
+        scores[name] = METRICS[name](to_display(estimate), to_display(truth)).tolist()
+    return scores
+
+
+def available(metrics: tuple[str, ...]) -> tuple[tuple[str, ...], dict[str, str]]:
+    """(metrics that work here, reason for each that does not)."""
+    usable, reasons = [], {}
+    probe = torch.zeros(1, 3, 32, 32)
+    for name in metrics:
+        try:
+            measure(probe, probe, (name,))
+            usable.append(name)
+        except (MetricUnavailable, ImportError) as error:
+            reasons[name] = str(error)
+    return tuple(usable), reasons
+
+
+def bootstrap_interval(values: Tensor, draws: int = 2000, seed: int = 0) -> tuple[float, float]:
+    """95 % percentile bootstrap interval of the mean (Efron 1979). values: (n,), n >= 2."""
+    if values.ndim != 1 or len(values) < 2:
+        raise ValueError(f"values must have shape (n,) with n >= 2, got {tuple(values.shape)}")
+    generator = torch.Generator().manual_seed(seed)
+    picks = torch.randint(len(values), (draws, len(values)), generator=generator)
+    means = values.double().cpu()[picks].mean(dim=1)
+    low, high = torch.quantile(means, torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
+    return low, high
+
+
+def summary(values: list[float]) -> dict[str, float]:
+    """Mean and its 95 % interval, for results files."""
+    tensor = torch.tensor(values, dtype=torch.float64)
+    low, high = bootstrap_interval(tensor)
+    return {"mean": round(float(tensor.mean()), 4), "low": round(low, 4), "high": round(high, 4)}
+
+
+# --- models x domains -----------------------------------------------------------------------------------------
+
+TEST_SEED = 7_000  # of test pairs and test scenes: training uses seed 0 for its scenes
+VALIDATION_SEED = 5_000  # of the pairs on which a sampler's setting is chosen
+
+
+def domain_pairs(domain: str | Domain, content: str, count: int, seed: int, device: torch.device | str = "cpu",
+                 gray: bool = False) -> SyntheticPairs:  # fmt: skip
+    """Held-out pairs of a domain: as many fresh sharp images as pairs, from another seed than training's."""
+    name = domain
+    domain = get_domain(domain) if isinstance(domain, str) else domain
+    contents: Contents = make_contents(domain.content or content, count, seed)
+    pairs = SyntheticPairs(contents, domain, seed, device, gray)
+    pairs.name = f"{name} on {contents.name}, seed {seed}"
+    return pairs
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """A sampler's setting, frozen before the test domains are looked at."""
+
+    sampler: str = "ancestral"
+    steps: int = 5
+    max_noise: float = 0.9
+    samples: int = 4  # the mean of so many is reported beside a single sample
+
+    def restore(self, model: Model, x: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """(one sample, mean of self.samples), both (b, c, h, w)."""
+        draws = [restore(model, x, self.sampler, self.steps, self.max_noise, generator=generator)
+                 for _ in range(1 if model.config.kind == "regression" else self.samples)]  # fmt: skip
+        return draws[0], torch.stack(draws).mean(dim=0)
+
+
+def evaluate(models: dict[str, Model], domains: dict[str, Pairs], setting: Setting, count: int = 200, size: int = 96,
+             metrics: tuple[str, ...] = tuple(METRICS), batch: int = 25, device: torch.device | str = "cpu",
+             progress: Callable[[str], None] = lambda line: None) -> dict:  # fmt: skip
+    """Score every model, and the blurry input, on every domain.
+
+    Args:
+        models: by name; a diffusion model NAME gives rows "NAME" (one sample) and "NAME-mean".
+        domains: pairs by name; their first `count` crops of size x size are the test set, the same for all.
+    Returns: {"domains": {domain: {"data", "count", "scores": {row: {metric: {mean, low, high}}}, "difference":
+        {"A - B": ...} of mean rows with paired 95 % intervals, "per_image"}}, "unavailable": {metric: reason}}.
+    """
+    usable, unavailable = available(metrics)
+    results = {}
+    for domain, pairs in domains.items():
+        rows: dict[str, dict[str, list[float]]] = {}
+        for index in torch.arange(count).split(batch):
+            y0, x = (image.to(device) for image in pairs.crops(index, size))
+            outputs = {"blurry": x}
+            for name, model in models.items():
+                generator = torch.Generator(device).manual_seed(TEST_SEED + int(index[0]))
+                one, mean = setting.restore(model, x, generator)
+                outputs[name] = one
+                if model.config.kind != "regression":
+                    outputs[f"{name}-mean"] = mean
+            for row, output in outputs.items():
+                for metric, values in measure(output, y0, usable).items():
+                    rows.setdefault(row, {}).setdefault(metric, []).extend(values)
+        results[domain] = {
+            "data": pairs.name, "count": count, "size": size,
+            "scores": {row: {m: summary(v) for m, v in scores.items()} for row, scores in rows.items()},
+            "difference": differences(rows),
+            "per_image": {row: {m: [round(s, 4) for s in v] for m, v in scores.items()} for row, scores in rows.items()},
+        }  # fmt: skip
+        best = {row: round(s["psnr"]["mean"], 2) for row, s in results[domain]["scores"].items() if "psnr" in s}
+        progress(f"{domain}: PSNR {best}")
+    return {"domains": results, "unavailable": unavailable}
+
+
+def differences(rows: dict[str, dict[str, list[float]]]) -> dict[str, dict]:
+    """Paired differences, row by row minus each row before it: {"B - A": {metric: {mean, low, high}}}."""
+    names = list(rows)
+    table = {}
+    for i, b in enumerate(names):
+        for a in names[:i]:
+            table[f"{b} - {a}"] = {
+                metric: summary([u - v for u, v in zip(rows[b][metric], rows[a][metric], strict=True)]) for metric in rows[b]
+            }
+    return table
+
+
+GRID_STEPS = (1, 2, 3, 5, 10, 20)
+GRID_MAX_NOISE = (0.2, 0.5, 0.7, 0.9, 0.99)
+
+
+def grid_search(model: Model, pairs: Pairs, count: int, size: int, steps: tuple[int, ...] = GRID_STEPS,
+                max_noise: tuple[float, ...] = GRID_MAX_NOISE, sampler: str = "ancestral", samples: int = 1,
+                metrics: tuple[str, ...] = ("psnr", "spectral"),
+                progress: Callable[[str], None] = lambda line: None) -> list[dict]:  # fmt: skip
+    """Steps x maximum noise, as DvSR (Whang 2022, supplement Sec. 6) and Ren 2023 search them.
+
+    Returns: one dict a cell: steps, max_noise, alpha_bar_T, seconds an image, and the mean of each metric.
+    Where alpha_bar_T is large the chain starts from more noise than the network is told: such cells leave noise.
+    """
+    y0, x = pairs.crops(torch.arange(count), size)
+    cells = []
+    for n in steps:
+        for noise in max_noise:
+            generator = torch.Generator(x.device).manual_seed(VALIDATION_SEED)
+            start = time.perf_counter()
+            output = restore(model, x, sampler, n, noise, samples=samples, generator=generator)
+            seconds = (time.perf_counter() - start) / count
+            scores = measure(output, y0, metrics)
+            cells.append({"steps": n, "max_noise": noise, "alpha_bar_T": float(make_schedule("linear", n, noise).alpha_bar[-1]),
+                          "seconds": round(seconds, 5)} | {m: round(sum(v) / count, 4) for m, v in scores.items()})  # fmt: skip
+            progress(f"steps {n}, max_noise {noise}: " + ", ".join(f"{m} {cells[-1][m]}" for m in metrics))
+    return cells
+
+
+def best_cell(cells: list[dict], metric: str = "psnr") -> dict:
+    """The grid's best cell by a metric."""
+    better = max if HIGHER_IS_BETTER[metric] else min
+    return better(cells, key=lambda cell: cell[metric])
+
+
+# --- results files --------------------------------------------------------------------------------------------
+
+
+def provenance(command: list[str] | None = None) -> dict:
+    """What a results file must say about how it came about."""
+    packages = ("torch", "torchvision", "numpy", "torchmetrics", "lpips", "scikit-image")
+    installed = {d.metadata["Name"] for d in metadata.distributions()}
+    return {
+        "command": "python -m tinymsg " + " ".join(sys.argv[1:] if command is None else command),
+        "tinymsg": __version__,
+        "python": platform.python_version(),
+        "packages": {name: metadata.version(name) for name in packages if name in installed},
+    }
+
+
+def write_results(path: str | Path, results: dict) -> None:
+    """Write a results file: JSON, atomic, with non-finite numbers refused."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(results, indent=1, allow_nan=False)
+    # One list of numbers a line: readable differences between two versions of a file
+    partial = path.with_name(path.name + ".part")
+    partial.write_text(_compact_lists(text) + "\n")
+    partial.replace(path)
+
+
+def _compact_lists(text: str) -> str:
+    import re
+
+    return re.sub(r"\[\s+([^\[\]{}]*?)\s+\]", lambda m: "[" + re.sub(r"\s*\n\s*", " ", m.group(1)) + "]", text)
+
+
+def read_results(path: str | Path) -> dict:
+    """Read a results file."""
+    return json.loads(Path(path).read_text())
+
+
+def table(results: dict, metric: str = "psnr") -> str:
+    """Models x domains as text: mean and half the width of the 95 % interval."""
+    domains = list(results["domains"])
+    rows = list(results["domains"][domains[0]]["scores"])
+    width = max(map(len, rows)) + 2
+    lines = [" " * width + "".join(f"{d:>17}" for d in domains)]
+    for row in rows:
+        cells = [results["domains"][d]["scores"][row][metric] for d in domains]
+        digits = 2 if metric == "psnr" else 3
+        lines.append(f"{row:<{width}}" + "".join(
+            f"{c['mean']:>9.{digits}f} ± {(c['high'] - c['low']) / 2:<5.{digits}f}" for c in cells))  # fmt: skip
+    return "\n".join(lines)
+
+
