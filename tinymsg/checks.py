@@ -1,0 +1,74 @@
+"""Exercise checks: the learner's function is held against the library's own, so there is no second solution."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+
+def check(mine: Callable, reference: Callable, *inputs: tuple, hints: dict[str, Callable] | None = None) -> bool:
+    """Call both functions on each tuple of inputs and compare the results.
+
+    Args:
+        mine: the learner's function; one that raises NotImplementedError counts as not attempted.
+        reference: the library's function: the solution.
+        inputs: tuples of arguments, one call each.
+        hints: message -> a function that makes the mistake which the message explains.
+    Returns: True if it matches, False if not attempted (so that the notebook runs on).
+    Raises: AssertionError that says on which input, by how much, and, for a known mistake, why.
+    """
+    for number, arguments in enumerate(inputs, start=1):
+        expected = reference(*arguments)
+        try:
+            actual = mine(*arguments)
+        except NotImplementedError:
+            print(f"○ {mine.__name__}: not attempted yet")
+            return False
+        problem = _difference(actual, expected)
+        if problem is not None:
+            for message, mistake in (hints or {}).items():
+                if _difference(actual, mistake(*arguments)) is None:
+                    problem = f"{problem}\n{message}"
+            raise AssertionError(f"{mine.__name__}, input {number} of {len(inputs)}: {problem}")
+    print(f"✓ {mine.__name__} does what tinymsg's {reference.__name__} does, on {len(inputs)} input(s)")
+    return True
+
+
+def check_value(mine: float | None, expected: float, tolerance: float, name: str = "your answer") -> bool:
+    """Compare a number the learner worked out. None counts as not attempted. Raises AssertionError if it is off."""
+    if mine is None:
+        print(f"○ {name}: not attempted yet")
+        return False
+    if abs(mine - expected) > tolerance:
+        direction = "too large" if mine > expected else "too small"
+        raise AssertionError(f"{name}: {mine:g} is {direction} (allowed difference {tolerance:g})")
+    print(f"✓ {name}: {mine:g} (here: {expected:.4g})")
+    return True
+
+
+def reveal(guess, answer, explanation: str) -> None:
+    """Hold a prediction, made before the cell ran, against what happened."""
+    if guess is None:
+        print(f"No prediction was made. What happened: {answer}. {explanation}")
+    else:
+        verdict = "as you predicted" if guess == answer else f"you predicted {guess}"
+        print(f"What happened: {answer} ({verdict}). {explanation}")
+
+
+def _difference(actual, expected) -> str | None:
+    """None if equal within float32 rounding, else one sentence."""
+    if isinstance(expected, (tuple, list)):
+        if not isinstance(actual, (tuple, list)) or len(actual) != len(expected):
+            return f"expected {len(expected)} values, got {type(actual).__name__}"
+        problems = (_difference(a, e) for a, e in zip(actual, expected, strict=True))
+        return next((p for p in problems if p is not None), None)
+    if actual is None:
+        return "the function returned nothing; is a `return` missing?"
+    if isinstance(expected, Tensor) and not isinstance(actual, Tensor):
+        return f"expected a tensor, got {type(actual).__name__}"
+    actual, expected = torch.as_tensor(actual).double(), torch.as_tensor(expected).double()
+    if actual.shape != expected.shape:
+        return f"expected shape {tuple(expected.shape)}, got {tuple(actual.shape)}"
+    if torch.allclose(actual, expected, rtol=1e-4, atol=1e-5):
+        return None
+    return f"the result differs by up to {(actual - expected).abs().max():.3g}"
