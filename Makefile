@@ -1,0 +1,36 @@
+# make course | test | lab : each sets up .venv first, and does so only when something changed.
+# PYTHON=python3.11 chooses the interpreter.
+
+PYTHON ?=
+VENV_PYTHON := .venv/bin/python
+
+# Same bytes at every run; no window, whatever the caller's matplotlib is set to
+export PYTHONHASHSEED := 0
+
+.PHONY: help setup course test lab check clean
+
+help:
+	@echo "make course   run all lessons headless; executed notebooks and HTML go to runs/course/"
+	@echo "make lab      open the lessons in JupyterLab"
+	@echo "make test     run every test"
+	@echo "make check    look over the committed notebooks without running them"
+	@echo "make setup    only make .venv (the others do it by themselves)"
+	@echo "make clean    remove .venv and runs/course"
+
+setup:
+	@PYTHON='$(PYTHON)' sh setup.sh
+
+course: setup
+	@$(VENV_PYTHON) notebooks/course.py run
+
+lab: setup
+	@$(VENV_PYTHON) notebooks/course.py lab
+
+test: setup
+	MPLBACKEND=Agg $(VENV_PYTHON) -m pytest
+
+check: setup
+	@$(VENV_PYTHON) notebooks/course.py check
+
+clean:
+	rm -rf .venv runs/course

@@ -1,0 +1,95 @@
+#!/bin/sh
+# Makes .venv, or mends it, or says that nothing is to do. Called by `make setup`; PYTHON=... chooses the interpreter.
+set -eu
+cd "$(dirname "$0")"
+here=$(pwd)
+venv=.venv
+done_stamp=$venv/.set-up-done # what was installed, once all of it is
+busy_stamp=$venv/.set-up-unfinished
+
+say() { printf 'set-up: %s\n' "$*"; }
+fail() {
+    printf 'set-up: %s\n' "$*" >&2
+    exit 1
+}
+
+# A name on PATH may be a shim of a Python that is not installed: only one that runs counts
+is_new_enough() { "$1" -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1; }
+version_of() { "$1" -c 'import platform; print(platform.python_version())' 2>/dev/null || true; }
+
+choose_python() {
+    for candidate in ${PYTHON:-python3.12 python3.11 python3}; do
+        if is_new_enough "$candidate"; then
+            printf '%s\n' "$candidate"
+            return
+        fi
+    done
+}
+
+# A set-up that was cut short can leave half a package behind that pip takes for a whole one
+is_whole() {
+    "$venv/bin/python" - <<'PY'
+import importlib.metadata, os, sys
+
+for package in importlib.metadata.distributions():
+    files = package.files
+    if files is None or package.metadata["Name"] is None:
+        sys.exit(1)
+    for file in files:
+        path = file.locate()
+        if file.size is not None and not (os.path.isfile(path) and os.path.getsize(path) == file.size):
+            sys.exit(1)
+PY
+}
+
+wanted() { # changes when there is something to install: other requirements, another Python, another folder
+    printf '%s %s %s\n' "$(cat pyproject.toml constraints.txt | cksum)" "$(version_of "$venv/bin/python")" "$here"
+}
+
+# --- is there an environment that can be kept? ---
+keep=no
+if is_new_enough "$venv/bin/python" && "$venv/bin/python" -m pip --version >/dev/null 2>&1; then
+    keep=yes
+    if [ -n "${PYTHON:-}" ]; then
+        asked=$(version_of "$PYTHON")
+        [ -n "$asked" ] || fail "PYTHON=$PYTHON does not run"
+        [ "$asked" = "$(version_of "$venv/bin/python")" ] || keep=no
+    fi
+fi
+if [ $keep = yes ] && [ -f "$busy_stamp" ]; then
+    say "the last set-up was interrupted; looking at what it left ..."
+    is_whole || keep=no
+fi
+
+if [ $keep = yes ] && [ -f "$done_stamp" ] && [ "$(cat "$done_stamp")" = "$(wanted)" ]; then
+    say "$venv is up to date (Python $(version_of "$venv/bin/python")): nothing to do"
+    exit 0
+fi
+
+# --- make it ---
+if [ $keep = no ]; then
+    python=$(choose_python)
+    [ -n "$python" ] || fail "Python 3.11 or 3.12 is needed, and none of these is: ${PYTHON:-python3.12, python3.11, python3}." \
+        "Install one, or name it: make setup PYTHON=/path/to/python3.12"
+    "$python" -c 'import ensurepip, venv' >/dev/null 2>&1 ||
+        fail "$python cannot make environments: on Debian and Ubuntu, install the package python3-venv, then run this again"
+    say "making $venv with $python (Python $(version_of "$python"))"
+    rm -rf "$venv"
+    "$python" -m venv "$venv" || {
+        rm -rf "$venv"
+        fail "could not make $venv"
+    }
+fi
+
+# --- fill it ---
+rm -f "$done_stamp"
+: >"$busy_stamp"
+say "installing what pyproject.toml asks for, at the versions of constraints.txt"
+say "(with PyTorch's GPU libraries up to 6 GB of disk and some minutes the first time; safe to interrupt)"
+"$venv/bin/python" -m pip install --disable-pip-version-check -c constraints.txt -e '.[course,test]' ||
+    fail "pip could not finish (see above); once that is mended, the same command goes on from here"
+"$venv/bin/python" -c 'import torch, torchvision.ops' ||
+    fail "torch and torchvision do not work together (see above): they must come from the same build"
+wanted >"$done_stamp"
+rm -f "$busy_stamp"
+say "done: Python $(version_of "$venv/bin/python") in $venv"
