@@ -65,6 +65,35 @@ def read_image(path: str | Path) -> Tensor:
     return torch.from_numpy(pixels).permute(2, 0, 1).float() / 255
 
 
+def write_image(path: str | Path, display: Tensor, like: str | Path | None = None) -> None:
+    """Write display values (3, h, w) in [0, 1] as an 8-bit picture; the suffix decides the format.
+
+    The file appears whole or not at all: it is written beside its place and renamed.
+
+    Args:
+        like: a picture whose EXIF data is carried over, with the orientation already applied by `read_image`.
+    Raises: ImageError, with one sentence, if it cannot be written.
+    """
+    from PIL import Image, ImageOps
+
+    path = Path(path)
+    pixels = (display.clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).cpu().numpy()
+    options = {"quality": 95} if path.suffix.lower() in (".jpg", ".jpeg", ".webp") else {}
+    if like is not None:
+        with Image.open(like) as source:
+            if exif := ImageOps.exif_transpose(source).getexif().tobytes():
+                options["exif"] = exif
+    partial = path.with_name(f".{path.stem}.part{path.suffix}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(partial, **options)
+        partial.replace(path)
+    except (OSError, ValueError) as error:
+        raise ImageError(f"{path}: could not be written ({getattr(error, 'strerror', None) or error})") from None
+    finally:
+        partial.unlink(missing_ok=True)
+
+
 def to_model(display: Tensor) -> Tensor:
     """[0, 1] display values -> the model's [-1, 1]."""
     return display * 2 - 1
@@ -273,7 +302,7 @@ class SignalPairs:
         signal = render_signals(draws.integers(self.count), size + 2 * margin, self.seed)
         kernel = self.kernels.to(self.device)[draws.integers(len(self.kernels))]
         x = convolve(signal, kernel[:, None, :], padding="valid")
-        x = x + self.noise * draws.normal(*x.shape[1:])
+        x = (x + self.noise * draws.normal(*x.shape[1:])).clamp(0, 1)
         y0 = signal[..., margin : signal.shape[-1] - margin]
         return to_model(y0), to_model(x)
 

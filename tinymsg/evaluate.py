@@ -1,19 +1,13 @@
-"""How good is it, and how sure are we: metrics, paired intervals, the steps x noise grid, results files."""
+"""How good is it, and how sure are we: metrics, paired intervals, the steps x noise grid."""
 
 import dataclasses
-import json
-import platform
-import sys
 import time
 from collections.abc import Callable
 from functools import cache
-from importlib import metadata
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from . import __version__
 from .data import Contents, Domain, Pairs, SyntheticPairs, get_domain, make_contents, to_display
 from .model import Model
 from .sample import restore
@@ -255,43 +249,6 @@ def best_cell(cells: list[dict], metric: str = "psnr") -> dict:
     """The grid's best cell by a metric."""
     better = max if HIGHER_IS_BETTER[metric] else min
     return better(cells, key=lambda cell: cell[metric])
-
-
-# --- results files --------------------------------------------------------------------------------------------
-
-
-def provenance(command: list[str] | None = None) -> dict:
-    """What a results file must say about how it came about."""
-    packages = ("torch", "torchvision", "numpy", "torchmetrics", "lpips", "scikit-image")
-    installed = {d.metadata["Name"] for d in metadata.distributions()}
-    return {
-        "command": "python -m tinymsg " + " ".join(sys.argv[1:] if command is None else command),
-        "tinymsg": __version__,
-        "python": platform.python_version(),
-        "packages": {name: metadata.version(name) for name in packages if name in installed},
-    }
-
-
-def write_results(path: str | Path, results: dict) -> None:
-    """Write a results file: JSON, atomic, with non-finite numbers refused."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(results, indent=1, allow_nan=False)
-    # One list of numbers a line: readable differences between two versions of a file
-    partial = path.with_name(path.name + ".part")
-    partial.write_text(_compact_lists(text) + "\n")
-    partial.replace(path)
-
-
-def _compact_lists(text: str) -> str:
-    import re
-
-    return re.sub(r"\[\s+([^\[\]{}]*?)\s+\]", lambda m: "[" + re.sub(r"\s*\n\s*", " ", m.group(1)) + "]", text)
-
-
-def read_results(path: str | Path) -> dict:
-    """Read a results file."""
-    return json.loads(Path(path).read_text())
 
 
 def table(results: dict, metric: str = "psnr") -> str:

@@ -1,7 +1,6 @@
 """One typed configuration, the model that it describes, and weights on disk."""
 
 import dataclasses
-import hashlib
 import json
 import math
 from collections.abc import Callable
@@ -272,12 +271,3 @@ def model_card(name: str) -> dict:
     if name not in pretrained_names():
         raise ValueError(f"unknown weights {name!r}; shipped: {', '.join(pretrained_names())}")
     return json.loads((WEIGHTS / f"{name}.json").read_text())
-
-
-def sha256(path: str | Path) -> str:
-    """Hex digest of a file."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        for chunk in iter(lambda: file.read(1 << 20), b""):
-            digest.update(chunk)
-    return digest.hexdigest()

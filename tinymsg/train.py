@@ -18,6 +18,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from .data import Batches, PairedImages, SyntheticPairs, make_contents
 from .guidance import structure_targets
 from .model import Config, Model, build_model, save_model
+from .results import provenance, write_results
 from .schedule import q_sample
 
 
@@ -260,6 +261,10 @@ def run(state: TrainState, batches: Batches, out: Path, log_every: int = 100, sa
     from tqdm import tqdm
 
     out.mkdir(parents=True, exist_ok=True)
+    write_results(out / "run.json", provenance() | {
+        "data": batches.pairs.name, "seed": state.config.seed, "steps": state.config.steps,
+        "images_seen": state.config.steps * state.config.batch, "device": state.device.type, "bf16": state.bf16,
+        "config": state.config.to_dict()})  # fmt: skip
     log = out / "log.csv"
     rows = _rows_before(log, state.step)
     bar = tqdm(fit(state, batches), total=state.config.steps, initial=state.step, unit="step", mininterval=1)

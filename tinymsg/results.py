@@ -1,0 +1,52 @@
+"""Results files: JSON written by commands, never by hand, with all that says how they came about."""
+
+import hashlib
+import json
+import platform
+import re
+import sys
+from importlib import metadata
+from pathlib import Path
+
+from . import __version__
+
+
+def provenance(command: list[str] | None = None) -> dict:
+    """What a results file must say about how it came about."""
+    packages = ("torch", "torchvision", "numpy", "torchmetrics", "lpips", "scikit-image")
+    installed = {d.metadata["Name"] for d in metadata.distributions()}
+    return {
+        "command": "python -m tinymsg " + " ".join(sys.argv[1:] if command is None else command),
+        "tinymsg": __version__,
+        "python": platform.python_version(),
+        "packages": {name: metadata.version(name) for name in packages if name in installed},
+    }
+
+
+def write_results(path: str | Path, results: dict) -> None:
+    """Write a results file: JSON, atomic, with non-finite numbers refused."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(results, indent=1, allow_nan=False)
+    # One list of numbers a line: readable differences between two versions of a file
+    partial = path.with_name(path.name + ".part")
+    partial.write_text(_compact_lists(text) + "\n")
+    partial.replace(path)
+
+
+def _compact_lists(text: str) -> str:
+    return re.sub(r"\[\s+([^\[\]{}]*?)\s+\]", lambda m: "[" + re.sub(r"\s*\n\s*", " ", m.group(1)) + "]", text)
+
+
+def read_results(path: str | Path) -> dict:
+    """Read a results file."""
+    return json.loads(Path(path).read_text())
+
+
+def sha256(path: str | Path) -> str:
+    """Hex digest of a file."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        for chunk in iter(lambda: file.read(1 << 20), b""):
+            digest.update(chunk)
+    return digest.hexdigest()

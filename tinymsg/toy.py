@@ -1,0 +1,139 @@
+"""The one-dimensional toy: the whole method on signals of 128 samples, trained to near convergence in a minute.
+
+Every class is the library's own (Config.dims = 1: images of height 1). What is here are the toy's kernels, its
+test domains, the arms that are compared, and its one extra measure: edges that the model invented.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+
+from .data import Batches, SignalPairs, box_kernels
+from .evaluate import Setting, measure, summary
+from .model import Config, Model, count_parameters, plain_twin
+from .train import Record, TrainState, fit
+
+LENGTH = 128  # samples a signal
+TOY = Config(
+    dims=1, channels=1, widths=(16, 32, 48, 64), blocks=1, crop=LENGTH, batch=64, steps=800,
+    predict="eps", residual=False, loss="l2", lr=3e-3, warmup=50, ema=0.99,
+    guidance_width=16, guidance_blocks=2, content="signals", domain="box_9", content_count=1000,
+)  # fmt: skip
+SETTING = Setting("ancestral", steps=12, max_noise=0.5, samples=4)
+
+
+def gauss_kernel(sigma: float, size: int = 25) -> Tensor:
+    """(1, size) Gaussian of standard deviation sigma samples."""
+    position = torch.arange(size) - size // 2
+    kernel = torch.exp(-(position**2) / (2 * sigma**2))
+    return (kernel / kernel.sum())[None]
+
+
+def two_bump_kernel(gap: int = 10, width: int = 5) -> Tensor:
+    """(1, k): two box bumps `gap` samples apart, as of a hand that rested twice."""
+    single = box_kernels(width)[0]
+    kernel = torch.zeros(gap + width + (gap + width + 1) % 2)
+    kernel[:width] += single / 2
+    kernel[gap : gap + width] += single / 2
+    return kernel[None]
+
+
+# Trained on box 9 alone; each other domain changes the kernel or adds noise
+DOMAINS_1D: dict[str, Callable[[int], SignalPairs]] = {
+    "box_9": lambda seed: SignalPairs(box_kernels(9), 1000, seed),
+    "box_5_7_11": lambda seed: SignalPairs(box_kernels(5, 7, 11), 1000, seed),
+    "noise": lambda seed: SignalPairs(box_kernels(9), 1000, seed, noise=0.02),
+    "gauss": lambda seed: SignalPairs(gauss_kernel(2.6), 1000, seed),
+    "two_bump": lambda seed: SignalPairs(two_bump_kernel(), 1000, seed),
+    "box_15": lambda seed: SignalPairs(box_kernels(15), 1000, seed),
+}
+
+# Changes to TOY. "plain" and "regression" are widened to as many parameters
+ARMS: dict[str, dict] = {
+    "regression": {"scales": (), "kind": "regression", "predict": "x0"},
+    "plain": {"scales": ()},
+    "guided": {},  # Ren 2023's form: features added to the encoder, trained jointly
+    "guided, no loss": {"target": "none"},  # the control: the branch without its regression loss
+    "features, stop-gradient": {"stop_gradient": True},
+    "structure, stop-gradient": {"inject": "structure", "how": "both", "stop_gradient": True},
+    "structure, no loss": {"inject": "structure", "how": "both", "target": "none"},
+    "features, concat": {"how": "concat"},
+    "features, both": {"how": "both"},
+    "scales 1": {"scales": (1,)},
+    "scales 1-2": {"scales": (1, 2)},
+    "scales 2-3": {"scales": (2, 3)},
+    "scales 3": {"scales": (3,)},
+    "half width": {"guidance_width": 8},
+    "double width": {"guidance_width": 32},
+}
+
+
+def arm_config(arm: str, steps: int | None = None, seed: int = 0, base: Config = TOY) -> Config:
+    """The configuration of an arm of the toy."""
+    if arm not in ARMS:
+        raise ValueError(f"unknown arm {arm!r}; known: {', '.join(ARMS)}")
+    base = dataclasses.replace(base, steps=steps or base.steps, seed=seed)
+    config = dataclasses.replace(base, **ARMS[arm])
+    if not config.scales:
+        twin = plain_twin(base)
+        config = dataclasses.replace(config, widths=twin.widths)
+    return config
+
+
+def train_arm(config: Config, pairs: SignalPairs | None = None) -> tuple[TrainState, Iterator[Record]]:
+    """(state, its running `fit`): drain the second, then use state.ema_model."""
+    state = TrainState(config)
+    pairs = pairs or DOMAINS_1D[config.domain](0)
+    return state, fit(state, Batches(pairs, config.batch, LENGTH))
+
+
+def invented_edges(estimate: Tensor, truth: Tensor) -> Tensor:
+    """Edges in the estimate where the truth has none, a signal: (n, 1, 1, w) in [-1, 1] -> (n,).
+
+    An edge of the estimate is a change of more than 0.3 over 3 samples; it is invented if the truth changes by
+    less than 0.15 over 3 samples anywhere within 4 samples. Neighbouring samples count as one edge.
+    """
+    jump = (estimate[:, 0, 0, 3:] - estimate[:, 0, 0, :-3]).abs()
+    true_jump = (truth[:, 0, 0, 3:] - truth[:, 0, 0, :-3]).abs()
+    nearby = torch.nn.functional.max_pool1d(true_jump[:, None], 9, stride=1, padding=4)[:, 0]
+    invented = (jump > 0.3) & (nearby < 0.15)
+    starts = invented[:, 1:] & ~invented[:, :-1]
+    return starts.sum(dim=1).float() + invented[:, 0].float()
+
+
+def per_signal(model: Model | None, domain: str, count: int = 64, seed: int = 1,
+               setting: Setting = SETTING) -> dict[str, Tensor]:  # fmt: skip
+    """One sample a signal of a domain: {"psnr": (count,) in dB, "invented_edges": (count,)}; None: the blurry input.
+
+    The same signals and the same noise for every model: differences between models are paired.
+    """
+    y0, x = DOMAINS_1D[domain](seed).crops(torch.arange(count), LENGTH)
+    estimate = x
+    if model is not None:
+        estimate, _ = dataclasses.replace(setting, samples=1).restore(model, x, torch.Generator().manual_seed(seed))
+    values = torch.tensor(measure(estimate.clamp(-1, 1), y0, ("psnr",))["psnr"])
+    return {"psnr": values.clamp(max=60.0), "invented_edges": invented_edges(estimate, y0)}  # exact: infinite
+
+
+def score(model: Model | None, count: int = 64, seed: int = 1, setting: Setting = SETTING) -> dict[str, dict]:
+    """`per_signal` of every domain as means with 95 % intervals: {domain: {"psnr": {mean, low, high}, ...}}."""
+    table = {}
+    for domain in DOMAINS_1D:
+        values = per_signal(model, domain, count, seed, setting)
+        table[domain] = {name: summary(value.tolist()) for name, value in values.items()}
+    return table
+
+
+def run_arm(arm: str, steps: int, seed: int, count: int = 64) -> dict:
+    """Train one arm and score it: one entry of the ablation's results file, with its loss curve."""
+    config = arm_config(arm, steps, seed)
+    state, records = train_arm(config)
+    history = [record.to_dict() for record in records if record.step % max(1, steps // 40) == 0]
+    return {
+        "arm": arm, "seed": seed, "parameters": count_parameters(state.model),
+        "loss": [round(row["denoise"], 5) for row in history],
+        "guidance_loss": [round(row["guidance"], 5) for row in history],
+        "scores": score(state.ema_model, count),
+    }  # fmt: skip
