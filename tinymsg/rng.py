@@ -38,6 +38,7 @@ class Draws:
     def __init__(self, seed: int, index: Tensor):
         if index.dtype != torch.int64 or index.ndim != 1:
             raise ValueError(f"index must be int64 of shape (n,), got {index.dtype} of shape {tuple(index.shape)}")
+        seed = (seed + 2**63) % 2**64 - 2**63  # wrapped, as the products below are
         seed_key = _mix(torch.tensor([seed], dtype=torch.int64, device=index.device) * _GOLDEN)
         self._key = _mix(index * _GOLDEN + seed_key)
 

@@ -1,0 +1,64 @@
+"""What the tests share: very small configurations, models whose output is not zero, the devices of this machine."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from tinymsg.model import Config, Model, build_model
+
+ROOT = Path(__file__).resolve().parents[1]
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here"))]
+TINY = {"widths": (16, 16, 16, 16), "blocks": 1, "crop": 16, "batch": 2, "content_count": 8, "steps": 6, "warmup": 2,
+        "guidance_width": 8, "guidance_blocks": 1, "precision": "fp32"}  # fmt: skip
+
+
+@pytest.fixture(params=DEVICES)
+def device(request) -> torch.device:
+    """The CPU, and the GPU where there is one."""
+    return torch.device(request.param)
+
+
+@pytest.fixture
+def tiny_config():
+    """tiny_config(**changes) -> a Config of some ten thousand parameters."""
+    return lambda **changes: Config(**(TINY | changes))
+
+
+@pytest.fixture
+def tiny_model(tiny_config):
+    """tiny_model(**changes) -> a Model in evaluation mode, every weight random.
+
+    A new model answers with zeros (its last layers start at zero), which would hide almost any mistake.
+    """
+
+    def make(**changes) -> Model:
+        model = build_model(tiny_config(**changes)).eval()
+        generator = torch.Generator().manual_seed(1)
+        with torch.no_grad():
+            for weight in model.parameters():
+                fan_in = weight[0].numel() if weight.ndim > 1 else 1
+                weight.copy_(torch.randn(weight.shape, generator=generator) * 0.5 / fan_in**0.5)
+        return model
+
+    return make
+
+
+@pytest.fixture
+def images():
+    """images(b, c, h, w) -> (y0, x), two different random batches in [-1, 1]."""
+
+    def make(b: int = 2, c: int = 3, h: int = 16, w: int = 16) -> tuple[torch.Tensor, torch.Tensor]:
+        generator = torch.Generator().manual_seed(5)
+        return tuple(torch.rand(b, c, h, w, generator=generator) * 2 - 1 for _ in range(2))
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def bsds500() -> Path:
+    """The folder of natural photographs that may lie beside the repository."""
+    folder = ROOT.parent / "shared" / "data" / "bsds500"
+    if not folder.is_dir():
+        pytest.skip("the BSDS500 photographs are not here: ../shared/data/bsds500 is missing")
+    return folder
