@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from .data import to_display
-from .evaluate import psnr
+from .evaluate import bootstrap_interval, psnr
 
 # Okabe & Ito 2008: told apart with any common colour blindness. One colour a thing, in every lesson.
 COLORS = {"blurry": "#999999", "regression": "#E69F00", "plain": "#D55E00", "guided": "#0072B2", "sharp": "#000000",
@@ -38,7 +38,8 @@ def show(figure: Figure, alt: str) -> None:
 
     if not alt.strip():
         raise ValueError("a figure needs a text alternative")
-    display({"image/png": base64.b64encode(_png(figure)).decode(), "text/plain": alt}, raw=True,
+    png = base64.b64encode(_palette_png(_png(figure))).decode()
+    display({"image/png": png, "text/plain": alt}, raw=True,
             metadata={"image/png": {"alt": alt}})  # fmt: skip
 
 
@@ -46,6 +47,21 @@ def _png(figure: Figure) -> bytes:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", metadata={"Software": None})  # no version string: reproducible bytes
     plt.close(figure)
+    return buffer.getvalue()
+
+
+def _palette_png(png: bytes) -> bytes:
+    """The PNG with the 256 colours that serve it best: a third of the bytes (a lesson may weigh 500 kB)."""
+    from PIL import Image
+
+    image = Image.open(io.BytesIO(png)).convert("RGB")
+    if image.getcolors(256) is None:
+        image = image.point([v & 0xFC | v >> 6 for v in range(256)] * 3)  # 6 bits: fewer colours to sort, white stays
+    # k-means ends when fewer pixels than `stop` change their colour
+    stop = image.width * image.height // 50
+    image = image.quantize(256, Image.Quantize.MAXCOVERAGE, kmeans=stop, dither=Image.Dither.NONE)
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG", optimize=True)
     return buffer.getvalue()
 
 
@@ -181,6 +197,87 @@ def plot_grid(cells: list[dict], metric: str = "psnr") -> Figure:
     return figure
 
 
+def plot_differences(differences: dict[str, dict[str, Tensor]], ylabel: str = "PSNR minus plain (dB)") -> Figure:
+    """Paired differences as boxes over domains, with the mean and its 95 % bootstrap interval in black beside each.
+
+    differences: {arm: {domain: (n,) one value a signal}}.
+    """
+    domains = list(next(iter(differences.values())))
+    figure, axis = plt.subplots(figsize=(1.45 * len(domains) + 1.4, 3.6))
+    step = 0.8 / len(differences)
+    palette = [COLORS["guided"], COLORS["structure"], COLORS["control"], COLORS["input"]]
+    for i, (arm, by_domain) in enumerate(differences.items()):
+        color = COLORS.get(arm, palette[i % len(palette)])
+        for j, domain in enumerate(domains):
+            place, values = j + (i - (len(differences) - 1) / 2) * step, by_domain[domain]
+            box = axis.boxplot(values.numpy(), positions=[place - 0.06], widths=0.5 * step, manage_ticks=False,
+                               patch_artist=True, flierprops={"markersize": 3, "alpha": 0.4}, medianprops={"color": "white"})  # fmt: skip
+            box["boxes"][0].set(facecolor=color, edgecolor=color, label=arm if j == 0 else None)
+            mean, (low, high) = float(values.mean()), bootstrap_interval(values)
+            axis.errorbar(place + 0.3 * step, mean, [[mean - low], [high - mean]], fmt="k_", capsize=3)
+    axis.axhline(0, color="black", linewidth=1)
+    axis.set_xticks(range(len(domains)), [domain.replace("_", " ") for domain in domains])
+    axis.set(ylabel=ylabel, xlim=(-0.55, len(domains) - 0.35))
+    axis.legend(ncols=len(differences), loc="lower center", bbox_to_anchor=(0.5, 1.0))
+    return figure
+
+
+def plot_guidance_diagram() -> Figure:
+    """The guided icDPM in our own drawing, after what Figs. 2 and 3 of Ren 2023 show."""
+    figure, axis = plt.subplots(figsize=(10.5, 4.6))
+    axis.set(xlim=(0, 21), ylim=(0.1, 8.6))
+    axis.axis("off")
+
+    def box(x: float, y: float, width: float, text: str, color: str, height: float = 0.9) -> None:
+        axis.add_patch(plt.Rectangle((x, y - height / 2), width, height, facecolor=color, alpha=0.18, edgecolor="none"))
+        axis.add_patch(plt.Rectangle((x, y - height / 2), width, height, fill=False, edgecolor=color, linewidth=1.6))
+        axis.text(x + width / 2, y, text, ha="center", va="center", fontsize=9.5)
+
+    def arrow(*points: tuple[float, float], color: str = "0.35", style: str = "-") -> None:
+        xs, ys = zip(*points, strict=True)
+        axis.plot(xs[:-1], ys[:-1], color=color, linewidth=1.4, linestyle=style)
+        axis.annotate("", points[-1], points[-2],
+                      arrowprops={"arrowstyle": "->", "color": color, "linestyle": style, "linewidth": 1.4})
+
+    guided, plain, sharp = COLORS["guided"], COLORS["plain"], COLORS["structure"]
+    rows = {0: 7.4, 1: 5.6, 2: 3.8, 3: 2.0}
+    box(0.1, rows[0], 1.7, "blurry $x$", COLORS["blurry"])
+    arrow((0.95, 6.9), (0.95, rows[3]), (2.0, rows[3]))
+    axis.text(0.62, 4.6, "gray", rotation=90, ha="center", va="center", fontsize=9.5)
+    for k in (1, 2, 3):
+        y = rows[k]
+        arrow((0.95, y), (2.0, y))
+        box(2.0, y, 1.6, rf"$\varphi_{k}$: 1/{2**k}", guided)
+        arrow((3.6, y), (4.2, y))
+        box(4.2, y, 2.5, rf"$H_{k}$: res. blocks", guided)
+        arrow((5.45, y - 0.45), (5.45, y - 0.95), (6.7, y - 0.95), color=sharp, style=":")
+        axis.text(6.8, y - 0.95, rf"$\hat s_{k}$  vs.  $s_{k}$ (sharp, gray, 1/{2**k})", color=sharp, va="center", fontsize=9.5)
+        arrow((6.7, y), (8.4, y), color=guided)
+        box(8.4, y, 1.5, "1×1 conv", guided)
+        arrow((9.9, y), (12.55, y), color=guided)
+        axis.text(12.85, y, "+", ha="center", va="center", fontsize=13, color=guided,
+                  bbox={"boxstyle": "circle,pad=0.1", "edgecolor": guided, "facecolor": "white"})  # fmt: skip
+        box(11.9, y + 0.93, 1.9, f"encoder 1/{2**k}", plain, height=0.62)
+        arrow((12.85, y + 0.62), (12.85, y + 0.32), color=plain)
+        arrow((13.2, y), (16.1, y), color=plain)
+        box(16.1, y, 1.9, f"decoder 1/{2**k}", plain, height=0.62)
+        arrow((17.05, y + 0.31), (17.05, rows[k - 1] - 0.31), color=plain)
+    axis.text(7.55, rows[1] + 0.25, "features", color=guided, ha="center", fontsize=9.5)
+    box(8.4, rows[0], 1.5, "$y_t$, $x$", COLORS["blurry"])
+    arrow((9.9, rows[0]), (11.9, rows[0]), color=plain)
+    box(11.9, rows[0], 1.9, "encoder 1/1", plain, height=0.62)
+    arrow((13.8, rows[0]), (16.1, rows[0]), color=plain)
+    box(16.1, rows[0], 1.9, "decoder 1/1", plain, height=0.62)
+    arrow((18.0, rows[0]), (18.8, rows[0]), color=plain)
+    axis.text(18.9, rows[0], r"$\hat\epsilon$  vs.  $\epsilon$", color=plain, va="center", fontsize=11)
+    for k in (1, 2, 3):
+        arrow((12.85, rows[k - 1] - (0.31 if k == 1 else 0.3)), (12.85, rows[k] + 1.24), color=plain)
+    arrow((12.85, rows[3] - 0.3), (12.85, 0.75), (14.0, 0.75), color=plain)
+    box(14.0, 0.75, 1.7, "middle", plain, height=0.62)
+    arrow((15.7, 0.75), (17.05, 0.75), (17.05, rows[3] - 0.31), color=plain)
+    return figure
+
+
 # --- widgets ------------------------------------------------------------------------------------------------
 
 
@@ -236,7 +333,7 @@ def frame_explorer(frame: Callable[..., Figure | Tensor], controls: dict[str, Se
     text = describe(*start_values)
     bundle = {
         "application/vnd.jupyter.widget-view+json": {"version_major": 2, "version_minor": 0, "model_id": view.model_id},
-        "image/png": base64.b64encode(pictures[start_values]).decode(),
+        "image/png": base64.b64encode(_palette_png(pictures[start_values])).decode(),
         "text/plain": text,
     }
     display(bundle, raw=True, metadata={"image/png": {"alt": text}})
