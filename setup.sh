@@ -29,15 +29,15 @@ choose_python() {
 # A set-up that was cut short can leave half a package behind that pip takes for a whole one
 is_whole() {
     "$venv/bin/python" - <<'PY'
-import importlib.metadata, os, sys
+import csv, importlib.metadata, os, sys
 
 for package in importlib.metadata.distributions():
-    files = package.files
-    if files is None or package.metadata["Name"] is None:
+    record = package.read_text("RECORD")
+    if record is None or package.metadata["Name"] is None:
         sys.exit(1)
-    for file in files:
-        path = file.locate()
-        if file.size is not None and not (os.path.isfile(path) and os.path.getsize(path) == file.size):
+    for name, _, size in csv.reader(record.splitlines()):
+        path = package.locate_file(name)
+        if size and not (os.path.isfile(path) and os.path.getsize(path) == int(size)):
             sys.exit(1)
 PY
 }

@@ -2,6 +2,7 @@
 
 import argparse
 import ast
+import copy
 import hashlib
 import importlib.util
 import json
@@ -141,7 +142,8 @@ def execute(source: Path, target: Path, parameters: dict, limit: float | None) -
         problem = f"longer than {limit:.0f} s" if watch.expired else "the kernel died (out of memory?)"
     except Exception as error:  # whatever it is, the other lessons still run
         problem = f"longer than {limit:.0f} s" if watch.expired else f"{type(error).__name__}: {error}"
-    return Result(problem, watch.stop(), watch.peak / 1e9)
+    seconds = watch.stop()
+    return Result(problem and " ".join(problem.split())[:300], seconds, watch.peak / 1e9)
 
 
 def _first_line(source: str) -> str:
@@ -276,7 +278,7 @@ CELL_KEYS = ("tags", "jupyter", "editable", "deletable")  # of cell metadata; al
 
 def clean(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
     """Only what an author means to commit: no timings, no widget state, the same ids at every build."""
-    notebook = nbformat.from_dict(json.loads(nbformat.writes(notebook)))
+    notebook = copy.deepcopy(notebook)
     notebook.nbformat, notebook.nbformat_minor = 4, 5
     extra = {key: notebook.metadata[key] for key in ("title", "jupytext") if key in notebook.metadata}
     notebook.metadata = nbformat.from_dict({"kernelspec": KERNEL, "language_info": LANGUAGE, **extra})
@@ -449,7 +451,7 @@ def main(arguments: list[str] | None = None) -> int:
             sub.add_argument("--timeout", type=float, metavar="SECONDS", help="for one lesson (default: 900; none on gpu, full)")
         if name == "run":
             sub.add_argument("--profile", choices=PROFILES, default="cpu", help="sizes and budget (default: %(default)s)")
-            sub.add_argument("--set", nargs="+", default=[], metavar="NAME=VALUE", help="other parameters of the notebook")
+            sub.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="another parameter of the notebook; may be repeated")
             sub.add_argument("--out", type=Path, default=RUNS, metavar="FOLDER")
     args = top.parse_args(arguments)
     if args.command == "lab":

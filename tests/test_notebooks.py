@@ -1,0 +1,238 @@
+"""The lessons run, hold what is committed, and are in order; and course.py says so when they are not."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from unittest import mock
+
+import course
+import nbformat
+import nbformat.v4 as v4
+import pytest
+
+LESSONS = course.lessons()
+NAMES = ("01_blur", "02_icdpm", "03_guidance", "04_ablations", "05_evaluation")
+each_lesson = pytest.mark.parametrize("lesson", LESSONS, ids=lambda path: path.stem)
+
+
+@pytest.fixture(autouse=True)
+def lesson_environment():
+    with mock.patch.dict(os.environ):
+        course.use_lesson_environment()
+        yield
+
+
+# --- the lessons --------------------------------------------------------------------------------------------
+
+
+def test_all_lessons_are_there():
+    assert set(NAMES) <= {lesson.stem for lesson in LESSONS}
+
+
+@each_lesson
+def test_lesson_is_in_order(lesson):
+    assert course.problems(lesson) == []
+
+
+@each_lesson
+def test_lesson_is_committed_clean(lesson):
+    notebook = course.read(lesson)
+    assert course.clean(notebook) == notebook, "run `course.py clean` on it"
+
+
+@each_lesson
+def test_lesson_closes_with_a_limitation_and_has_three_exercises(lesson):
+    cells = course.read(lesson).cells
+    assert sum(bool(re.search(r"^#+ .*exercise", c.source, re.I | re.M)) for c in cells if c.cell_type == "markdown") >= 3
+    assert re.search("limit", cells[-1].source, re.I)
+
+
+@pytest.mark.notebook
+@each_lesson
+def test_lesson_runs_in_the_smoke_profile(lesson, tmp_path):
+    target = tmp_path / lesson.name
+    result = course.execute(lesson, target, {"PROFILE": "smoke"}, limit=300)
+    assert result.problem is None
+    outputs = [o for cell in course.read(target).cells for o in cell.get("outputs", [])]
+    assert [o.text for o in outputs if o.output_type == "stream" and o.name == "stderr"] == []  # warnings land there
+    page = course.to_html(target).read_text()
+    assert not re.search(r"<(script|img|iframe)[^>]*src=.https?:|<link[^>]*stylesheet[^>]*https?:", page)
+
+
+@pytest.mark.notebook
+@each_lesson
+def test_committed_outputs_come_out_again(lesson, tmp_path):
+    """nbval, in a fresh kernel and in the committed profile: the outputs of the cells tagged nbval-check-output."""
+    assert any("nbval-check-output" in cell.metadata.get("tags", []) or "# NBVAL_CHECK_OUTPUT" in cell.source
+               for cell in course.read(lesson).cells), "no output is compared"  # fmt: skip
+    done = _nbval(lesson, tmp_path)
+    assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
+
+
+def _nbval(notebook: Path, tmp_path: Path) -> subprocess.CompletedProcess:
+    settings = tmp_path / "pytest.ini"  # ours turns the warnings of nbval itself into errors
+    settings.write_text("[pytest]\n")
+    return subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-c", settings, f"--rootdir={notebook.parent}", "-p", "no:cacheprovider",
+         "--nbval-lax", "--nbval-current-env", "--nbval-cell-timeout=400", notebook],
+        capture_output=True, text=True, timeout=900)  # fmt: skip
+
+
+# --- course.py ----------------------------------------------------------------------------------------------
+
+# A red dot, 1x1
+PNG = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAIAAACQd1PeAAAADElEQVR4nGP4z8AAAAMBAQDJ/pLvAAAAAElFTkSuQmCC"
+SHOW = f"""from IPython.display import display
+display({{"image/png": "{PNG}", "text/plain": "a dot"}}, raw=True, metadata={{"image/png": {{"alt": 'a "red" <dot>'}}}})"""
+OPENING = "# Dots\nAfter this lesson you can see dots. Prerequisites: none. 1 minute, 0.1 GB."
+
+
+def make(path: Path, *sources: str, opening: str = OPENING, profile: str = 'PROFILE = "cpu"') -> Path:
+    cells = [v4.new_markdown_cell(opening), v4.new_code_cell(profile, metadata={"tags": ["parameters"]})]
+    cells += [v4.new_code_cell(source) for source in sources]
+    kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
+    nbformat.write(v4.new_notebook(cells=cells, metadata=kernel), path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory):
+    """A notebook in order, with a picture, a linked widget and a compared output, as `build` leaves it."""
+    path = make(tmp_path_factory.mktemp("built") / "00_dot.ipynb", "print(1 + 1)  # two", SHOW,
+                "import ipywidgets\nslider, text = ipywidgets.SelectionSlider(options=['a', 'b']), ipywidgets.HTML('x')\n"
+                "ipywidgets.jslink((slider, 'index'), (text, 'value'))\nipywidgets.VBox([slider, text])")  # fmt: skip
+    notebook = course.read(path)
+    notebook.cells[2].metadata["tags"] = ["nbval-check-output"]
+    nbformat.write(notebook, path)
+    with mock.patch.dict(os.environ):
+        assert course.build([path], limit=60) == 0
+    return path
+
+
+def test_build_leaves_a_notebook_in_order(built):
+    assert course.problems(built) == []
+    assert course.clean(course.read(built)) == course.read(built)
+
+
+def test_two_builds_give_the_same_bytes(built, tmp_path):
+    again = tmp_path / built.name
+    again.write_bytes(built.read_bytes())
+    assert course.build([again], limit=60) == 0
+    assert again.read_bytes() == built.read_bytes()
+
+
+def test_nbval_accepts_it_and_rejects_a_changed_output(built, tmp_path):
+    done = _nbval(built, tmp_path)
+    assert done.returncode == 0, done.stdout
+    notebook = course.read(built)
+    notebook.cells[2].outputs[0].text = "3\n"
+    changed = tmp_path / built.name
+    nbformat.write(notebook, changed)
+    assert _nbval(changed, tmp_path).returncode == 1
+
+
+def test_run_goes_on_after_a_failure_and_names_the_cell(tmp_path, capsys, built):
+    files = [make(tmp_path / "01_bad.ipynb", "x = 1\nraise KeyError('nothing here')"),
+             make(tmp_path / "02_dead.ipynb", "import os\nos.kill(os.getpid(), 9)"),
+             make(tmp_path / "03_slow.ipynb", "import time\ntime.sleep(100)"), built]  # fmt: skip
+    assert course.run(files, tmp_path / "out", {"PROFILE": "smoke"}, limit=8) == 1
+    shown = capsys.readouterr().out
+    assert "'x = 1': KeyError: 'nothing here'" in shown
+    assert "the kernel died" in shown and "longer than 8 s" in shown
+    rows = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert [row["problem"] is None for row in rows.values()] == [False, False, False, True]
+    assert rows["00_dot.ipynb"]["peak"] > 0.02  # GB: a kernel is no smaller
+    assert "injected-parameters" in (tmp_path / "out" / "00_dot.ipynb").read_text()
+
+
+def test_page_keeps_alt_text_and_needs_no_other_host(tmp_path, built):
+    assert course.run([built], tmp_path, {"PROFILE": "smoke"}, limit=60) == 0
+    page = (tmp_path / "00_dot.html").read_text()
+    assert 'alt="a &quot;red&quot; &lt;dot&gt;"' in page.replace("&#34;", "&quot;") or "alt='a \"red\" &lt;dot&gt;'" in page
+    assert "SelectionSliderModel" in page and "data-widget" in page
+    assert not re.search(r"src=.https?:", page)
+
+
+def test_page_draws_formulas(tmp_path):
+    path = make(tmp_path / "00_formula.ipynb", opening=r"The level $\sqrt{\bar\alpha_t}$ and $$\begin{aligned} a &= b \end{aligned}$$")
+    page = course.to_html(path).read_text()
+    assert page.count("<math") == 2 and "<msqrt>" in page and "<mtable" in page
+
+
+def test_page_without_alt_text_is_an_error(tmp_path):
+    path = make(tmp_path / "00_bare.ipynb", SHOW)
+    notebook = course.read(path)
+    notebook.cells[2].outputs = [v4.new_output("display_data", data={"image/png": PNG})]
+    nbformat.write(notebook, path)
+    with pytest.raises(course.UserError, match="without alternative text"):
+        course.to_html(path)
+
+
+def _spoil(change):
+    return lambda notebook: change(notebook.cells[2])
+
+
+def _output(*args, **kwargs):
+    return _spoil(lambda cell: cell.outputs.append(v4.new_output(*args, **kwargs)))
+
+
+DEFECTS = {
+    "kB; at most": _output("stream", text="x" * 600_000),
+    "a stored error": _output("error", ename="ValueError", evalue="", traceback=[]),
+    "a stored warning": _output("stream", name="stderr", text="FutureWarning"),
+    "a picture without alternative text": _output("display_data", data={"image/png": PNG}),
+    "a widget view": _output("display_data", data={course.VIEW: {"model_id": "1"}}),
+    "a memory address": _output("execute_result", data={"text/plain": "<object at 0x7f0011223344>"}),
+    "21 lines": _spoil(lambda cell: cell.update(source="\n".join("x = 1" for _ in range(21)))),
+    "was not run": _spoil(lambda cell: cell.update(execution_count=None)),
+    "timings": _spoil(lambda cell: cell.metadata.update(execution={"iopub.execute_input": "now"})),
+    "widget state": lambda notebook: notebook.metadata.update(widgets={course.STATE: {"state": {}}}),
+    "no outputs": lambda notebook: [cell.update(outputs=[]) for cell in notebook.cells[1:]],
+    "cells are tagged `parameters`": lambda notebook: notebook.cells[1].metadata.pop("tags"),
+    "does not say PROFILE": lambda notebook: notebook.cells[1].update(source='PROFILE = "gpu"'),
+    "does not tell minutes": lambda notebook: notebook.cells[0].update(source="# Dots\nYou can see dots."),
+    "kernel is not named": lambda notebook: notebook.metadata.kernelspec.update(name="mine"),
+}
+
+
+@pytest.mark.parametrize("sentence", DEFECTS)
+def test_check_sees_each_defect(sentence, built, tmp_path, capsys):
+    notebook = course.read(built)
+    DEFECTS[sentence](notebook)
+    path = tmp_path / built.name
+    nbformat.write(notebook, path)
+    assert any(sentence in found for found in course.problems(path))
+    assert course.main(["check", str(path)]) == 1
+    assert sentence in capsys.readouterr().out
+
+
+def test_clean_strips_what_tools_add(tmp_path, built):
+    path = tmp_path / built.name
+    assert course.execute(built, path, {"PROFILE": "smoke"}, limit=60).problem is None
+    assert "papermill" in path.read_text() and course.STATE in path.read_text()
+    assert course.main(["clean", str(path)]) == 0
+    cleaned = course.read(path)
+    assert [cell.source for cell in cleaned.cells] == [cell.source for cell in course.read(built).cells]
+    assert not {"papermill", "widgets"} & set(cleaned.metadata)
+    assert cleaned.cells[3].outputs[0].metadata["image/png"]["alt"] == 'a "red" <dot>'
+
+
+@pytest.mark.parametrize(("arguments", "sentence"), [
+    (["run", "--set", "nosuch=1", "FILE"], "its `parameters` cell has: PROFILE"),
+    (["run", "--set", "nosuch", "FILE"], "expected NAME=VALUE"),
+    (["run", "missing.ipynb"], "No such file"),
+    (["check", __file__], "not a readable notebook"),
+])  # fmt: skip
+def test_mistakes_get_one_sentence(arguments, sentence, built, capsys):
+    assert course.main([str(built) if a == "FILE" else a for a in arguments]) == 2
+    error = capsys.readouterr().err
+    assert sentence in error and error.count("\n") == 1
+
+
+def test_unknown_profile_names_the_known(capsys):
+    with pytest.raises(SystemExit):
+        course.main(["run", "--profile", "huge"])
+    assert "smoke" in capsys.readouterr().err
