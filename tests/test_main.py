@@ -1,0 +1,221 @@
+"""The command line, as a user types it."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from tinymsg.__main__ import main
+from tinymsg.model import Config, build_model, load_model, save_model
+
+TINY = ["widths=16,16,16,16", "guidance_width=8", "guidance_blocks=1", "crop=16", "batch=2", "content_count=4", "warmup=2"]
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory) -> Path:
+    """A tiny guided model whose output is not simply its input."""
+    model = build_model(Config(widths=(16, 16, 16, 16), guidance_width=8, guidance_blocks=1, precision="fp32"))
+    torch.nn.init.normal_(model.unet.conv_out.weight, std=0.05, generator=torch.Generator().manual_seed(0))
+    path = tmp_path_factory.mktemp("weights") / "tiny.safetensors"
+    save_model(model, path)
+    return path
+
+
+def picture(path: Path, size=(37, 29), mode="RGB", **options) -> Path:
+    pixels = np.random.default_rng(0).integers(0, 255, (size[1], size[0], 3), dtype=np.uint8)
+    Image.fromarray(pixels).convert(mode).save(path, **options)
+    return path
+
+
+def size_of(path: Path) -> tuple[int, int]:
+    with Image.open(path) as image:
+        return image.size
+
+
+def deblur(*arguments, weights) -> int:
+    return main(["deblur", *map(str, arguments), "--weights", str(weights), "--steps", "2", "--device", "cpu"])
+
+
+def test_one_picture(tmp_path, weights, capsys):
+    source, target = picture(tmp_path / "in.png"), tmp_path / "out.png"
+    assert deblur(source, "-o", target, weights=weights) == 0
+    assert size_of(target) == (37, 29)
+    assert "->" in capsys.readouterr().out
+    again = tmp_path / "again.png"
+    deblur(source, "-o", again, weights=weights)
+    assert again.read_bytes() == target.read_bytes(), "the same seed gives the same picture"
+    other = tmp_path / "other.png"
+    deblur(source, "-o", other, "--seed", 1, weights=weights)
+    assert other.read_bytes() != target.read_bytes()
+
+
+def test_exif_orientation_is_applied_once(tmp_path, weights):
+    exif = Image.Exif()
+    exif[0x0112], exif[0x010F] = 6, "ACME"  # orientation: turn by 90 degrees; maker
+    source = picture(tmp_path / "turned.jpg", exif=exif)
+    assert deblur(source, "-o", tmp_path / "out.jpg", weights=weights) == 0
+    with Image.open(tmp_path / "out.jpg") as result:
+        assert result.size == (29, 37)
+        assert 0x0112 not in result.getexif() and result.getexif()[0x010F] == "ACME"
+
+
+def test_a_folder_goes_on_past_bad_files(tmp_path, weights, capsys):
+    folder = tmp_path / "photos"
+    (folder / "sub").mkdir(parents=True)
+    picture(folder / "a.png")
+    picture(folder / "sub" / "b.jpg", (1, 1))
+    picture(folder / "c.png", mode="P")
+    picture(folder / "d.tif", mode="CMYK")
+    (folder / "bad.png").write_text("not a picture")
+    (folder / "torn.jpg").write_bytes(picture(tmp_path / "whole.jpg", (300, 300)).read_bytes()[:2000])
+    (folder / "notes.txt").write_text("ignored")
+    assert deblur(folder, "-o", tmp_path / "out", weights=weights) == 1
+    captured = capsys.readouterr()
+    written = sorted(str(p.relative_to(tmp_path / "out")) for p in (tmp_path / "out").rglob("*.*"))
+    assert written == ["a.png", "c.png", "d.tif", "sub/b.jpg"]
+    failures = [line for line in captured.err.splitlines() if line.startswith("failed:")]
+    assert len(failures) == 2 and any("bad.png" in line for line in failures) and any("torn.jpg" in line for line in failures)
+    assert "4 of 6" in captured.out
+
+
+def test_an_existing_output_is_kept(tmp_path, weights, capsys):
+    source, target = picture(tmp_path / "in.png"), tmp_path / "out.png"
+    target.write_text("precious")
+    assert deblur(source, "-o", target, weights=weights) == 1
+    assert target.read_text() == "precious" and "--overwrite" in capsys.readouterr().err
+    assert deblur(source, "-o", target, "--overwrite", weights=weights) == 0
+    assert size_of(target) == (37, 29)
+
+
+def test_no_space_left_is_one_sentence_and_no_file(tmp_path, weights, capsys, monkeypatch):
+    def full(self, path, *args, **kwargs):
+        Path(path).write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    source = picture(tmp_path / "in.png")
+    monkeypatch.setattr(Image.Image, "save", full)
+    assert deblur(source, "-o", tmp_path / "out" / "x.png", weights=weights) == 1
+    assert "No space left" in capsys.readouterr().err
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_too_large_for_the_memory(tmp_path, weights, capsys, monkeypatch):
+    monkeypatch.setattr("tinymsg.__main__._BYTES_PER_PIXEL_AND_CHANNEL", 10**9)
+    assert deblur(picture(tmp_path / "in.png"), "-o", tmp_path / "out.png", weights=weights) == 1
+    assert "GB of memory" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["deblur", "nowhere.png", "-o", "OUT.png"], "no such file"),
+        (["deblur", "IN", "-o", "OUT.png", "--weights", "nope"], "no weights 'nope'"),
+        (["deblur", "IN", "IN", "-o", "OUT"], "two inputs"),
+        (["deblur", "IN", "-o", "OUT.png", "--device", "quantum"], "cannot be used here"),
+        (["train", "--out", "OUT", "--set", "lerning_rate=1"], "unknown setting 'lerning_rate'"),
+        (["train", "--out", "OUT", "--set", "steps=many"], "not a value for steps"),
+        (["train", "--out", "OUT", "--set", "predict=y"], "known: eps, x0, v"),
+        (["train", "--out", "OUT", "--set", "crop=17"], "multiple of 8"),
+        (["train", "--out", "OUT", "--data", "nowhere"], "not a folder"),
+        (["train", "--out", "OUT", "--set", "content=nowhere"], "unknown content"),
+        (["evaluate", "--out", "OUT.json", "--weights", "W", "--domains", "mars"], "unknown domain 'mars'"),
+        (["ablate", "--out", "OUT.json", "--arms", "none"], "unknown arm"),
+        (["publish", "nowhere", "--name", "x", "--results", "nowhere.json"], "no weights at"),
+    ],
+)
+def test_mistakes_get_one_sentence(arguments, message, tmp_path, weights, capsys):
+    places = {"IN": picture(tmp_path / "in.png"), "OUT": tmp_path / "out", "OUT.png": tmp_path / "out.png",
+              "OUT.json": tmp_path / "out.json", "W": weights}  # fmt: skip
+    arguments = [str(places.get(a, a)) for a in arguments]
+    if arguments[0] == "deblur" and "--weights" not in arguments:
+        arguments += ["--weights", str(weights)]
+    assert main(arguments) in (1, 2)
+    error = capsys.readouterr().err
+    assert message in error and "Traceback" not in error
+    assert not (tmp_path / "out.png").exists() and not (tmp_path / "out.json").exists()
+
+
+@pytest.mark.parametrize("arguments", [["deblur"], ["deblur", "a.png", "-o", "b.png", "--max-noise", "1.5"], ["fly"], []])
+def test_wrong_usage_exits_with_2(arguments, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(arguments)
+    assert stop.value.code == 2 and "usage:" in capsys.readouterr().err
+
+
+def run(*arguments, cwd, **options) -> subprocess.CompletedProcess:
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1]), "OMP_NUM_THREADS": "1"}
+    return subprocess.run([sys.executable, "-m", "tinymsg", *arguments], cwd=cwd, env=environment,
+                          capture_output=True, text=True, timeout=240, **options)  # fmt: skip
+
+
+def test_help_names_every_command(tmp_path):
+    text = run("--help", cwd=tmp_path).stdout
+    assert all(command in text for command in ("deblur", "train", "evaluate", "ablate", "publish"))
+
+
+def test_train_evaluate_publish(tmp_path, monkeypatch, capsys):
+    """The whole life of a model: trained, evaluated, published, loaded by name, and used."""
+    out, results = tmp_path / "run", tmp_path / "scores.json"
+    assert main(["train", "--out", str(out), "--device", "cpu", "--log-every", "2", "--save-every", "2", "--set", "steps=4", *TINY]) == 0
+    assert [p.name for p in sorted(out.glob("*.pt"))] == ["checkpoint-00000002.pt", "checkpoint-00000004.pt"]
+    assert [line.split(",")[0] for line in (out / "log.csv").read_text().splitlines()] == ["step", "2", "4"]
+    monkeypatch.setattr("tinymsg.evaluate.GRID_STEPS", (1, 2))
+    arguments = ["evaluate", "--weights", f"guided={out}/weights.safetensors", "--out", str(results), "--device", "cpu", "--count", "2",
+                 "--validation", "2", "--size", "32", "--samples", "2", "--domains", "gopro_like"]  # fmt: skip
+    assert main(arguments) == 0
+    assert "guided-mean" in capsys.readouterr().out
+    content = json.loads(results.read_text())
+    assert set(content["domains"]["gopro_like"]["scores"]) == {"blurry", "guided", "guided-mean"}
+    shelf = tmp_path / "shelf"
+    shelf.mkdir()
+    monkeypatch.setattr("tinymsg.model.WEIGHTS", shelf)
+    assert main(["publish", str(out), "--name", "tiny-guided", "--results", str(results)]) == 0
+    card = json.loads((shelf / "tiny-guided.json").read_text())
+    assert card["steps"] == 4 and card["images_seen"] == 8 and card["setting"]["steps"] in (1, 2, 3, 5, 10, 20)
+    assert deblur(picture(tmp_path / "in.png"), "-o", tmp_path / "out.png", weights="tiny-guided") == 0
+
+
+def test_other_weights_than_evaluated_are_not_published(tmp_path, weights, capsys):
+    run_folder = tmp_path / "run"
+    run_folder.mkdir()
+    (run_folder / "weights.safetensors").write_bytes(weights.read_bytes())
+    (tmp_path / "scores.json").write_text(json.dumps({"weights": {"guided": {"sha256": "0" * 64}}}))
+    assert main(["publish", str(run_folder), "--name", "x", "--results", str(tmp_path / "scores.json")]) == 2
+    assert "evaluate these very weights first" in capsys.readouterr().err
+
+
+def test_a_killed_training_goes_on_exactly(tmp_path):
+    """SIGKILL in the middle; the same command again gives the same weights as a run without interruption."""
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1]), "OMP_NUM_THREADS": "1"}
+    settings = ["--device", "cpu", "--log-every", "1", "--save-every", "3", "--set", "steps=40", "precision=fp32", *TINY]
+    assert run("train", "--out", "whole", *settings, cwd=tmp_path).returncode == 0
+    process = subprocess.Popen([sys.executable, "-m", "tinymsg", "train", "--out", "torn", *settings], cwd=tmp_path,
+                               env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)  # fmt: skip
+    deadline = time.monotonic() + 120
+    while not list((tmp_path / "torn").glob("checkpoint-*6.pt")) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL, "the run had ended before it could be killed"
+    second = run("train", "--out", "torn", *settings, cwd=tmp_path)
+    assert second.returncode == 0 and "resuming from" in second.stdout
+    assert (tmp_path / "torn" / "log.csv").read_text() == (tmp_path / "whole" / "log.csv").read_text()
+    whole, torn = (load_model(tmp_path / name / "weights.safetensors").state_dict() for name in ("whole", "torn"))
+    assert all(torch.equal(whole[name], torn[name]) for name in whole)
+
+
+def test_an_ablation_is_continued(tmp_path, capsys):
+    out = tmp_path / "toy.json"
+    arguments = ["ablate", "--out", str(out), "--seeds", "1", "--steps", "2", "--arms"]
+    assert main([*arguments, "plain"]) == 0
+    assert main([*arguments, "plain", "guided"]) == 0
+    assert [r["arm"] for r in json.loads(out.read_text())["runs"]] == ["plain", "guided"]
+    assert main(["ablate", "--out", str(out), "--seeds", "1", "--steps", "3", "--arms", "plain"]) == 2
+    assert "another --out" in capsys.readouterr().err
