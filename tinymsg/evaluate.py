@@ -251,6 +251,16 @@ def best_cell(cells: list[dict], metric: str = "psnr") -> dict:
     return better(cells, key=lambda cell: cell[metric])
 
 
+def choose_cell(cells: list[dict], slack: float = 0.5) -> dict:
+    """The setting to freeze: the most faithful spectrum among the cells within `slack` dB of the best PSNR.
+
+    The best PSNR alone would always choose one step, which is regression under another name: a compromise between
+    distortion and perception has to be stated, and this is ours.
+    """
+    floor = best_cell(cells, "psnr")["psnr"] - slack
+    return best_cell([cell for cell in cells if cell["psnr"] >= floor], "spectral")
+
+
 def table(results: dict, metric: str = "psnr") -> str:
     """Models x domains as text: mean and half the width of the 95 % interval."""
     domains = list(results["domains"])
