@@ -46,9 +46,14 @@ wanted() { # changes when there is something to install: other requirements, ano
     printf '%s %s %s\n' "$(cat pyproject.toml constraints.txt | cksum)" "$(version_of "$venv/bin/python")" "$here"
 }
 
+# What is left of a half-removed environment can be a mere link to the system's own Python: never install into that
+export PIP_REQUIRE_VIRTUALENV=1
+is_environment() { "$1" -c 'import os, sys; sys.exit(not os.path.samefile(sys.prefix, sys.argv[1]))' "$venv" 2>/dev/null; }
+
 # --- is there an environment that can be kept? ---
 keep=no
-if is_new_enough "$venv/bin/python" && "$venv/bin/python" -m pip --version >/dev/null 2>&1; then
+if is_new_enough "$venv/bin/python" && is_environment "$venv/bin/python" &&
+    "$venv/bin/python" -m pip --version >/dev/null 2>&1; then
     keep=yes
     if [ -n "${PYTHON:-}" ]; then
         asked=$(version_of "$PYTHON")
@@ -74,7 +79,10 @@ if [ $keep = no ]; then
     "$python" -c 'import ensurepip, venv' >/dev/null 2>&1 ||
         fail "$python cannot make environments: on Debian and Ubuntu, install the package python3-venv, then run this again"
     say "making $venv with $python (Python $(version_of "$python"))"
+    rm -rf "$venv/bin" # first, so that an interrupted removal leaves nothing that runs
     rm -rf "$venv"
+    mkdir "$venv"
+    : >"$busy_stamp"
     "$python" -m venv "$venv" || {
         rm -rf "$venv"
         fail "could not make $venv"
