@@ -275,3 +275,13 @@ def table(results: dict, metric: str = "psnr") -> str:
     return "\n".join(lines)
 
 
+
+
+def markdown_table(results: dict, metric: str = "psnr") -> str:
+    """The same for Markdown: domains in rows, models in columns.."""
+    rows = list(next(iter(results["domains"].values()))["scores"])
+    lines = ["| domain | " + " | ".join(rows) + " |", "|---" * (len(rows) + 1) + "|"]
+    for domain, entry in results["domains"].items():
+        cells = [entry["scores"][row][metric] for row in rows]
+        lines.append(f"| {domain} | " + " | ".join(f"{c['mean']:.2f} ± {(c['high'] - c['low']) / 2:.2f}" for c in cells) + " |")
+    return "\n".join(lines)

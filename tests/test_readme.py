@@ -1,0 +1,31 @@
+"""The README promises nothing that is not there, and quotes the results file."""
+
+import re
+from pathlib import Path
+
+from tinymsg.evaluate import markdown_table
+from tinymsg.results import read_results
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+
+
+def test_the_table_is_the_results_file():
+    quoted = README.split("<!-- scores -->")[1].split("<!-- /scores -->")[0].strip()
+    assert quoted == markdown_table(read_results(ROOT / "notebooks/results/scores.json"))
+
+
+def test_every_linked_file_exists():
+    links = [link for link in re.findall(r"\]\(([^)]+)\)", README) if not link.startswith("http")]
+    assert len(links) > 5
+    assert [link for link in links if not (ROOT / link).exists()] == []
+
+
+def test_the_house_is_drawn_as_it_stands():
+    drawn = set(re.findall(r"^  (\w+\.py) ", README, flags=re.M))
+    assert drawn == {p.name for p in (ROOT / "tinymsg").glob("*.py")} - {"__init__.py"}
+
+
+def test_make_targets_exist():
+    targets = set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), flags=re.M))
+    assert set(re.findall(r"`make (\w+)`", README)) <= targets
