@@ -8,6 +8,7 @@ import base64
 import html
 import io
 import itertools
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import matplotlib.pyplot as plt
@@ -112,7 +113,9 @@ def watch(records: Iterator, total: int, every: int = 10) -> list[dict[str, floa
     """Drain a training run with a progress bar; returns every n-th record as plain numbers, for a curve."""
     from tqdm.auto import tqdm
 
-    return [record.to_dict() for record in tqdm(records, total=total, unit="step") if record.step % every == 0]
+    quiet = os.environ.get("TQDM_DISABLE", "0") != "0"  # tqdm's notebook bar forgets its own variable
+    bar = tqdm(records, total=total, unit="step", disable=quiet)
+    return [record.to_dict() for record in bar if record.step % every == 0]
 
 
 def smooth(values: Iterable[float], window: int = 9) -> np.ndarray:
