@@ -219,3 +219,16 @@ def test_an_ablation_is_continued(tmp_path, capsys):
     assert [r["arm"] for r in json.loads(out.read_text())["runs"]] == ["plain", "guided"]
     assert main(["ablate", "--out", str(out), "--seeds", "1", "--steps", "3", "--arms", "plain"]) == 2
     assert "another --out" in capsys.readouterr().err
+
+
+def test_two_processes_learn_what_one_does(tmp_path):
+    """torchrun on two processes: the same losses, at the same total batch, as one process."""
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1]), "OMP_NUM_THREADS": "1"}
+    settings = ["--device", "cpu", "--log-every", "1", "--set", "steps=3", "precision=fp32", *TINY]
+    assert run("train", "--out", "one", *settings, cwd=tmp_path).returncode == 0
+    two = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
+                          "-m", "tinymsg", "train", "--out", "two", *settings], cwd=tmp_path, env=environment,
+                         capture_output=True, text=True, timeout=240)  # fmt: skip
+    assert two.returncode == 0, two.stderr
+    logs = [np.loadtxt(tmp_path / name / "log.csv", delimiter=",", skiprows=1) for name in ("one", "two")]
+    np.testing.assert_allclose(logs[1], logs[0], rtol=1e-4)

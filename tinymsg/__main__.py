@@ -135,7 +135,7 @@ def _train(args: argparse.Namespace) -> int:
     from . import train
 
     config = _config(args)
-    device = _device(args.device)
+    device = train.join_processes(_device(args.device))
     out = Path(args.out)
     state = train.TrainState(config, device)
     try:
@@ -145,12 +145,13 @@ def _train(args: argparse.Namespace) -> int:
         raise UserError(str(error)) from None
     for sentence in damaged:
         print(sentence, file=sys.stderr)
-    if path is not None:
-        print(f"resuming from {path} at step {state.step}")
-    print(f"{config.kind}, {'guided ' + str(config.scales) if config.scales else 'plain'}, "
-          f"{sum(p.numel() for p in state.model.parameters()) / 1e6:.2f} M parameters, "
-          f"{'bf16' if state.bf16 else 'fp32'} on {device}: {config.steps} steps of {config.batch} crops "
-          f"{config.crop}x{config.crop} of {batches.pairs.name}")  # fmt: skip
+    if train.rank_and_processes()[0] == 0:
+        if path is not None:
+            print(f"resuming from {path} at step {state.step}")
+        parameters = sum(p.numel() for p in state.model.parameters()) / 1e6
+        print(f"{config.kind}, guidance scales {config.scales or 'none'}, {parameters:.2f} M parameters, "
+              f"{'bf16' if state.bf16 else 'fp32'} on {device}: {config.steps} steps of {config.batch} crops "
+              f"{config.crop}x{config.crop} of {batches.pairs.name}")  # fmt: skip
     try:
         train.run(state, batches, out, log_every=args.log_every, save_every=args.save_every)
     except KeyboardInterrupt:
@@ -162,6 +163,8 @@ def _train(args: argparse.Namespace) -> int:
         raise UserError(str(error)) from None
     except OSError as error:
         raise UserError(f"{out}: {error.strerror}; the last checkpoint there is intact") from None
+    finally:
+        train.leave_processes()
     return 0
 
 

@@ -91,7 +91,8 @@ def write_image(path: str | Path, display: Tensor, like: str | Path | None = Non
     except (OSError, ValueError) as error:
         raise ImageError(f"{path}: could not be written ({getattr(error, 'strerror', None) or error})") from None
     finally:
-        partial.unlink(missing_ok=True)
+        if partial.is_file():
+            partial.unlink()
 
 
 def to_model(display: Tensor) -> Tensor:
@@ -380,12 +381,18 @@ class PairedImages:
 
 @dataclass(frozen=True)
 class Batches:
-    """Batch number s of a training run: a pure function of s, so that a resumed run sees the same data."""
+    """Batch number s of a training run: a pure function of s, so that a resumed run sees the same data.
+
+    batch is the total; of several processes, number `rank` gets every `processes`-th pair of it.
+    """
 
     pairs: Pairs
     batch: int
     size: int
+    rank: int = 0
+    processes: int = 1
 
     def __call__(self, step: int) -> tuple[Tensor, Tensor]:
-        """(y0, x) of optimiser step `step` = 0, 1, ..., both (batch, c, size, size)."""
-        return self.pairs.crops(torch.arange(step * self.batch, (step + 1) * self.batch), self.size)
+        """(y0, x) of optimiser step `step` = 0, 1, ..., both (batch / processes, c, size, size)."""
+        first = step * self.batch
+        return self.pairs.crops(torch.arange(first + self.rank, first + self.batch, self.processes), self.size)

@@ -150,15 +150,18 @@ def fit(model: TrainState | Config, batches: Callable[[int], tuple[Tensor, Tenso
     state = TrainState(model) if isinstance(model, Config) else model
     config = config or state.config
     core, device = state.model, state.device
+    rank, processes = rank_and_processes()
     schedule = core.training_schedule()
     network = _distributed(core, device)
     forward = torch.compile(network, fullgraph=True) if config.compile else network
     while state.step < config.steps:
-        # Noise is a function of (seed, step, rank): a resumed run draws what an uninterrupted one would have
-        generator = torch.Generator(device).manual_seed((config.seed << 40) + (state.step << 8) + _rank())
+        # Noise is a function of (seed, step): a resumed run draws what an uninterrupted one would have
+        # (the factor spreads neighbouring seeds; the CPU's generator reads no more than 32 bits)
+        generator = torch.Generator(device).manual_seed((config.seed * 0x9E3779B1 + (state.step << 8)) % 2**32)
         y0, x = (image.contiguous(memory_format=torch.channels_last) for image in batches(state.step))
-        noise_level = schedule.random_noise_level(len(y0), generator)
-        eps = torch.randn(y0.shape, generator=generator, device=device)
+        # Several processes draw the noise of the whole batch and take their share: the sum is one process's
+        noise_level = schedule.random_noise_level(len(y0) * processes, generator)[rank::processes]
+        eps = torch.randn(len(y0) * processes, *y0.shape[1:], generator=generator, device=device)[rank::processes]
         for group in state.optimizer.param_groups:
             group["lr"] = state.learning_rate()
         with torch.autocast(device.type, torch.bfloat16, enabled=state.bf16):
@@ -176,17 +179,40 @@ def fit(model: TrainState | Config, batches: Callable[[int], tuple[Tensor, Tenso
         # Looking at a value waits for the GPU: there only now and then, and always before the last record
         if device.type == "cpu" or state.step % 100 == 0 or state.step == config.steps:
             if not bool(torch.isfinite(denoise + guidance)):
-                raise NotFiniteError(f"the loss is {float(denoise)} + {float(guidance)} at step {state.step}; "
+                raise NotFiniteError(f"the loss is {denoise.item()} + {guidance.item()} at step {state.step}; "
                                      "lower lr or raise warmup, and resume from the last checkpoint")  # fmt: skip
-        yield Record(state.step, denoise.detach(), guidance.detach(), norm.detach(), norm_guidance.detach(),
+        losses = torch.stack([denoise.detach(), guidance.detach()])
+        if processes > 1:
+            torch.distributed.all_reduce(losses.div_(processes))
+        yield Record(state.step, losses[0], losses[1], norm.detach(), norm_guidance.detach(),
                      state.optimizer.param_groups[0]["lr"])  # fmt: skip
 
 
 # --- several processes --------------------------------------------------------------------------------------
 
 
-def _rank() -> int:
-    return torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
+def rank_and_processes() -> tuple[int, int]:
+    """(this process's number, how many there are); (0, 1) without torchrun."""
+    if not torch.distributed.is_initialized():
+        return 0, 1
+    return torch.distributed.get_rank(), torch.distributed.get_world_size()
+
+
+def join_processes(device: torch.device) -> torch.device:
+    """Under torchrun, join the other processes and return this one's own device; else `device` unchanged."""
+    if "LOCAL_RANK" not in os.environ or torch.distributed.is_initialized():
+        return device
+    if device.type == "cuda":
+        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        torch.cuda.set_device(device)
+    torch.distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    return device
+
+
+def leave_processes() -> None:
+    """Undo `join_processes`."""
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 def _distributed(model: Model, device: torch.device) -> nn.Module:
@@ -253,13 +279,23 @@ def make_batches(config: Config, device: torch.device, folder: str | None = None
     else:
         contents = make_contents(config.content, config.content_count, seed=0)
         pairs = SyntheticPairs(contents, config.domain, config.seed, device, gray=config.channels == 1)
-    return Batches(pairs, config.batch, config.crop)
+    rank, processes = rank_and_processes()
+    if config.batch % processes:
+        raise ValueError(f"batch is the total over all processes: {config.batch} does not divide among {processes}")
+    return Batches(pairs, config.batch, config.crop, rank, processes)
 
 
 def run(state: TrainState, batches: Batches, out: Path, log_every: int = 100, save_every: int = 500) -> None:
-    """Drain `fit`: progress bar, out/log.csv, checkpoints, and at the end out/weights.safetensors (the EMA)."""
+    """Drain `fit`: progress bar, out/log.csv, checkpoints, and at the end out/weights.safetensors (the EMA).
+
+    Of several processes, the first writes.
+    """
     from tqdm import tqdm
 
+    if rank_and_processes()[0] > 0:
+        for _ in fit(state, batches):
+            pass
+        return
     out.mkdir(parents=True, exist_ok=True)
     write_results(out / "run.json", provenance() | {
         "data": batches.pairs.name, "seed": state.config.seed, "steps": state.config.steps,
