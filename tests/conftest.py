@@ -38,7 +38,7 @@ def tiny_model(tiny_config):
         with torch.no_grad():
             for weight in model.parameters():
                 fan_in = weight[0].numel() if weight.ndim > 1 else 1
-                weight.copy_(torch.randn(weight.shape, generator=generator) * 0.5 / fan_in**0.5)
+                weight.copy_(torch.randn(weight.shape, generator=generator) / fan_in**0.5)
         return model
 
     return make

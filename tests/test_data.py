@@ -162,7 +162,8 @@ def test_written_pictures_keep_exif_and_lose_the_orientation(tmp_path):
     Image.fromarray(pixels(8, 16)).save(tmp_path / "in.jpg", exif=exif)
     upright = read_image(tmp_path / "in.jpg")
     write_image(tmp_path / "out.png", upright, like=tmp_path / "in.jpg")
-    written = Image.open(tmp_path / "out.png").getexif()
+    with Image.open(tmp_path / "out.png") as image:
+        written = dict(image.getexif())
     assert written[0x010F] == "Maker" and 0x0112 not in written
     assert torch.equal(read_image(tmp_path / "out.png"), upright)
 
@@ -257,7 +258,7 @@ def test_a_folder_of_pictures_is_content(tmp_path):
     assert torch.equal(torch.stack(contents.images), torch.stack([
         torch.from_numpy(pixels(10, 12, seed=i)).permute(2, 0, 1) for i in (1, 0, 2)]))  # fmt: skip
     with pytest.raises(ValueError, match="no pictures"):
-        folder_contents(str(tmp_path / "sub" / ".."  / "nowhere"))
+        folder_contents(str(tmp_path / "nowhere"))
 
 
 def test_natural_photographs_as_content(bsds500, tmp_path):
@@ -319,7 +320,7 @@ def test_the_seed_and_the_size_matter_and_gray_is_green():
 def test_no_light_is_missing_at_the_borders():
     """The crop's border is blurred with what lay outside of it: a bright frame shines in."""
     picture = torch.zeros(3, 40, 40, dtype=torch.uint8)
-    picture[:, :, :16] = 255
+    picture[:, :, :8] = 255
     domain = Domain(Motion("linear", length=(9.0, 9.0), angle=0.0), Camera("none"))
     y0, x = SyntheticPairs(Contents([picture], "edge"), domain).crops(torch.arange(200), 24)
     dark = (y0 == -1).flatten(1).all(dim=1)

@@ -203,6 +203,7 @@ def build_model(config: Config) -> Model:
 
 
 def count_parameters(model: nn.Module) -> int:
+    """How many numbers there are to learn."""
     return sum(p.numel() for p in model.parameters())
 
 
@@ -249,8 +250,11 @@ def load_model(path: str | Path, device: str | torch.device = "cpu") -> Model:
         raise ValueError(f"{path} is not a readable safetensors file: {error}") from error
     if config is None:
         raise ValueError(f"{path} has no tinymsg configuration in its header: it was not written by save_model")
-    model = Model(Config.from_dict(json.loads(config)))
-    model.load_state_dict(state)
+    try:
+        model = Model(Config.from_dict(json.loads(config)))
+        model.load_state_dict(state)
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(f"{path} does not fit the configuration in its header: {str(error).splitlines()[0]}") from error
     return model.eval().to(device)
 
 

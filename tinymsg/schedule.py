@@ -33,14 +33,17 @@ class Schedule:
     """alpha_bar of T steps. Float64 on the CPU: products of hundreds of factors, and differences from 1.
 
     Attributes:
-        alpha_bar: (T + 1,), strictly falling from alpha_bar[0] = 1 to alpha_bar[T] > 0.
+        alpha_bar: (T + 1,), strictly falling from alpha_bar[0] = 1 to alpha_bar[T] >= 1e-60.
     """
 
     alpha_bar: Tensor
 
     def __post_init__(self):
         ab = self.alpha_bar
-        if ab.ndim != 1 or len(ab) < 2 or ab[0] != 1 or not (ab.diff() < 0).all() or ab[-1] <= 0:
+        if ab.ndim == 1 and len(ab) > 1 and ab[-1] < 1e-60:  # samplers divide float32 images by its root
+            raise ValueError(f"alpha_bar ends at {float(ab[-1]):.0e}, below 1e-60: so much noise cannot be undone; "
+                             "use fewer steps or a smaller max_noise")  # fmt: skip
+        if ab.ndim != 1 or len(ab) < 2 or ab[0] != 1 or not (ab.diff() < 0).all():
             raise ValueError("alpha_bar must be one-dimensional and fall strictly from exactly 1 to above 0")
 
     @property
