@@ -1,0 +1,31 @@
+"""Writes results/overview.png, the README's picture: blurry, restored, sharp; a known blur above, an unknown one below."""
+
+from pathlib import Path
+
+import torch
+
+from tinymsg.blur import photograph
+from tinymsg.data import DOMAINS, photo, to_model
+from tinymsg.evaluate import Setting
+from tinymsg.explore import frame_bytes, image_grid, score_text, use_style
+from tinymsg.model import model_card, pretrained
+from tinymsg.rng import Draws
+
+CROPS = {"astronaut": (40, 130), "chelsea": (60, 160)}  # top, left of a 192-pixel square
+
+use_style()
+model, setting = pretrained("scenes-guided"), Setting(**model_card("scenes-guided")["setting"])
+rows, notes = {}, []
+for label, domain in (("like training", "gopro_like"), ("camera shake", "camera_shake")):
+    row, scores = [], []
+    for name, (top, left) in CROPS.items():
+        sharp = photo(name)[None, :, top : top + 192, left : left + 192].float() / 255
+        y0, x = photograph(sharp, DOMAINS[domain].motion, DOMAINS[domain].camera, Draws(3, torch.tensor([5])))
+        y0, x = to_model(y0), to_model(x)
+        y0_hat, _ = setting.restore(model, x, torch.Generator().manual_seed(0))
+        row += [x, y0_hat, y0]
+        scores += [score_text(x, y0), score_text(y0_hat, y0), ""]
+    rows[label] = row
+    notes.append(scores)
+figure = image_grid(rows, titles=["blurry", "restored", "sharp"] * len(CROPS), notes=notes, size=2.0)
+Path(__file__).with_name("results").joinpath("overview.png").write_bytes(frame_bytes(figure))
