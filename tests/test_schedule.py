@@ -7,8 +7,7 @@ from tinymsg.schedule import SCHEDULES, Schedule, cosine, linear, make_schedule,
 
 
 @pytest.mark.parametrize("name", SCHEDULES)
-@pytest.mark.parametrize("steps", [1, 2, 7, 100, 2000])
-@pytest.mark.parametrize("max_noise", [0.001, 0.02, 0.3])
+@pytest.mark.parametrize("steps, max_noise", [(1, 0.3), (2, 0.001), (7, 0.99), (100, 0.3), (2000, 0.02), (2000, 0.01)])
 def test_schedule_contract(name, steps, max_noise):
     schedule = make_schedule(name, steps, max_noise)
     ab, beta = schedule.alpha_bar, schedule.beta

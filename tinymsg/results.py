@@ -35,7 +35,8 @@ def write_results(path: str | Path, results: dict) -> None:
 
 
 def _compact_lists(text: str) -> str:
-    return re.sub(r"\[\s+([^\[\]{}]*?)\s+\]", lambda m: "[" + re.sub(r"\s*\n\s*", " ", m.group(1)) + "]", text)
+    # A line break stands between brackets, never within a string: there JSON writes \n
+    return re.sub(r"\[\n\s*([^\[\]{}]*?)\n\s*\]", lambda m: "[" + re.sub(r"\s*\n\s*", " ", m.group(1)) + "]", text)
 
 
 def read_results(path: str | Path) -> dict:
