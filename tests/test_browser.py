@@ -21,6 +21,9 @@ LESSON = "05_evaluation.ipynb"
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-sync", "--no-first-run",
          "--disable-component-update", "--disable-quic", "--disable-dev-shm-usage"]  # fmt: skip
 
+# Errors and warnings in the outputs
+ERRORS = ", ".join(f'.jp-OutputArea-output[data-mime-type="application/vnd.jupyter.{kind}"]' for kind in ("error", "stderr"))
+
 
 @pytest.fixture
 def workspace(tmp_path):
@@ -105,10 +108,11 @@ def run_all_cells(page, address: str, token: str, name: str, cells: int, seconds
                  ).first.wait_for(timeout=60_000)  # fmt: skip
     page.locator(".lm-MenuBar-item", has_text=re.compile("^Run$")).click()
     page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
-    page.wait_for_function(
-        """n => [...document.querySelectorAll('.jp-CodeCell .jp-InputPrompt')]
+    page.wait_for_function(  # an error stops the run: then the test says which
+        """([n, errors]) => document.querySelector(errors) !== null ||
+                 [...document.querySelectorAll('.jp-CodeCell .jp-InputPrompt')]
                  .filter(prompt => /\\[\\d+\\]/.test(prompt.textContent)).length >= n""",
-        arg=cells, polling=300, timeout=seconds * 1000)  # fmt: skip
+        arg=[cells, ERRORS], polling=300, timeout=seconds * 1000)  # fmt: skip
 
 
 @pytest.fixture(params=[LESSON])
@@ -120,8 +124,7 @@ def notebook(request, workspace):
 def test_slider_moved_by_keyboard_changes_the_picture(notebook, server, page):
     name, cells = notebook
     run_all_cells(page, *server, name, cells)
-    assert page.locator('.jp-OutputArea-output[data-mime-type="application/vnd.jupyter.error"]').all_inner_texts() == []
-    assert page.locator('.jp-OutputArea-output[data-mime-type="application/vnd.jupyter.stderr"]').all_inner_texts() == []
+    assert page.locator(ERRORS).all_inner_texts() == []
 
     view = page.locator(".jp-OutputArea-output", has=page.locator(".noUi-handle")).first
     view.scroll_into_view_if_needed()
