@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from tinymsg import scenes as module
 from tinymsg.scenes import render_scenes, render_signals
 
 
@@ -65,3 +66,13 @@ def test_signals_are_a_function_of_seed_and_index():
     assert torch.equal(signals[0], signals[2]) and not torch.equal(signals[0], signals[1])
     assert torch.allclose(render_signals(index[1:2], 64, seed=2), signals[1:2])
     assert not torch.allclose(render_signals(index, 64, seed=3), signals)
+
+
+def test_a_leaf_covers_its_inside(monkeypatch):
+    index = torch.arange(40)
+    monkeypatch.setattr(module, "SHAPES", 0)
+    ground = render_scenes(index, 32)
+    monkeypatch.setattr(module, "SHAPES", 1)
+    changed = ((render_scenes(index, 32) - ground).abs().amax(dim=1) > 1e-3).float().mean(dim=(1, 2))
+    assert 0.005 < changed.mean() < 0.2  # p(r) ~ r^-2: most leaves are small
+    assert changed.max() > 4 * changed.median()
