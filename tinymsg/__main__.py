@@ -27,7 +27,7 @@ def _deblur(args: argparse.Namespace) -> int:
     jobs = _jobs([Path(p) for p in args.inputs], Path(args.output))
     device = _device(args.device)
     model, card = _weights(args.weights, device)
-    setting = {"sampler": "ancestral", "steps": 5, "max_noise": 0.9, "samples": 1} | card.get("setting", {})
+    setting = {"sampler": "ancestral", "steps": 5, "max_noise": 0.9} | card.get("setting", {}) | {"samples": 1}
     setting |= {k: getattr(args, k) for k in setting if getattr(args, k) is not None}
     failed = []
     for source, target in jobs:
@@ -340,7 +340,7 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--weights", default="scenes-guided", metavar="NAME", help="shipped weights or a .safetensors file (default: %(default)s)")
     sub.add_argument("--steps", type=_positive, metavar="N", help="network evaluations a sample: more is sharper and slower (default: the weights' own best)")
     sub.add_argument("--max-noise", type=_share, metavar="B", help="largest noise step, between 0 and 1 (default: likewise)")
-    sub.add_argument("--samples", type=_positive, metavar="N", help="draws to average: more is smoother and safer (default: likewise)")
+    sub.add_argument("--samples", type=_positive, metavar="N", help="draws to average: more is smoother and safer (default: 1)")
     sub.add_argument("--sampler", choices=("ancestral", "ddim", "dpm_solver"), help="how noise is taken away (default: likewise)")
     sub.add_argument("--seed", type=int, default=0, metavar="N", help="the same seed gives the same picture (default: %(default)s)")
     sub.add_argument("--overwrite", action="store_true", help="replace output files that exist")
