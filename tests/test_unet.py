@@ -1,5 +1,6 @@
 import pytest
 import torch
+import torch.nn.functional as F
 
 from tinymsg.guidance import NoGuidance
 from tinymsg.unet import Features, NoiseEmbedding, ResBlock, UNet, conv, group_norm
@@ -141,6 +142,15 @@ def test_res_block_starts_as_its_skip_and_drops_out_in_training_alone(images):
     assert (block(h, e) - block(h, -e)).abs().mean() > 1e-3
     block.train()
     assert not torch.equal(block(h, e), block(h, e))
+
+
+def test_res_block_closed_form():
+    block = randomised(ResBlock(16, 24, 32, 0.0, 2))
+    h = torch.randn(2, 16, 8, 8, generator=torch.Generator().manual_seed(0))
+    e = torch.randn(2, 32, generator=torch.Generator().manual_seed(1))
+    scale, shift = (e @ block.modulate.weight.T + block.modulate.bias).reshape(2, 2, 24, 1, 1).unbind(1)
+    out = block.norm_2(block.conv_1(F.silu(block.norm_1(h)))) * (1 + scale) + shift
+    torch.testing.assert_close(block(h, e), block.skip(h) + block.conv_2(F.silu(out)), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("channels", [1, 8, 16, 24, 40, 48, 128, 136])
