@@ -278,7 +278,7 @@ def table(results: dict, metric: str = "psnr") -> str:
 
 
 def markdown_table(results: dict, metric: str = "psnr") -> str:
-    """The same for Markdown: domains in rows, models in columns.."""
+    """The same for Markdown: domains in rows, models in columns."""
     rows = list(next(iter(results["domains"].values()))["scores"])
     lines = ["| domain | " + " | ".join(rows) + " |", "|---" * (len(rows) + 1) + "|"]
     for domain, entry in results["domains"].items():
