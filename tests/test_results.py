@@ -9,7 +9,7 @@ from tinymsg.results import provenance, read_results, sha256, write_results
 
 
 def test_results_come_back_as_they_were(tmp_path):
-    results = {"command": "x --set widths=[ 1, 2 ] \n[\n3 ]", "list": [1, 2.5, "a, [ b ]", None], "empty": [], "no": {},
+    results = {"command": "x --set widths=[ 1, 2 ] \n[\n3 ]", "list": [1, 2.5, "a, [ b ]", None], "open": ["x [ a", "b"], "empty": [], "no": {},
                "nested": [[1, 2], [3, 4]], "of dicts": [{"a": 1}, {"b": [1, 2]}], "words": ["é", "{", "]", "["]}  # fmt: skip
     path = tmp_path / "new" / "folder" / "results.json"
     write_results(path, results)
