@@ -317,7 +317,7 @@ def jpeg(display: Tensor, quality: int) -> Tensor:
     Args:
         display: (n, 3, h, w) in [0, 1].
         quality: 1 (worst) to 100, as in libjpeg.
-    Returns: (n, 3, h, w) in [0, 1]; within rounding of libjpeg's result (tested), but on any device.
+    Returns: (n, 3, h, w) in [0, 1]; at least 38 dB from what libjpeg makes, quality 30 and up (tested), on any device.
     """
     if not 1 <= quality <= 100:
         raise ValueError(f"JPEG quality must be 1 to 100, got {quality}")
