@@ -420,8 +420,10 @@ def check(files: list[Path]) -> int:
 def lab() -> int:
     """Open JupyterLab on the lessons, without its news and update questions."""
     use_fast_allocator()
+    # In a container one is root, and the server listens on this machine alone, behind a token
+    as_root = ["--allow-root"] if hasattr(os, "geteuid") and os.geteuid() == 0 else []
     os.execv(sys.executable, [sys.executable, "-m", "jupyterlab", str(HERE), "--LabApp.news_url=None",
-                              "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate"])  # fmt: skip
+                              "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate", *as_root])  # fmt: skip
 
 
 def _parameters(profile: str, settings: list[str]) -> dict:
