@@ -11,9 +11,10 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 LIBRARY = ROOT / "tinymsg"
 MODULES = sorted(LIBRARY.glob("*.py"))
+COMMANDS = sorted((LIBRARY / "commands").glob("*.py"))
 # Each module imports only from those before it
 ORDER = ("rng", "scenes", "blur", "data", "schedule", "unet", "guidance", "model", "results", "train", "sample", "evaluate",
-         "toy", "checks", "explore", "__main__")  # fmt: skip
+         "toy", "checks", "explore", "commands", "__main__")  # fmt: skip
 
 
 def trees(*parts: str) -> list[tuple[str, ast.Module]]:
@@ -25,7 +26,7 @@ def imported(tree: ast.Module) -> set[str]:
     names = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and node.level == 1:
-            names |= {node.module} if node.module else {alias.name for alias in node.names}
+            names |= {node.module.split(".")[0]} if node.module else {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("tinymsg"):
             names |= {node.module.removeprefix("tinymsg").lstrip(".")}
         elif isinstance(node, ast.Import):
@@ -34,10 +35,10 @@ def imported(tree: ast.Module) -> set[str]:
 
 
 def test_every_module_has_its_place():
-    assert {path.stem for path in MODULES} == {"__init__", *ORDER}
+    assert {path.stem for path in MODULES} | {"commands"} == {"__init__", *ORDER}
 
 
-@pytest.mark.parametrize("name", ORDER)
+@pytest.mark.parametrize("name", [name for name in ORDER if name != "commands"])
 def test_a_module_imports_only_from_those_before_it(name):
     ((_, tree),) = trees(name)
     before = {*ORDER[: ORDER.index(name)], "__version__"}
@@ -69,15 +70,15 @@ def test_only_explore_draws():
             assert not any(n.split(".")[0] in ("matplotlib", "ipywidgets", "IPython") for n in names), name
 
 
-@pytest.mark.parametrize("path", MODULES, ids=lambda p: p.name)
+@pytest.mark.parametrize("path", MODULES + COMMANDS, ids=lambda p: f"{p.parent.name}/{p.name}")
 def test_the_device_follows_the_input(path):
     text = path.read_text()
-    code = text.replace("cuda:1", "") if path.stem == "__main__" else text  # an example in --help
+    code = text.replace("cuda:1", "") if path.stem == "shared" else text  # an example in --help
     for forbidden in (r"\.cuda\(", r"cuda:\d", r"device=[\"']cuda"):
         assert not re.search(forbidden, code)
 
 
-@pytest.mark.parametrize("path", MODULES, ids=lambda p: p.name)
+@pytest.mark.parametrize("path", MODULES + COMMANDS, ids=lambda p: f"{p.parent.name}/{p.name}")
 def test_what_is_public_is_described(path):
     tree = ast.parse(path.read_text())
     assert ast.get_docstring(tree)
@@ -87,21 +88,34 @@ def test_what_is_public_is_described(path):
     assert path.stem not in {node.name for node in public} or path.stem == "evaluate"  # `from tinymsg import x` is clear
 
 
-@pytest.mark.parametrize("path", MODULES, ids=lambda p: p.name)
+@pytest.mark.parametrize("path", MODULES + COMMANDS, ids=lambda p: f"{p.parent.name}/{p.name}")
 def test_a_module_can_be_read_in_one_sitting(path):
     assert len(path.read_text().splitlines()) <= 450
 
 
-@pytest.mark.parametrize("path", MODULES, ids=lambda p: p.name)
+@pytest.mark.parametrize("path", MODULES + COMMANDS, ids=lambda p: f"{p.parent.name}/{p.name}")
 def test_no_bare_except_no_star_no_print_in_the_library(path):
     for node in ast.walk(ast.parse(path.read_text())):
         assert not (isinstance(node, ast.ExceptHandler) and node.type is None), node.lineno
         assert not (isinstance(node, ast.ImportFrom) and node.names[0].name == "*"), node.lineno
-        if path.stem not in ("__main__", "checks", "explore") and isinstance(node, ast.Call):
+        if path not in COMMANDS and path.stem not in ("__main__", "checks", "explore") and isinstance(node, ast.Call):
             assert getattr(node.func, "id", "") != "print", node.lineno
 
 
 def test_a_module_has_its_tests():
     tested = {path.stem.removeprefix("test_") for path in (ROOT / "tests").glob("test_*.py")}
     untested = {name.strip("_") for name in ORDER} - tested
-    assert untested <= {"toy", "checks", "explore"}  # the notebooks' own: the lessons run them
+    assert untested <= {"toy", "checks", "explore", "commands"}  # the lessons run the first three, test_main the last
+
+
+def test_every_command_is_declared_and_light():
+    """Each file of commands/ is on the command line, and importing it loads nothing heavy."""
+    from tinymsg.__main__ import COMMANDS as declared
+
+    assert {path.stem for path in COMMANDS} - {"__init__", "shared"} == {module.__name__.split(".")[-1] for module in declared}
+    for path in COMMANDS:
+        for node in ast.parse(path.read_text()).body:
+            if isinstance(node, ast.Import):
+                assert {alias.name for alias in node.names} <= {"argparse", "os", "sys"}, path.name
+            if isinstance(node, ast.ImportFrom):
+                assert node.module in ("pathlib", "shared", "collections.abc"), path.name

@@ -108,7 +108,7 @@ def test_no_space_left_is_one_sentence_and_no_file(tmp_path, weights, capsys, mo
 
 
 def test_too_large_for_the_memory(tmp_path, weights, capsys, monkeypatch):
-    monkeypatch.setattr("tinymsg.__main__._BYTES_PER_PIXEL_AND_CHANNEL", {True: 10**9, False: 10**9})
+    monkeypatch.setattr("tinymsg.commands.deblur._BYTES_PER_PIXEL_AND_CHANNEL", {True: 10**9, False: 10**9})
     assert deblur(picture(tmp_path / "in.png"), "-o", tmp_path / "out.png", weights=weights) == 1
     assert "GB of memory" in capsys.readouterr().err
 

@@ -1,0 +1,73 @@
+"""evaluate: weights x domains x metrics -> one results file."""
+
+import argparse
+from pathlib import Path
+
+from .shared import DEVICE_HELP, UserError, load_weights, pick_device, positive
+
+
+def add(commands: argparse._SubParsersAction) -> None:
+    """Declare the command and its arguments."""
+    sub = commands.add_parser("evaluate", help="score weights on in-domain and out-of-domain pairs", epilog=(
+        "The sampler's steps and noise are searched on a validation split of the training domain and then frozen."))  # fmt: skip
+    sub.add_argument("--weights", nargs="+", default=["scenes-guided", "scenes-plain", "scenes-regression"], metavar="[ROW=]NAME",
+                     help="shipped weights or .safetensors files, each with a name for its row (default: %(default)s)")  # fmt: skip
+    sub.add_argument("--out", required=True, metavar="FILE", help="results file (JSON)")
+    sub.add_argument("--domains", nargs="+", metavar="NAME", help="default: the training domain and all test domains")
+    sub.add_argument("--pairs", metavar="FOLDER", help="real pairs (GoPro layout, or input/ and target/) instead of synthetic domains")
+    sub.add_argument("--content", default="scenes", help="sharp pictures: scenes, photos, or a folder (default: %(default)s)")
+    sub.add_argument("--count", type=positive, default=200, metavar="N", help="pairs a domain (default: %(default)s)")
+    sub.add_argument("--validation", type=positive, default=24, metavar="N", help="pairs for choosing the sampler's setting (default: %(default)s)")
+    sub.add_argument("--size", type=positive, default=96, metavar="PIXELS", help="side of the crops (default: %(default)s)")
+    sub.add_argument("--samples", type=positive, default=4, metavar="N", help="draws averaged in the -mean rows (default: %(default)s)")
+    sub.add_argument("--device", default="auto", help=DEVICE_HELP)
+    sub.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Carry it out; returns the exit status."""
+    import dataclasses
+
+    import torch
+
+    from .. import evaluate as ev
+    from ..data import TEST_DOMAINS, PairedImages, get_domain
+    from ..model import WEIGHTS
+    from ..results import provenance, sha256, write_results
+
+    device = pick_device(args.device)
+    models, weights = {}, {}
+    for item in args.weights:
+        label, _, source = item.rpartition("=")
+        label = label or item.rsplit("-", 1)[-1].removesuffix(".safetensors")
+        models[label], _ = load_weights(source, device)
+        path = Path(source) if Path(source).is_file() else WEIGHTS / f"{source}.safetensors"
+        weights[label] = {"source": source, "sha256": sha256(path), "config": models[label].config.to_dict()}
+    say = lambda line: print(line, flush=True)  # noqa: E731
+    try:
+        if args.pairs:
+            domains = {Path(args.pairs).name: PairedImages(args.pairs, device=device)}
+        else:
+            names = args.domains or ["gopro_like", *TEST_DOMAINS]
+            for name in names:
+                get_domain(name)
+            domains = {n: ev.domain_pairs(n, args.content, args.count, ev.TEST_SEED, device) for n in names}
+        results = provenance()
+        validation = ev.domain_pairs("gopro_like", args.content, args.validation, ev.VALIDATION_SEED, device)
+        diffusion = {label: m for label, m in models.items() if m.config.kind == "diffusion"}
+        results["grid"] = {label: ev.grid_search(m, validation, args.validation, args.size, progress=say)
+                           for label, m in diffusion.items()}  # fmt: skip
+        setting = ev.Setting(samples=args.samples)
+        if diffusion:  # chosen on the validation split of the training domain, for the first model; then frozen for all
+            best = ev.choose_cell(results["grid"][next(iter(diffusion))])
+            setting = dataclasses.replace(setting, steps=best["steps"], max_noise=best["max_noise"])
+        results |= {"setting": dataclasses.asdict(setting), "weights": weights, "parameters": {
+            label: sum(p.numel() for p in m.parameters()) for label, m in models.items()}}  # fmt: skip
+        results |= ev.evaluate(models, domains, setting, args.count, args.size, device=device, progress=say)
+    except (ValueError, torch.OutOfMemoryError) as error:
+        raise UserError(str(error)) from None
+    write_results(args.out, results)
+    print(ev.table(results))
+    for metric, reason in results["unavailable"].items():
+        print(f"{metric} is unavailable: {reason}")
+    return 0

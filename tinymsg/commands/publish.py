@@ -1,0 +1,46 @@
+"""publish: trained and evaluated weights -> shipped weights with their card."""
+
+import argparse
+from pathlib import Path
+
+from .shared import UserError
+
+
+def add(commands: argparse._SubParsersAction) -> None:
+    """Declare the command and its arguments."""
+    sub = commands.add_parser("publish", help="ship evaluated weights with their model card (for maintainers)")
+    sub.add_argument("run_folder", metavar="RUN", help="the --out folder of a finished train")
+    sub.add_argument("--name", required=True, help="the weights' name")
+    sub.add_argument("--results", required=True, metavar="FILE", help="evaluate's results file with these very weights")
+    sub.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Ship trained weights: copy them, and write the card from the run's and the evaluation's own records."""
+    import json
+    import shutil
+
+    from ..model import WEIGHTS, load_model
+    from ..results import read_results, sha256, write_results
+
+    run = Path(args.run_folder)
+    source = run / "weights.safetensors"
+    try:
+        load_model(source)
+        results = read_results(args.results)
+    except (FileNotFoundError, ValueError) as error:
+        raise UserError(str(error)) from None
+    label = next((k for k, w in results["weights"].items() if w["sha256"] == sha256(source)), None)
+    if label is None:
+        raise UserError(f"{args.results} holds no scores of {source}: evaluate these very weights first")
+    target = WEIGHTS / f"{args.name}.safetensors"
+    shutil.copyfile(source, target)
+    card = json.loads((run / "run.json").read_text()) | {
+        "name": args.name, "sha256": sha256(target), "parameters": results["parameters"][label],
+        "setting": results["setting"], "unavailable": results["unavailable"],
+        "scores": {d: {row: s for row, s in r["scores"].items() if row in ("blurry", label, f"{label}-mean")}
+                   for d, r in results["domains"].items()},
+    }  # fmt: skip
+    write_results(WEIGHTS / f"{args.name}.json", card)
+    print(f"{target} and its card written")
+    return 0

@@ -1,0 +1,53 @@
+"""What the commands share: mistakes in one sentence, devices, weights, argument types."""
+
+import argparse
+
+DEVICE_HELP = "cpu, cuda, cuda:1, ... (default: the GPU if there is one)"
+
+
+class UserError(Exception):
+    """A mistake that one sentence explains; printed without a traceback."""
+
+
+def pick_device(name: str):
+    """The torch device of a --device argument; UserError if it cannot be used here."""
+    import torch
+
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"device {name!r} cannot be used here: {str(error).splitlines()[0]}") from None
+    return device
+
+
+def load_weights(name: str, device):
+    """(model, card) of shipped weights by name, or of a safetensors file."""
+    from ..model import load_model, model_card, pretrained, pretrained_names
+
+    if name in pretrained_names():
+        return pretrained(name, device), model_card(name)
+    try:
+        return load_model(name, device), {}
+    except FileNotFoundError:
+        raise UserError(f"no weights {name!r}: neither a file nor shipped ({', '.join(pretrained_names())})") from None
+    except ValueError as error:
+        raise UserError(str(error)) from None
+
+
+def positive(text: str) -> int:
+    """argparse type: an integer of at least 1."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, got {value}")
+    return value
+
+
+def share(text: str) -> float:
+    """argparse type: a number between 0 and 1, both excluded."""
+    value = float(text)
+    if not 0 < value < 1:
+        raise argparse.ArgumentTypeError(f"must lie between 0 and 1, got {text}")
+    return value
