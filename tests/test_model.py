@@ -8,8 +8,8 @@ from safetensors.torch import load_file, save_file
 
 from tinymsg import model as model_module
 from tinymsg.model import (
-    KINDS, LOSSES, PRECISIONS, PREDICTIONS, PROFILES, WEIGHTS, Config, Model, build_model, count_parameters, load_model,
-    model_card, plain_twin, pretrained, pretrained_names, save_model,
+    KINDS, LOSSES, PRECISIONS, PREDICTIONS, PROFILES, WEIGHTS, WITHHELD, Config, Model, build_model, count_parameters,
+    load_model, model_card, plain_twin, pretrained, pretrained_names, save_model,
 )  # fmt: skip
 from tinymsg.results import sha256
 from tinymsg.sample import restore
@@ -245,3 +245,49 @@ def test_shipped_weights(name):
 def test_every_card_has_its_weights():
     cards = {path.stem for path in WEIGHTS.glob("*.json")}
     assert cards <= set(pretrained_names()) and {p.suffix for p in WEIGHTS.glob("*")} <= {".json", ".safetensors"}
+
+
+# --- the blurry image withheld from the denoiser ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("withhold_as", WITHHELD)
+def test_concealed_images_reach_the_guidance_alone(tiny_model, images, withhold_as):
+    model = tiny_model(withhold=0.5, withhold_as=withhold_as)
+    y_t, x = images()
+    level = torch.tensor([0.3, 0.8])
+    seen = model.conceal(x, torch.tensor([True, False]))
+    assert torch.equal(seen[1], x[1]) and not torch.equal(seen[0], x[0])
+    flat = torch.full_like(x, 0.4)
+    wanted = torch.zeros_like(flat) if withhold_as == "zeros" else flat  # a flat image is its own coarse version
+    torch.testing.assert_close(model.conceal(flat, torch.tensor([True, True])), wanted)
+    output, predictions = model(y_t, x, level, torch.tensor([True, False]))
+    features, of_x = model.guidance(x)
+    torch.testing.assert_close(output, model.unet(y_t, seen, level, features))
+    for a, b in zip(predictions, of_x, strict=True):
+        assert torch.equal(a, b)
+    assert torch.equal(model(y_t, x, level)[0][1], output[1])
+
+
+def test_always_withheld_means_at_test_too(tiny_model, images):
+    _, x = images()
+    z_t, level = torch.zeros_like(x), torch.tensor([0.3, 0.8])
+    model = tiny_model(withhold=1.0, residual=False)
+    with torch.no_grad():
+        for projection in model.guidance.to_encoder:  # without guidance nothing of x is left
+            projection.weight.zero_()
+        first, second = (model.denoiser(image)(z_t, level) for image in (x, x.flip(-1)))
+    assert torch.equal(first, second)
+    often = tiny_model(withhold=0.9, residual=False)
+    with torch.no_grad():
+        assert not torch.equal(often.denoiser(x)(z_t, level), often.denoiser(x.flip(-1))(z_t, level))
+
+
+@pytest.mark.parametrize("changes, message", [
+    ({"withhold": 1.5}, "share of the training pairs, 0 to 1"),
+    ({"withhold_as": "noise"}, "unknown withhold_as 'noise'; known: zeros, coarse"),
+    ({"head_start": 5, "scales": ()}, "needs scales and a target"),
+    ({"head_start": 5, "target": "none"}, "needs scales and a target"),
+])  # fmt: skip
+def test_withholding_and_head_start_say_what_is_allowed(tiny_config, changes, message):
+    with pytest.raises(ValueError, match=message):
+        tiny_config(**changes)

@@ -63,8 +63,8 @@ def test_a_perfect_network_has_no_loss(tiny_config, images, predict):
     core = Model(tiny_config(predict=predict, residual=False))
 
     class Perfect(torch.nn.Module):
-        def forward(self, z_t, x_seen, noise_level):
-            assert torch.equal(z_t, q_sample(y0, LEVEL, eps)) and torch.equal(x_seen, x)
+        def forward(self, z_t, x_seen, noise_level, hidden):
+            assert hidden is None and torch.equal(z_t, q_sample(y0, LEVEL, eps)) and torch.equal(x_seen, x)
             return core.target(y0, eps, noise_level), tuple(structure_targets(y0, core.guidance.scales))
 
     assert loss_terms(Perfect(), core.config, y0, x, LEVEL, eps, core) == (0, 0)
@@ -398,3 +398,28 @@ def test_two_processes_learn_what_one_does(tmp_path):
         assert two == pytest.approx(one, rel=1e-3)
     for name, value in alone.items():
         torch.testing.assert_close(first[name], value, rtol=0, atol=2e-4)
+
+
+# --- variants of the ablations ----------------------------------------------------------------------------------
+
+
+def test_a_head_start_moves_the_guidance_alone(tiny_config, batches):
+    config = tiny_config(head_start=2, steps=4)
+    state = TrainState(config)
+    before = {name: value.clone() for name, value in state.model.named_parameters()}
+    steps = fit(state, batches)
+    moved = []
+    for _ in range(3):
+        next(steps)
+        now = {name for name, value in state.model.named_parameters() if not torch.equal(value, before[name])}
+        moved.append({name.split(".")[0] for name in now})
+    assert moved[:2] == [{"guidance"}] * 2 and moved[2] == {"guidance", "unet"}
+
+
+def test_withholding_is_drawn_from_the_step_and_changes_the_loss(tiny_config, batches):
+    def losses(**changes):
+        config = tiny_config(steps=3, **changes)
+        return [float(record.denoise) for record in fit(config, batches)]
+
+    assert losses(withhold=0.5) == losses(withhold=0.5)
+    assert losses(withhold=1.0)[-1] != losses()[-1]

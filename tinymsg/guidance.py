@@ -14,7 +14,7 @@ from .unet import NO_FEATURES, Features, conv
 
 LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
 TARGETS = ("gray", "rgb", "none")
-INJECT = ("features", "structure")
+INJECT = ("features", "structure", "blurry")
 HOW = ("add", "concat", "both")
 _CONCAT_CHANNELS = 4  # a scale, where features (not the structure itself) are concatenated
 
@@ -78,7 +78,8 @@ class MultiscaleGuidance(nn.Module):
         widths: the UNet's channels at each level; scale k joins level k.
         scales: which k, e.g. (1, 2, 3) as in the paper, (2, 3) for coarse ones only.
         target: what is regressed: "gray" (the paper's), "rgb", or "none" (no regression loss: the control).
-        inject: "features" of the last block (the paper's) or the predicted "structure" itself.
+        inject: "features" of the last block (the paper's), the predicted "structure" itself, or the small "blurry"
+            image as it is, without any network (a control: is it the prediction that helps, or the smaller picture?).
         how: "add" to the encoder (the paper's), "concat" to the UNet's input, or "both".
         stop_gradient: True cuts the denoiser's gradient, so that the branch learns from its own loss alone.
     Returns of a call on x (b, c, h, w) in [-1, 1]:
@@ -96,9 +97,13 @@ class MultiscaleGuidance(nn.Module):
         if not scales or len(set(scales)) != len(scales) or not all(1 <= k < len(widths) for k in scales):
             raise ValueError(f"scales must be distinct and within 1 .. {len(widths) - 1}, got {scales}")
         self.scales, self.target, self.inject, self.stop_gradient = tuple(scales), target, inject, stop_gradient
+        if inject == "blurry" and target != "none":
+            raise ValueError("inject='blurry' has no network that could predict a target: set target='none'")
         structure = 3 if target == "rgb" else 1
         outputs = 0 if target == "none" and inject == "features" else structure  # no weights that nothing trains
-        self.nets = nn.ModuleList([StructureNet(outputs, width, blocks, dims) for _ in scales])
+        self.nets = nn.ModuleList()
+        if inject != "blurry":
+            self.nets.extend([StructureNet(outputs, width, blocks, dims) for _ in scales])
         source = width if inject == "features" else structure
         self.to_encoder = nn.ModuleList()
         if how in ("add", "both"):
@@ -111,11 +116,12 @@ class MultiscaleGuidance(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Features, tuple[Tensor, ...]]:
         gray = to_gray(x)
-        injected, predictions = [], []
-        for k, net in zip(self.scales, self.nets, strict=True):
-            hidden, prediction = net(downsample(gray, k))
+        injected = [downsample(gray, k) for k in self.scales]
+        predictions = []
+        for i, net in enumerate(self.nets):  # none, where the blurry image itself is injected
+            hidden, prediction = net(injected[i])
             source = hidden if self.inject == "features" else prediction
-            injected.append(source.detach() if self.stop_gradient else source)
+            injected[i] = source.detach() if self.stop_gradient else source
             predictions.append(prediction)
         add = {k: project(s) for k, s, project in zip(self.scales, injected, self.to_encoder, strict=False)}
         concat = None

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import torch
 import torch.nn as nn
+import torch.nn.functional as F
 from torch import Tensor
 
-from .guidance import MultiscaleGuidance, NoGuidance
+from .guidance import MultiscaleGuidance, NoGuidance, downsample
 from .schedule import SCHEDULES, Schedule, make_schedule
 from .unet import UNet
 
@@ -19,6 +20,7 @@ KINDS = ("diffusion", "regression")
 PREDICTIONS = ("eps", "x0", "v")
 LOSSES = ("l1", "l2")
 PRECISIONS = ("auto", "fp32", "bf16")
+WITHHELD = ("zeros", "coarse")
 
 
 @dataclass(frozen=True)
@@ -45,12 +47,15 @@ class Config:
     # Guidance (Ren 2023)
     scales: tuple[int, ...] = (1, 2, 3)  # k of 2^k; () is the plain icDPM; the paper: three
     target: str = "gray"  # regression target: gray (paper), rgb, none
-    inject: str = "features"  # features (paper) or structure
+    inject: str = "features"  # features (paper), structure, or blurry (a control)
     how: str = "add"  # add (paper), concat, both
     stop_gradient: bool = False  # paper: joint, end to end
     guidance_width: int = 32
     guidance_blocks: int = 3  # residual blocks a scale
     guidance_weight: float = 1.0  # lambda of loss = L_denoise + lambda * sum_k mse_k
+    head_start: int = 0  # first optimiser steps, in which the guidance learns alone; paper: none
+    withhold: float = 0.0  # share of training pairs whose blurry image only the guidance sees; 1: always, also at test
+    withhold_as: str = "zeros"  # what the denoiser sees of it then: zeros, or the image coarse, 8 times smaller
 
     # Forward process in training (SR3 / WaveGrad form: continuous levels of a long linear schedule)
     noise_schedule: str = "linear"
@@ -79,7 +84,7 @@ class Config:
 
     def __post_init__(self):
         choices = {"kind": KINDS, "predict": PREDICTIONS, "loss": LOSSES, "precision": PRECISIONS, "dims": (1, 2),
-                   "noise_schedule": tuple(SCHEDULES)}  # fmt: skip
+                   "noise_schedule": tuple(SCHEDULES), "withhold_as": WITHHELD}  # fmt: skip
         for name, known in choices.items():
             if getattr(self, name) not in known:
                 raise ValueError(f"unknown {name} {getattr(self, name)!r}; known: {', '.join(map(str, known))}")
@@ -88,6 +93,10 @@ class Config:
         for name in ("steps", "batch", "crop", "blocks", "channels", "content_count"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if not 0 <= self.withhold <= 1:
+            raise ValueError(f"withhold is a share of the training pairs, 0 to 1, got {self.withhold}")
+        if self.head_start and (not self.scales or self.target == "none"):
+            raise ValueError("head_start lets the guidance learn first: it needs scales and a target to learn")
         if self.crop % 2 ** (len(self.widths) - 1):
             raise ValueError(f"crop must be a multiple of {2 ** (len(self.widths) - 1)}, got {self.crop}")
 
@@ -141,10 +150,20 @@ class Model(nn.Module):
     def training_schedule(self) -> Schedule:
         return make_schedule(self.config.noise_schedule, self.config.noise_steps, self.config.noise_max)
 
-    def forward(self, z_t: Tensor, x: Tensor, noise_level: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """(network output, guidance predictions): one training pass."""
+    def forward(self, z_t: Tensor, x: Tensor, noise_level: Tensor,
+                hidden: Tensor | None = None) -> tuple[Tensor, tuple[Tensor, ...]]:  # fmt: skip
+        """(network output, guidance predictions): one training pass; hidden as in `conceal`."""
         features, predictions = self.guidance(x)
-        return self.unet(z_t, x, noise_level, features), predictions
+        return self.unet(z_t, self.conceal(x, hidden), noise_level, features), predictions
+
+    def conceal(self, x: Tensor, hidden: Tensor | None) -> Tensor:
+        """What the denoiser sees of the blurry x (b, c, h, w): hidden (b,) bool marks images that are withheld."""
+        if hidden is None:
+            return x
+        blank = torch.zeros_like(x)
+        if self.config.withhold_as == "coarse":
+            blank = F.interpolate(downsample(x, 3), size=x.shape[-2:], mode="bilinear").to(x.dtype)
+        return torch.where(hidden[:, None, None, None], blank, x)
 
     def encode(self, y0: Tensor, x: Tensor) -> Tensor:
         """Sharp image -> z0."""
@@ -180,12 +199,14 @@ class Model(nn.Module):
         that range); the returned eps_hat agrees with the clipped image.
         """
         features, _ = self.guidance(x)
+        always = torch.ones(len(x), dtype=torch.bool, device=x.device) if self.config.withhold == 1 else None
+        seen = self.conceal(x, always)
 
         def eps_fn(z_t: Tensor, noise_level: Tensor) -> Tensor:
             if self.config.kind == "regression":  # sees neither noise nor its level
-                output = self.unet(torch.zeros_like(z_t), x, torch.zeros_like(noise_level), features)
+                output = self.unet(torch.zeros_like(z_t), seen, torch.zeros_like(noise_level), features)
             else:
-                output = self.unet(z_t, x, noise_level, features)
+                output = self.unet(z_t, seen, noise_level, features)
             z0_hat = self.predict_z0(output.float(), z_t, noise_level)
             z0_hat = self.encode(self.decode(z0_hat, x), x)
             level = noise_level[:, None, None, None]

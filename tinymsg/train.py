@@ -23,7 +23,7 @@ from .schedule import q_sample
 
 
 def loss_terms(model: nn.Module, config: Config, y0: Tensor, x: Tensor, noise_level: Tensor, eps: Tensor,
-               core: Model | None = None) -> tuple[Tensor, Tensor]:  # fmt: skip
+               core: Model | None = None, hidden: Tensor | None = None) -> tuple[Tensor, Tensor]:  # fmt: skip
     """(denoising loss, guidance loss), two scalars: L = L_denoise + lambda * sum_k mse(pred_k, target_k).
 
     (Ho 2020, eq. 14, in the form of Chen 2021 for continuous levels; Ren 2023 for the second term.)
@@ -31,6 +31,7 @@ def loss_terms(model: nn.Module, config: Config, y0: Tensor, x: Tensor, noise_le
     Args:
         model: called as model(z_t, x, noise_level); `core` is the Model within, where it is wrapped.
         y0, x, eps: (b, c, h, w); noise_level: (b,).
+        hidden: (b,) bool, pairs whose blurry image only the guidance sees; None: none of them.
     """
     core = core or model
     z0 = core.encode(y0, x)
@@ -40,7 +41,7 @@ def loss_terms(model: nn.Module, config: Config, y0: Tensor, x: Tensor, noise_le
     else:
         z_t = q_sample(z0, noise_level, eps)
         wanted = core.target(z0, eps, noise_level)
-    output, predictions = model(z_t, x, noise_level)
+    output, predictions = model(z_t, x, noise_level, hidden)
     distance = F.l1_loss if config.loss == "l1" else F.mse_loss
     denoise = distance(output.float(), wanted)
     structure = y0.new_zeros(())
@@ -162,12 +163,16 @@ def fit(model: TrainState | Config, batches: Callable[[int], tuple[Tensor, Tenso
         # Several processes draw the noise of the whole batch and take their share: the sum is one process's
         noise_level = schedule.random_noise_level(len(y0) * processes, generator)[rank::processes]
         eps = torch.randn(len(y0) * processes, *y0.shape[1:], generator=generator, device=device)[rank::processes]
+        hidden = None
+        if config.withhold:
+            hidden = (torch.rand(len(y0) * processes, generator=generator, device=device) < config.withhold)[rank::processes]
         for group in state.optimizer.param_groups:
             group["lr"] = state.learning_rate()
         with torch.autocast(device.type, torch.bfloat16, enabled=state.bf16):
-            denoise, guidance = loss_terms(forward, config, y0, x, noise_level, eps, core)
+            denoise, guidance = loss_terms(forward, config, y0, x, noise_level, eps, core, hidden)
         state.optimizer.zero_grad(set_to_none=True)
-        (denoise + config.guidance_weight * guidance).backward()
+        alone = state.step < config.head_start  # times zero, not left out: every parameter keeps its gradient
+        ((0.0 if alone else 1.0) * denoise + config.guidance_weight * guidance).backward()
         # One shared clip would let the guidance's large gradients starve the denoiser: clip each on its own
         norm = nn.utils.clip_grad_norm_(core.unet.parameters(), config.clip)
         norm_guidance = torch.zeros_like(norm)
