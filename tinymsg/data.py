@@ -281,26 +281,33 @@ class SyntheticPairs:
 
 
 class SignalPairs:
-    """One-dimensional pairs for the toy: signals of height 1, blurred by one of a few fixed kernels.
+    """One-dimensional pairs for the toy: signals of height 1, each blurred by one of some fixed kernels.
 
     Args:
         kernels: (m, k), k odd, each summing to 1.
         count: how many distinct signals.
         seed: of signals and pairs.
         noise: standard deviation of white noise on the blurry signal.
+        content: "signals" (procedural), or "photos": rows of scikit-image's photographs.
     """
 
-    def __init__(self, kernels: Tensor, count: int = 1000, seed: int = 0, noise: float = 0.0,
+    def __init__(self, kernels: Tensor, count: int = 1000, seed: int = 0, noise: float = 0.0, content: str = "signals",
                  device: torch.device | str = "cpu"):  # fmt: skip
-        self.kernels, self.count, self.seed, self.noise = kernels, count, seed, noise
+        if content not in ("signals", "photos"):
+            raise ValueError(f"unknown content {content!r} of signals; known: signals, photos")
+        self.kernels, self.count, self.seed, self.noise, self.content = kernels, count, seed, noise, content
         self.device = torch.device(device)
-        self.name = f"{count} signals, {len(kernels)} kernel(s), seed {seed}"
+        self.name = f"{count} {content}, {len(kernels)} kernel(s), seed {seed}"
 
     def crops(self, index: Tensor, size: int) -> tuple[Tensor, Tensor]:
         """(y0, x), both (n, 1, 1, size) in [-1, 1]."""
         draws = Draws(self.seed, index.to(self.device))
         margin = self.kernels.shape[-1] // 2
-        signal = render_signals(draws.integers(self.count), size + 2 * margin, self.seed)
+        if self.content == "photos":
+            length = size + 2 * margin
+            signal = photo_contents().crops(draws, length, self.device)[:, 1:2, length // 2 : length // 2 + 1]  # green
+        else:
+            signal = render_signals(draws.integers(self.count), size + 2 * margin, self.seed)
         kernel = self.kernels.to(self.device)[draws.integers(len(self.kernels))]
         x = convolve(signal, kernel[:, None, :], padding="valid")
         x = (x + self.noise * draws.normal(*x.shape[1:])).clamp(0, 1)

@@ -127,6 +127,24 @@ def bootstrap_interval(values: Tensor, draws: int = 2000, seed: int = 0) -> tupl
     return low, high
 
 
+def nested_interval(values: Tensor, draws: int = 2000, seed: int = 0) -> tuple[float, float]:
+    """95 % bootstrap interval of the mean over trainings and pictures: both are drawn anew, with replacement.
+
+    An interval over pictures alone covers other pictures, not another training.
+    Args: values: (trainings, pictures), at least 2 of each, e.g. paired differences of two models.
+    """
+    if values.ndim != 2 or min(values.shape) < 2:
+        raise ValueError(f"values must have shape (trainings, pictures), at least 2 of each, got {tuple(values.shape)}")
+    generator = torch.Generator().manual_seed(seed)
+    trainings, pictures = values.shape
+    # The same pictures for all trainings of a draw: they were tested on the same ones
+    rows = torch.randint(trainings, (draws, trainings, 1), generator=generator)
+    columns = torch.randint(pictures, (draws, 1, pictures), generator=generator)
+    means = values.double().cpu()[rows, columns].mean(dim=(1, 2))
+    low, high = torch.quantile(means, torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
+    return low, high
+
+
 def summary(values: list[float]) -> dict[str, float]:
     """Mean and its 95 % interval, for results files."""
     tensor = torch.tensor(values, dtype=torch.float64)

@@ -1,6 +1,7 @@
-"""ablate: the variants of the one-dimensional toy -> one results file."""
+"""ablate: a study of the one-dimensional toy -> one results file."""
 
 import argparse
+import os
 from pathlib import Path
 
 from .shared import UserError, positive
@@ -8,35 +9,43 @@ from .shared import UserError, positive
 
 def add(commands: argparse._SubParsersAction) -> None:
     """Declare the command and its arguments."""
-    sub = commands.add_parser("ablate", help="train and score the variants of the one-dimensional toy")
+    sub = commands.add_parser("ablate", help="train and score the variants of the one-dimensional toy", epilog=(
+        "Studies: forms (what the guidance is made of), choices (what is predicted, loss weight, number of signals, ...), "
+        "budget (steps), breadth (number of training kernels x form of guidance)."))  # fmt: skip
     sub.add_argument("--out", required=True, metavar="FILE", help="results file (JSON); an existing one is continued")
-    sub.add_argument("--arms", nargs="+", metavar="NAME", help="default: all")
+    sub.add_argument("--study", choices=("forms", "choices", "budget", "breadth"), default="forms", help="default: %(default)s")
+    sub.add_argument("--arms", nargs="+", metavar="NAME", help="default: all of the study")
     sub.add_argument("--seeds", type=positive, default=2, metavar="N", help="trainings of each variant (default: %(default)s)")
     sub.add_argument("--steps", type=positive, default=800, metavar="N", help="optimiser steps each (default: %(default)s)")
+    sub.add_argument("--workers", type=positive, default=os.cpu_count() or 1, metavar="N", help="processes (default: one a core)")
     sub.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
     """Carry it out; returns the exit status."""
-    from .. import toy
+    from .. import studies
     from ..results import provenance, read_results, write_results
 
     out = Path(args.out)
-    unknown = [arm for arm in args.arms or [] if arm not in toy.ARMS]
+    trials = list(studies.get_study(args.study)(args.seeds, args.steps))
+    known = list(dict.fromkeys(trial.arm for trial in trials))
+    unknown = [arm for arm in args.arms or [] if arm not in known]
     if unknown:
-        raise UserError(f"unknown arm {unknown[0]!r}; known: {', '.join(toy.ARMS)}")
-    results = provenance() | {"steps": args.steps, "runs": []}
+        raise UserError(f"unknown arm {unknown[0]!r} of {args.study}; known: {', '.join(known)}")
+    results = provenance() | {"study": args.study, "steps": args.steps, "runs": []}
     if out.exists():  # goes on where an earlier call stopped, if that had the same budget
         earlier = read_results(out)
-        if earlier.get("steps") != args.steps:
-            raise UserError(f"{out} holds runs of {earlier.get('steps')} steps; use another --out for {args.steps}")
+        if (earlier.get("study"), earlier.get("steps")) != (args.study, args.steps):
+            raise UserError(f"{out} holds the study {earlier.get('study')!r} at {earlier.get('steps')} steps; use another --out")
         results["runs"] = earlier["runs"]
-    done = {(run["arm"], run["seed"]) for run in results["runs"]}
-    for seed in range(args.seeds):
-        for arm in args.arms or toy.ARMS:
-            if (arm, seed) not in done:
-                run = toy.run_arm(arm, args.steps, seed)
-                results["runs"].append(run)
-                write_results(out, results)
-                print(f"{arm}, seed {seed}: " + ", ".join(f"{d} {s['psnr']['mean']:.1f}" for d, s in run["scores"].items()), flush=True)
+    done = {tuple(run[name] for name in ("arm", "seed", "kernels", "steps")) for run in results["runs"]}
+    todo = [trial for trial in trials if trial.key not in done and trial.arm in (args.arms or known)]
+    order = {trial.key: place for place, trial in enumerate(trials)}
+    print(f"{args.study}: {len(todo)} of {len(trials)} trainings to do", flush=True)
+    for entry in studies.run_study(todo, min(args.workers, max(1, len(todo)))):
+        key = tuple(entry[name] for name in ("arm", "seed", "kernels", "steps"))
+        results["runs"].append(entry)
+        results["runs"].sort(key=lambda run: order.get(tuple(run[n] for n in ("arm", "seed", "kernels", "steps")), len(order)))
+        write_results(out, results)
+        print(f"{key}: " + ", ".join(f"{d} {s['psnr']['mean']:.1f}" for d, s in entry["scores"].items()), flush=True)
     return 0

@@ -1,0 +1,236 @@
+"""Ablations of the toy: which runs a study is made of, how one is trained and scored, how results are collected.
+
+    forms     what the guidance is made of, trained on one kernel (lessons 02 to 04)
+    choices   what the network predicts, weight of the guidance loss, single scales, head start, number of signals
+    budget    the same arms trained 400 to 3,200 steps: is the order one of speed?
+    breadth   the map: how many kernels must the training have seen for which form of guidance to help?
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from multiprocessing import get_context
+
+import torch
+from torch import Tensor
+
+from . import toy
+from .blur import path_to_kernel, walk_path
+from .data import Batches, SignalPairs
+from .evaluate import Setting, summary
+from .model import Config, Model, count_parameters, plain_twin
+from .rng import Draws
+from .train import TrainState, fit
+
+# --- the map's kernels and domains ----------------------------------------------------------------------------
+
+SHORT, LONG = (5.0, 13.0), (15.0, 21.0)  # extent of the training family's kernels, and of longer ones, in samples
+UNSEEN_FIRST, UNSEEN_COUNT = 100_000, 64  # kernels of the family that no training sees
+BREADTHS = (1, 4, 8, 32, 1000)  # training kernels; a larger set holds the smaller ones
+
+
+def family_kernels(index: Tensor, family: int, extent: tuple[float, float] = SHORT) -> Tensor:
+    """Kernels number `index` of a family of one-dimensional camera shakes: how long the hand stayed where.
+
+    Args:
+        index: int64 (m,), any values.
+        family: seed; each training seed of the map has a family of its own.
+        extent: (low, high) samples from end to end, drawn uniformly.
+    Returns: (m, k), k odd, non-negative, each summing to 1.
+    """
+    draws = Draws(0x66616D00 + family, index)
+    length = draws.uniform(low=extent[0], high=extent[1])
+    path = walk_path(draws, length, 33)
+    path[..., 1] = 0
+    reach = path[..., 0].amax(dim=1) - path[..., 0].amin(dim=1)
+    path = path * (length / reach.clamp_min(1e-6))[:, None, None]
+    size = 2 * int(extent[1] + 1) + 1
+    return path_to_kernel(path, size)[:, size // 2]
+
+
+def breadth_domains(kernels: int, family: int, seed: int) -> dict[str, SignalPairs]:
+    """The map's test domains for a training on the first `kernels` of a family: the training domain, then others."""
+    seen = family_kernels(torch.arange(kernels), family)
+    unseen = torch.arange(UNSEEN_FIRST, UNSEEN_FIRST + UNSEEN_COUNT)
+    return {
+        "seen kernels": SignalPairs(seen, 1000, seed),
+        "unseen kernels": SignalPairs(family_kernels(unseen, family), 1000, seed),
+        "longer kernels": SignalPairs(family_kernels(unseen, family, LONG), 1000, seed),
+        "two bumps": SignalPairs(toy.two_bump_kernel(), 1000, seed),
+        "noise": SignalPairs(seen, 1000, seed, noise=0.02),
+        "photo rows": SignalPairs(seen, 1000, seed, content="photos"),
+    }
+
+
+_STRUCTURE = {"inject": "structure", "how": "both", "stop_gradient": True}
+FORMS: dict[str, dict] = {  # of the map; changes to toy.TOY
+    "regression": toy.ARMS["regression"],
+    "plain": toy.ARMS["plain"],
+    "guided": toy.ARMS["guided"],
+    "guided, no loss": toy.ARMS["guided, no loss"],
+    "coarse scales": {"scales": (2, 3)},
+    "structure": _STRUCTURE,
+    "structure, input dropped": _STRUCTURE | {"withhold": 0.5},
+    "structure, input coarse": _STRUCTURE | {"withhold": 0.5, "withhold_as": "coarse"},
+    "blurry, smaller": {"inject": "blurry", "how": "both", "target": "none"},
+}
+
+# --- studies ------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One training of a study. `kernels`: how many the map trains on; None: the toy's own training domain."""
+
+    arm: str
+    seed: int
+    config: Config
+    kernels: int | None = None
+
+    @property
+    def key(self) -> tuple:
+        """What tells it from the other trials of its study."""
+        return self.arm, self.seed, self.kernels, self.config.steps
+
+    def domains(self, seed: int) -> dict[str, SignalPairs]:
+        """Test domains; the first is the training domain."""
+        if self.kernels is None:
+            return {name: make(seed) for name, make in toy.DOMAINS_1D.items()}
+        return breadth_domains(self.kernels, self.seed, seed)
+
+    def training_pairs(self) -> SignalPairs:
+        """What it learns from: content_count signals, the first kernels of its domain."""
+        kernels = next(iter(self.domains(0).values())).kernels
+        return SignalPairs(kernels, self.config.content_count, seed=0)
+
+
+def _trial(arm: str, changes: dict, seed: int, steps: int, kernels: int | None = None) -> Trial:
+    """A trial; without guidance, the network is widened to as many parameters as the paper's form has."""
+    base = dataclasses.replace(toy.TOY, steps=steps, seed=seed)
+    config = dataclasses.replace(base, **changes)
+    if not config.scales:
+        config = dataclasses.replace(config, widths=plain_twin(base).widths)
+    return Trial(arm, seed, config, kernels)
+
+
+def _forms(seeds: int, steps: int) -> Iterator[Trial]:
+    for seed in range(seeds):
+        for arm, changes in toy.ARMS.items():
+            yield _trial(arm, changes, seed, steps)
+
+
+_CHOICES: dict[str, dict] = {
+    "eps": {},  # the paper's, of the signal itself
+    "x0": {"predict": "x0"},
+    "v": {"predict": "v"},
+    "eps, residual": {"residual": True},
+    "x0, residual": {"predict": "x0", "residual": True},
+    "v, residual": {"predict": "v", "residual": True},
+    "50 signals": {"content_count": 50},
+    "500 signals": {"content_count": 500},
+    "5000 signals": {"content_count": 5000},
+}
+_GUIDED_CHOICES: dict[str, dict] = {
+    "loss weight 0.1": {"guidance_weight": 0.1},
+    "loss weight 10": {"guidance_weight": 10.0},
+    "scales 2": {"scales": (2,)},
+    "head start": {"head_start": 200, "stop_gradient": True},
+}
+
+
+def _choices(seeds: int, steps: int) -> Iterator[Trial]:
+    for seed in range(seeds):
+        for choice, changes in _CHOICES.items():
+            for arm in ("plain", "guided"):
+                yield _trial(f"{arm}, {choice}", toy.ARMS[arm] | changes, seed, steps)
+        for choice, changes in _GUIDED_CHOICES.items():
+            extra = changes.get("head_start", 0)  # the denoiser's share of the budget stays the same
+            yield _trial(f"guided, {choice}", changes, seed, steps + extra)
+
+
+def _budget(seeds: int, steps: int) -> Iterator[Trial]:
+    for seed in range(seeds):
+        for share in (0.5, 1, 2, 4):
+            for arm in ("plain", "guided", "guided, no loss"):
+                yield _trial(arm, toy.ARMS[arm], seed, round(share * steps))
+
+
+def _breadth(seeds: int, steps: int) -> Iterator[Trial]:
+    for seed in range(seeds):
+        for kernels in BREADTHS:
+            for arm, changes in FORMS.items():
+                yield _trial(arm, changes, seed, steps, kernels)
+
+
+STUDIES: dict[str, Callable[[int, int], Iterator[Trial]]] = {
+    "forms": _forms,
+    "choices": _choices,
+    "budget": _budget,
+    "breadth": _breadth,
+}
+
+
+def get_study(name: str) -> Callable[[int, int], Iterator[Trial]]:
+    """A registered study: (seeds, steps) -> its trials, in the order in which they are run."""
+    if name not in STUDIES:
+        raise ValueError(f"unknown study {name!r}; known: {', '.join(STUDIES)}")
+    return STUDIES[name]
+
+
+# --- running one ----------------------------------------------------------------------------------------------
+
+
+def score_signals(model: Model | None, pairs: SignalPairs, count: int, setting: Setting = toy.SETTING) -> dict:
+    """Scores of one model on one domain; None: the blurry input.
+
+    Returns: {"psnr", "psnr_mean", "invented_edges": {mean, low, high}, "per_signal": count values of psnr}; psnr
+    is of one sample, psnr_mean of the mean of setting.samples. All models meet the same signals and noise.
+    """
+    y0, x = pairs.crops(torch.arange(count), toy.LENGTH)
+    one = mean = x
+    if model is not None:
+        one, mean = setting.restore(model, x, torch.Generator().manual_seed(toy.TEST_SEED))
+    values = toy.signal_psnr(one, y0).tolist()
+    return {"psnr": summary(values), "psnr_mean": summary(toy.signal_psnr(mean, y0).tolist()),
+            "invented_edges": summary(toy.invented_edges(one, y0).tolist()),
+            "per_signal": [round(value, 2) for value in values]}  # fmt: skip
+
+
+def run_trial(trial: Trial, count: int = 64) -> dict:
+    """Train and score one trial: its entry of the results file, with loss curve and the blurry input's scores."""
+    torch.set_num_threads(1)
+    config = trial.config
+    state = TrainState(config)
+    every = max(1, config.steps // 40)
+    records = fit(state, Batches(trial.training_pairs(), config.batch, toy.LENGTH))
+    history = [record.to_dict() for record in records if record.step % every == 0]
+    domains = trial.domains(toy.TEST_SEED)
+    return {
+        "arm": trial.arm, "seed": trial.seed, "kernels": trial.kernels, "steps": config.steps,
+        "parameters": count_parameters(state.model),
+        "loss": [round(row["denoise"], 5) for row in history],
+        "guidance_loss": [round(row["guidance"], 5) for row in history],
+        "scores": {name: score_signals(state.ema_model, pairs, count) for name, pairs in domains.items()},
+        "blurry": {name: score_signals(None, pairs, count)["psnr"] for name, pairs in domains.items()},
+    }  # fmt: skip
+
+
+def run_study(trials: list[Trial], workers: int, count: int = 64) -> Iterator[dict]:
+    """Run trials in `workers` processes of one thread each, and yield their entries as they finish.
+
+    Small layers gain little from a second thread: two processes did 1.75 times the work of one with two threads.
+    """
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        try:
+            for future in as_completed([pool.submit(run_trial, trial, count) for trial in trials]):
+                yield future.result()
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+def paired_differences(runs: list[dict], arm: str, other: str, domain: str, kernels: int | None = None) -> Tensor:
+    """(seeds, signals) of PSNR, `arm` minus `other`, for the seeds that have both."""
+    values = {(run["arm"], run["seed"]): run["scores"][domain]["per_signal"] for run in runs if run["kernels"] == kernels}
+    seeds = sorted({seed for name, seed in values if name == arm} & {seed for name, seed in values if name == other})
+    return torch.tensor([[a - b for a, b in zip(values[arm, s], values[other, s], strict=True)] for s in seeds])
