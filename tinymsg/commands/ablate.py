@@ -17,6 +17,7 @@ def add(commands: argparse._SubParsersAction) -> None:
     sub.add_argument("--arms", nargs="+", metavar="NAME", help="default: all of the study")
     sub.add_argument("--seeds", type=positive, default=2, metavar="N", help="trainings of each variant (default: %(default)s)")
     sub.add_argument("--steps", type=positive, default=800, metavar="N", help="optimiser steps each (default: %(default)s)")
+    sub.add_argument("--signals", type=positive, default=64, metavar="N", help="test signals a domain (default: %(default)s)")
     sub.add_argument("--workers", type=positive, default=os.cpu_count() or 1, metavar="N", help="processes (default: one a core)")
     sub.set_defaults(run=run)
 
@@ -42,7 +43,7 @@ def run(args: argparse.Namespace) -> int:
     todo = [trial for trial in trials if trial.key not in done and trial.arm in (args.arms or known)]
     order = {trial.key: place for place, trial in enumerate(trials)}
     print(f"{args.study}: {len(todo)} of {len(trials)} trainings to do", flush=True)
-    for entry in studies.run_study(todo, min(args.workers, max(1, len(todo)))):
+    for entry in studies.run_study(todo, min(args.workers, max(1, len(todo))), args.signals):
         key = tuple(entry[name] for name in ("arm", "seed", "kernels", "steps"))
         results["runs"].append(entry)
         results["runs"].sort(key=lambda run: order.get(tuple(run[n] for n in ("arm", "seed", "kernels", "steps")), len(order)))
