@@ -111,7 +111,7 @@ def test_rows_of_photographs_are_signals(device):
 
 def test_the_command_goes_on_where_it_stopped(tmp_path, capsys):
     out = tmp_path / "breadth.json"
-    command = ["ablate", "--study", "breadth", "--out", str(out), "--seeds", "1", "--steps", "2", "--signals", "3", "--arms"]
+    command = ["ablate", "--study", "breadth", "--out", str(out), "--seeds", "1", "--steps", "2", "--signals", "3", "--workers", "1", "--arms"]
     assert main([*command, "plain"]) == 0
     assert len(json.loads(out.read_text())["runs"]) == len(BREADTHS)
     capsys.readouterr()
@@ -119,6 +119,9 @@ def test_the_command_goes_on_where_it_stopped(tmp_path, capsys):
     assert f"{len(BREADTHS)} of " in capsys.readouterr().out
     runs = json.loads(out.read_text())["runs"]
     assert [(run["kernels"], run["arm"]) for run in runs] == [(n, arm) for n in BREADTHS for arm in ("plain", "guided")]
+    assert main([*command, "guided, no loss", "--workers", "2"]) == 0  # in processes of their own: in order all the same
+    runs = json.loads(out.read_text())["runs"]
+    assert [run["arm"] for run in runs] == ["plain", "guided", "guided, no loss"] * len(BREADTHS)
     assert main([*command[:2], "forms", *command[3:], "plain"]) == 2
     assert "holds the study 'breadth'" in capsys.readouterr().err
     assert main([*command, "nonsense"]) == 2
