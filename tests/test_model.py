@@ -11,7 +11,7 @@ from tinymsg.model import (
     KINDS, LOSSES, PRECISIONS, PREDICTIONS, PROFILES, WEIGHTS, WITHHELD, Config, Model, build_model, count_parameters,
     load_model, model_card, plain_twin, pretrained, pretrained_names, save_model,
 )  # fmt: skip
-from tinymsg.results import sha256
+from tinymsg.results import sha256, write_results
 from tinymsg.sample import restore
 from tinymsg.schedule import q_sample
 
@@ -222,7 +222,7 @@ def test_names_are_those_of_the_folder(tiny_model, tmp_path, monkeypatch):
     assert pretrained_names() == []
     save_model(tiny_model(), tmp_path / "b.safetensors")
     save_model(tiny_model(), tmp_path / "a.safetensors")
-    (tmp_path / "a.json").write_text('{"steps": 7}')
+    write_results(tmp_path / "a.json", {"steps": 7})
     assert pretrained_names() == ["a", "b"] and model_card("a") == {"steps": 7}
     assert pretrained("b").config == tiny_model().config
 

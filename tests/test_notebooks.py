@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -48,6 +49,19 @@ def test_lesson_closes_with_a_limitation_and_has_three_exercises(lesson):
     cells = course.read(lesson).cells
     assert sum(bool(re.search(r"^#+ .*exercise", c.source, re.I | re.M)) for c in cells if c.cell_type == "markdown") >= 3
     assert re.search("limit", cells[-1].source, re.I)
+
+
+@pytest.mark.notebook
+@pytest.mark.parametrize("lesson, results", [("04_ablations", "toy.json"), ("05_evaluation", "scores.json")])
+def test_a_results_file_changed_by_one_digit_stops_the_lesson(lesson, results, tmp_path):
+    shutil.copytree(course.HERE / "results", tmp_path / "results")
+    path = tmp_path / "results" / results
+    text = path.read_text()
+    digit = [m.start() for m in re.finditer(r"(?<=\.)\d", text)][7]
+    path.write_text(text[:digit] + str((int(text[digit]) + 1) % 10) + text[digit + 1 :])
+    copy = shutil.copy(course.HERE / f"{lesson}.ipynb", tmp_path)
+    result = course.execute(Path(copy), tmp_path / "out.ipynb", {"PROFILE": "smoke"}, limit=120)
+    assert f"{results} is not as a command wrote it" in result.problem
 
 
 @pytest.mark.notebook

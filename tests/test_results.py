@@ -1,6 +1,7 @@
 import hashlib
 import json
 import math
+from pathlib import Path
 
 import pytest
 
@@ -13,7 +14,9 @@ def test_results_come_back_as_they_were(tmp_path):
                "nested": [[1, 2], [3, 4]], "of dicts": [{"a": 1}, {"b": [1, 2]}], "words": ["é", "{", "]", "["]}  # fmt: skip
     path = tmp_path / "new" / "folder" / "results.json"
     write_results(path, results)
-    assert read_results(path) == results == json.loads(path.read_text())
+    assert read_results(path) == results
+    raw = json.loads(path.read_text())
+    assert len(raw.pop("digest")) == 64 and raw == results
     assert [p.name for p in path.parent.iterdir()] == ["results.json"]
 
 
@@ -30,6 +33,25 @@ def test_numbers_that_are_not_finite_are_refused_and_the_old_file_stays(tmp_path
     with pytest.raises(ValueError):
         write_results(path, {"psnr": value})
     assert read_results(path) == {"psnr": 1.0} and len(list(tmp_path.iterdir())) == 1
+
+
+@pytest.mark.parametrize("old, new", [("20.5", "20.6"), ('"plain"', '"guided"'), ('"digest"', '"digset"'), ("21.25, ", "")])
+def test_a_number_changed_by_hand_is_found(tmp_path, old, new):
+    path = tmp_path / "results.json"
+    write_results(path, {"command": "python -m tinymsg evaluate", "arm": "plain", "psnr": [20.5, 21.25, 30.0]})
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new))
+    with pytest.raises(ValueError, match="changed by hand; run its command again"):
+        read_results(path)
+
+
+SHIPPED = sorted((Path(__file__).resolve().parents[1] / "notebooks/results").glob("*.json"))
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda p: p.name)
+def test_the_lessons_results_are_as_their_commands_wrote_them(path):
+    assert read_results(path)["command"].startswith("python -m tinymsg ")
 
 
 def test_provenance_says_how_it_came_about(monkeypatch):

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .guidance import MultiscaleGuidance, NoGuidance, downsample
+from .results import read_results
 from .schedule import SCHEDULES, Schedule, make_schedule
 from .unet import UNet
 
@@ -294,4 +295,4 @@ def model_card(name: str) -> dict:
     """The card of shipped weights: command, data, steps, scores, SHA-256."""
     if name not in pretrained_names():
         raise ValueError(f"unknown weights {name!r}; shipped: {', '.join(pretrained_names())}")
-    return json.loads((WEIGHTS / f"{name}.json").read_text())
+    return read_results(WEIGHTS / f"{name}.json")

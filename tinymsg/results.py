@@ -1,4 +1,7 @@
-"""Results files: JSON written by commands, never by hand, with all that says how they came about."""
+"""Results files: JSON written by commands, never by hand, with all that says how they came about.
+
+A file carries a digest of its own content: a number that was changed by hand is found when the file is read.
+"""
 
 import hashlib
 import json
@@ -24,10 +27,10 @@ def provenance(command: list[str] | None = None) -> dict:
 
 
 def write_results(path: str | Path, results: dict) -> None:
-    """Write a results file: JSON, atomic, with non-finite numbers refused."""
+    """Write a results file: JSON with a digest of its content, atomic, with non-finite numbers refused."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(results, indent=1, allow_nan=False)
+    text = json.dumps({"digest": _digest(results)} | results, indent=1, allow_nan=False)
     # One list of numbers a line: readable differences between two versions of a file
     partial = path.with_name(path.name + ".part")
     partial.write_text(_compact_lists(text) + "\n")
@@ -40,8 +43,19 @@ def _compact_lists(text: str) -> str:
 
 
 def read_results(path: str | Path) -> dict:
-    """Read a results file."""
-    return json.loads(Path(path).read_text())
+    """Read what `write_results` wrote.
+
+    Raises: ValueError if it is not as the command wrote it.
+    """
+    results = json.loads(Path(path).read_text())
+    if results.pop("digest", None) != _digest(results):
+        raise ValueError(f"{path} is not as a command wrote it: something was changed by hand; run its command again "
+                         f"({results.get('command', 'not stated')})")  # fmt: skip
+    return results
+
+
+def _digest(results: dict) -> str:
+    return hashlib.sha256(json.dumps(results, sort_keys=True, allow_nan=False).encode()).hexdigest()
 
 
 def sha256(path: str | Path) -> str:

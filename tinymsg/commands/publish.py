@@ -17,7 +17,6 @@ def add(commands: argparse._SubParsersAction) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Ship trained weights: copy them, and write the card from the run's and the evaluation's own records."""
-    import json
     import shutil
 
     from ..model import WEIGHTS, load_model
@@ -35,7 +34,7 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(f"{args.results} holds no scores of {source}: evaluate these very weights first")
     target = WEIGHTS / f"{args.name}.safetensors"
     shutil.copyfile(source, target)
-    card = json.loads((run / "run.json").read_text()) | {
+    card = read_results(run / "run.json") | {
         "name": args.name, "sha256": sha256(target), "parameters": results["parameters"][label],
         "setting": results["setting"], "unavailable": results["unavailable"],
         "scores": {d: {row: s for row, s in r["scores"].items() if row in ("blurry", label, f"{label}-mean")}
