@@ -15,6 +15,7 @@ from PIL import Image
 
 from tinymsg.__main__ import main
 from tinymsg.model import Config, build_model, load_model, save_model
+from tinymsg.results import read_results, sha256, write_results
 
 TINY = ["widths=16,16,16,16", "guidance_width=8", "guidance_blocks=1", "crop=16", "batch=2", "content_count=4", "warmup=2"]
 
@@ -164,7 +165,8 @@ def test_help_names_every_command(tmp_path):
 def test_train_evaluate_publish(tmp_path, monkeypatch, capsys):
     """The whole life of a model: trained, evaluated, published, loaded by name, and used."""
     out, results = tmp_path / "run", tmp_path / "scores.json"
-    assert main(["train", "--out", str(out), "--device", "cpu", "--log-every", "2", "--save-every", "2", "--set", "steps=4", *TINY]) == 0
+    done = run("train", "--out", "run", "--device", "cpu", "--log-every", "2", "--save-every", "2", "--set", "steps=4", *TINY, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
     assert [p.name for p in sorted(out.glob("*.pt"))] == ["checkpoint-00000002.pt", "checkpoint-00000004.pt"]
     assert [line.split(",")[0] for line in (out / "log.csv").read_text().splitlines()] == ["step", "2", "4"]
     monkeypatch.setattr("tinymsg.evaluate.GRID_STEPS", (1, 2))
@@ -178,16 +180,25 @@ def test_train_evaluate_publish(tmp_path, monkeypatch, capsys):
     shelf.mkdir()
     monkeypatch.setattr("tinymsg.model.WEIGHTS", shelf)
     assert main(["publish", str(out), "--name", "tiny-guided", "--results", str(results)]) == 0
-    card = json.loads((shelf / "tiny-guided.json").read_text())
+    card = read_results(shelf / "tiny-guided.json")
     assert card["steps"] == 4 and card["images_seen"] == 8 and card["setting"]["steps"] in (1, 2, 3, 5, 10, 20)
     assert deblur(picture(tmp_path / "in.png"), "-o", tmp_path / "out.png", weights="tiny-guided") == 0
+
+    # The card's command builds the same weights again, and they get the same scores
+    command = card["command"].removeprefix("python -m tinymsg ").split()
+    assert command[:3] == ["train", "--out", "run"]
+    assert run(*command[:2], "again", *command[3:], cwd=tmp_path).returncode == 0
+    again = tmp_path / "again" / "weights.safetensors"
+    assert sha256(again) == card["sha256"]
+    assert main([*arguments[:2], f"guided={again}", *arguments[3:]]) == 0
+    assert read_results(results)["domains"]["gopro_like"]["scores"]["guided"] == card["scores"]["gopro_like"]["guided"]
 
 
 def test_other_weights_than_evaluated_are_not_published(tmp_path, weights, capsys):
     run_folder = tmp_path / "run"
     run_folder.mkdir()
     (run_folder / "weights.safetensors").write_bytes(weights.read_bytes())
-    (tmp_path / "scores.json").write_text(json.dumps({"weights": {"guided": {"sha256": "0" * 64}}}))
+    write_results(tmp_path / "scores.json", {"weights": {"guided": {"sha256": "0" * 64}}})
     assert main(["publish", str(run_folder), "--name", "x", "--results", str(tmp_path / "scores.json")]) == 2
     assert "evaluate these very weights first" in capsys.readouterr().err
 
