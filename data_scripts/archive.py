@@ -141,7 +141,7 @@ def check_known(path: Path, archive: Archive, report: Callable[[str], None], any
         if wanted is not None and wanted != found:
             problem = f"checksum of {path.name} is {kind} {found} instead of {wanted}: damaged, or another version"
             if not tolerated:
-                raise Damaged(problem)
+                raise Damaged(problem + ("" if wanted == told else " (--any-checksum takes it; counts and sizes are verified all the same)"))
             report(f"{problem}; taken all the same, as you asked")
     return sha256
 

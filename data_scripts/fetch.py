@@ -97,7 +97,9 @@ def _bring(archive: Archive, file: Path | None, data: DataSet, record: Record, a
     source = fetched.source or (known or {}).get("from", "") if file is None else f"by hand: {file.name}"
     record.remember(archive.name, fetched.sha256, size, source or "found in the data folder")
     record.save(data)
-    if file is None and not archive.plain:
+    if archive.plain and fetched.source:
+        fetched.path.unlink()  # it was copied into its place
+    elif file is None:
         print(f"{fetched.path} is no longer needed; delete it if space is short")
 
 

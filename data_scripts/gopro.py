@@ -38,7 +38,7 @@ def missing(folder: Path, blur: str) -> str | None:
 def data_set(blur: str, chosen: bool) -> DataSet:
     """What to fetch. chosen: whether somebody chose `blur`, or it is the default."""
     why = "as chosen" if chosen else ("the default: all published reference numbers assume it. --blur blur_gamma takes the frames averaged "
-                                      "before the camera's response curve")  # fmt: skip
+                                      "under a gamma of 2.2")  # fmt: skip
     return DataSet(
         key="gopro",
         title="GoPro (GOPRO_Large): 2103 training and 1111 test pairs",

@@ -22,7 +22,7 @@ MD5 = {
     "GroundTruth_pngs_Image3.zip": "3a77c41c951367f35db52eb18496bbac",
     "GroundTruth_pngs_Image4.zip": "72ce9690c3ed1296358653396cf9576d",
 }
-UNPACKED = {name: 100_000_000 if name.startswith("Blurry") else 5_000_000_000 for name in NAMES}  # not published; roughly
+UNPACKED = {name: 100_000_000 if name.startswith("Blurry") else 2_500_000_000 for name in NAMES}  # not published; roughly
 KERNELS = 12
 FRAMES = range(198, 201)  # 199, but for seven shots
 
