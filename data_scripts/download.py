@@ -131,7 +131,7 @@ def _fetch_more(url: str, archive: Archive, partial: Path, report: Callable[[str
         return
     with offer.response as response:
         total = offer.state.total
-        first = response.read(1 << 16)
+        first = response.read(512)
         if not offer.start and first.lstrip()[:20].lower().startswith(PAGE_STARTS):
             raise FetchError("the server sent a web page instead of the archive")
         if total is not None:

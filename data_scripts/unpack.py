@@ -9,6 +9,7 @@ import shutil
 import stat
 import subprocess
 import tarfile
+import tempfile
 import time
 import zipfile
 import zlib
@@ -176,16 +177,17 @@ def _unpack_rar(intake: Intake) -> None:
     raw = intake.folder / ".raw"
     raw.mkdir()
     command = [part.format(archive=intake.path.absolute(), folder=raw.absolute()) for part in RAR_TOOLS[tool]]
-    process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    try:
-        while process.poll() is None:
-            _look_over(intake, raw)
-            time.sleep(0.05)
-        problem = process.stderr.read().strip()
-    finally:
-        process.kill()
-        process.wait()
-        process.stderr.close()
+    with tempfile.TemporaryFile() as errors:
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=errors)
+        try:
+            while process.poll() is None:
+                _look_over(intake, raw)
+                time.sleep(0.05)
+        finally:
+            process.kill()
+            process.wait()
+        errors.seek(0)
+        problem = errors.read().decode(errors="replace").strip()
     _look_over(intake, raw)
     if process.returncode:
         raise Damaged(f"{tool} cannot unpack {intake.path.name} ({problem.splitlines()[-1] if problem else 'no reason given'})")
