@@ -67,7 +67,7 @@ class DataSet:
     licence: str
     citation: str
     archives: tuple[Archive, ...]
-    next_commands: tuple[str, ...]
+    next_commands: tuple[str, ...]  # {folder} is the data folder, {root} the option that names it where it is not data/
     choices: dict[str, str] = field(default_factory=dict)  # explicit choices, recorded with the data
     notes: tuple[str, ...] = ()  # what to know before using it
 

@@ -71,7 +71,8 @@ def _complete(data: DataSet, args: argparse.Namespace) -> None:
         record.choices = dict(data.choices)
         record.save(data)
     print(f"complete below {args.folder}" + ("" if needed else "; nothing to do"))
-    print("Next:", *(f"  {command.format(folder=args.folder)}" for command in data.next_commands), sep="\n")
+    root = "" if args.folder == Path("data") else f" --root {args.folder}"
+    print("Next:", *(f"  {command.format(folder=args.folder, root=root)}" for command in data.next_commands), sep="\n")
 
 
 def _bring(archive: Archive, file: Path | None, data: DataSet, record: Record, args: argparse.Namespace) -> None:

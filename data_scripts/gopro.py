@@ -46,7 +46,7 @@ def data_set(blur: str, chosen: bool) -> DataSet:
         citation="Nah, Kim, Lee: Deep multi-scale convolutional neural network for dynamic scene deblurring, CVPR 2017",
         archives=(Archive("GOPRO_Large.zip", MIRRORS["GOPRO_Large.zip"], "GOPRO_Large", lambda folder: missing(folder, blur),
                           size=SIZE, pages=PAGES),),
-        next_commands=(f"python -m tinymsg pack gopro --root {{folder}} --blur {blur}",
+        next_commands=(f"python -m tinymsg pack gopro{{root}} --blur {blur}",
                        "python -m tinymsg train --data gopro --profile full --out runs/gopro"),
         choices={"blur": blur},
         notes=(f"blurry pictures: {blur} ({why})",),

@@ -43,7 +43,7 @@ def data_set() -> DataSet:
         licence=NOT_STATED,
         citation="Shen, Wang, Lu, Shen, Ling, Xu, Shao: Human-aware motion deblurring, ICCV 2019",
         archives=(Archive("HIDE_dataset.zip", MIRRORS["HIDE_dataset.zip"], "HIDE_dataset", missing, unpacked=UNPACKED, pages=PAGES),),
-        next_commands=("python -m tinymsg pack hide --root {folder}",),
+        next_commands=("python -m tinymsg pack hide{root}",),
         notes=("HIDE is a test set here: models of the paper are trained on GoPro alone",),
     )
 

@@ -62,7 +62,7 @@ def data_set() -> DataSet:
                  "deconvolution with a real-world database, ECCV 2012",
         archives=tuple(Archive(name, MIRRORS[name], "Kohler", checks[name], unpacked=UNPACKED[name], md5=MD5.get(name), pages=PAGES)
                        for name in NAMES),
-        next_commands=("python -m tinymsg pack kohler --root {folder}",),
+        next_commands=("python -m tinymsg pack kohler{root}",),
         notes=("A restoration is scored against the sharp frame that it comes closest to",),
     )  # fmt: skip
 

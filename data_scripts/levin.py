@@ -59,7 +59,7 @@ def data_set(form: str) -> DataSet:
         licence=NOT_STATED,
         citation="Levin, Weiss, Durand, Freeman: Understanding and evaluating blind deconvolution algorithms, CVPR 2009",
         archives=(png,) if form == "png" else (mat,),
-        next_commands=("python -m tinymsg pack levin --root {folder}",) if form == "png" else ("the library reads the PNG form: --form png",),
+        next_commands=("python -m tinymsg pack levin{root}",) if form == "png" else ("the library reads the PNG form: --form png",),
         notes=() if form == "mat" else ("The PNG form is a copy by Ren et al. (SelfDeblur, CVPR 2020); --form mat has the authors' own",),
     )
 

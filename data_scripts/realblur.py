@@ -112,7 +112,7 @@ def data_set(folder: Path, splits: tuple[str, ...]) -> DataSet:
         licence="CC BY 4.0",
         citation="Rim, Lee, Won, Cho: Real-world blur dataset for learning and benchmarking deblurring algorithms, ECCV 2020",
         archives=(*lists, Archive("RealBlur.tar.gz", MIRRORS["RealBlur.tar.gz"], "RealBlur", pictures, size=SIZE, pages=PAGES)),
-        next_commands=("python -m tinymsg pack realblur_j --root {folder}", "python -m tinymsg pack realblur_r --root {folder}"),
+        next_commands=("python -m tinymsg pack realblur_j{root}", "python -m tinymsg pack realblur_r{root}"),
         notes=("Published scores of RealBlur are of aligned pictures (intensity, then ECC homography); without it they are lower by 1 to 2 dB",),
     )
 

@@ -52,7 +52,7 @@ def data_set(only: str) -> DataSet:
         citation="Nah, Baik, Hong, Moon, Son, Timofte, Lee: NTIRE 2019 challenge on video deblurring and super-resolution: "
                  "dataset and study, CVPR workshops 2019",
         archives=archives,
-        next_commands=tuple(f"python -m tinymsg pack {name} --root {{folder}}" for name, kind in packs.items() if kind in NEEDS[only]),
+        next_commands=tuple(f"python -m tinymsg pack {name}{{root}}" for name, kind in packs.items() if kind in NEEDS[only]),
         notes=("Which part of REDS the paper used is not known; val-300 is val_blur_jpeg, frames ending in 9",),
     )  # fmt: skip
 
