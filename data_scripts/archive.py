@@ -136,12 +136,18 @@ def check_known(path: Path, archive: Archive, report: Callable[[str], None], any
     Raises: Damaged if a checksum is another.
     """
     sha256, md5 = checksums(path, report)
-    expected = ((archive.md5, md5, "MD5", any_checksum), (archive.sha256, sha256, "SHA-256", any_checksum), (told, sha256, "SHA-256", False))
+    expected = (
+        (archive.md5, md5, "MD5", any_checksum),
+        (archive.sha256, sha256, "SHA-256", any_checksum),
+        (told, sha256, "SHA-256", False),
+    )
     for wanted, found, kind, tolerated in expected:
         if wanted is not None and wanted != found:
             problem = f"checksum of {path.name} is {kind} {found} instead of {wanted}: damaged, or another version"
             if not tolerated:
-                raise Damaged(problem + ("" if wanted == told else " (--any-checksum takes it; counts and sizes are verified all the same)"))
+                raise Damaged(
+                    problem + ("" if wanted == told else " (--any-checksum takes it; counts and sizes are verified all the same)")
+                )
             report(f"{problem}; taken all the same, as you asked")
     return sha256
 

@@ -15,6 +15,7 @@ MIRRORS = {
 }
 PAGES = ("https://github.com/BIDS/BSDS500",)
 MD5 = {"BSDS500-master.zip": "7bfe17302a219367694200a61ce8256c"}
+PLACE = "BSDS500-master/BSDS500/data/images"
 UNPACKED = 120_000_000
 IMAGES = {"train": 200, "val": 100, "test": 200}
 PIXELS = ((481, 321), (321, 481))
@@ -22,7 +23,7 @@ PIXELS = ((481, 321), (321, 481))
 
 def missing(folder: Path) -> str | None:
     """None if every photograph is there, else what is not."""
-    place = folder / "BSDS500-master/BSDS500/data/images"
+    place = folder / PLACE
     problems = (wrong_pictures(place, f"{split}/*.jpg", expected, PIXELS) for split, expected in IMAGES.items())
     return next(filter(None, problems), None)
 
@@ -36,7 +37,7 @@ def data_set() -> DataSet:
         citation="Arbelaez, Maire, Fowlkes, Malik: Contour detection and hierarchical image segmentation, TPAMI 2011",
         archives=(Archive("BSDS500-master.zip", MIRRORS["BSDS500-master.zip"], "BSDS500-master", missing, unpacked=UNPACKED,
                           md5=MD5.get("BSDS500-master.zip"), pages=PAGES),),
-        next_commands=("python -m tinymsg train --set content={folder}/BSDS500-master/BSDS500/data/images/train --out runs/photos",),
+        next_commands=(f"python -m tinymsg train --set content={{folder}}/{PLACE}/train --out runs/photos",),
         notes=("Sharp photographs only: blur is made while training",),
     )  # fmt: skip
 

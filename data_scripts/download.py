@@ -58,7 +58,7 @@ class Offer:
     start: int  # the first byte that it sends
 
 
-def fetch_archive(archive: Archive, folder: Path, report: Callable[[str], None] = print, any_checksum: bool = False) -> Fetched:
+def fetch_archive(archive: Archive, folder: Path, report: Callable[[str], None], any_checksum: bool = False) -> Fetched:
     """Fetch an archive, from where an earlier attempt stopped; the file gets its name when it is whole and right.
 
     Raises: FetchError if no mirror gives it. What was there before stays, and so does the part that has come.
@@ -86,8 +86,8 @@ def fetch_archive(archive: Archive, folder: Path, report: Callable[[str], None] 
             failures.append(f"{url}: {error}")
         report(f"this mirror failed: {failures[-1]}")
     by_hand = f", from {' or '.join(archive.pages)}" if archive.pages else ""
-    raise FetchError(f"no mirror worked: {'; '.join(failures)}. Run this again to go on, or fetch {archive.name} by hand{by_hand} "
-                     f"and pass --from-archive FILE")  # fmt: skip
+    raise FetchError(f"no mirror worked: {'; '.join(failures)}. Run this again to go on, or fetch {archive.name} by hand"
+                     f"{by_hand} and pass --from-archive FILE")  # fmt: skip
 
 
 def direct_url(url: str) -> str:
@@ -183,7 +183,9 @@ def _ask(url: str, archive: Archive, partial: Path) -> Offer | None:
     new.sha256 = told or (old.sha256 if start else None)
     if archive.size and new.total is not None and abs(new.total - archive.size) > TOLERANCE * archive.size:
         response.close()
-        raise FetchError(f"the server offers {readable(new.total)} where about {readable(archive.size)} are published: another file")
+        raise FetchError(
+            f"the server offers {readable(new.total)} where about {readable(archive.size)} are published: another file"
+        )
     return Offer(response, new, start)
 
 

@@ -28,8 +28,8 @@ def command_line(description: str) -> argparse.ArgumentParser:
     parser.add_argument("--folder", type=Path, default=Path("data"), help="where the data goes (default: %(default)s)")
     parser.add_argument("--from-archive", type=Path, nargs="+", default=[], metavar="FILE",
                         help="archives that you fetched by hand; only what is not among them is downloaded")  # fmt: skip
-    parser.add_argument("--any-checksum", action="store_true",
-                        help="go on though a checksum is not the published or recorded one; counts and sizes are verified all the same")  # fmt: skip
+    parser.add_argument("--any-checksum", action="store_true", help="go on though a checksum is not the published or recorded "
+                        "one; counts and sizes are still verified")  # fmt: skip
     return parser
 
 
@@ -71,8 +71,13 @@ def _complete(data: DataSet, args: argparse.Namespace) -> None:
         record.choices = dict(data.choices)
         record.save(data)
     print(f"complete below {args.folder}" + ("" if needed else "; nothing to do"))
-    root = "" if args.folder == Path("data") else f" --root {args.folder}"
-    print("Next:", *(f"  {command.format(folder=args.folder, root=root)}" for command in data.next_commands), sep="\n")
+    print("Next:", *(f"  {line}" for line in next_lines(data, args.folder)), sep="\n")
+
+
+def next_lines(data: DataSet, folder: Path) -> list[str]:
+    """What to type next, with the folder named where it is not the library's default."""
+    root = "" if folder == Path("data") else f" --root {folder}"
+    return [command.format(folder=folder, root=root) for command in data.next_commands]
 
 
 def _bring(archive: Archive, file: Path | None, data: DataSet, record: Record, args: argparse.Namespace) -> None:
@@ -125,7 +130,9 @@ def _into_place(archive: Archive, path: Path, folder: Path) -> None:
         shutil.rmtree(staging, ignore_errors=True)
     still = archive.missing(folder)
     if still:
-        raise FetchError(f"{path.name} is in place, but {still}: there is more below {folder / archive.into} than the archive holds")
+        raise FetchError(
+            f"{path.name} is in place, but {still}: there is more below {folder / archive.into} than the archive holds"
+        )
 
 
 def _match_by_hand(files: Sequence[Path], archives: Sequence[Archive]) -> dict[str, Path]:

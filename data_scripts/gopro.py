@@ -27,7 +27,8 @@ def missing(folder: Path, blur: str) -> str | None:
     """None if every pair of this kind of blur is there, else what is not."""
     for split, expected in PAIRS.items():
         place = folder / "GOPRO_Large" / split
-        problem = wrong_pictures(place, f"*/{blur}/*.png", expected, PIXELS) or wrong_pictures(place, "*/sharp/*.png", expected, PIXELS)
+        counts = (wrong_pictures(place, f"*/{kind}/*.png", expected, PIXELS) for kind in (blur, "sharp"))
+        problem = next(filter(None, counts), None)
         blurry, sharp = ({f"{p.parts[-3]}/{p.name}" for p in place.glob(f"*/{kind}/*.png")} for kind in (blur, "sharp"))
         problem = problem or unmatched(blurry, sharp, f"{blur} pictures of {split}")
         if problem:
@@ -37,8 +38,10 @@ def missing(folder: Path, blur: str) -> str | None:
 
 def data_set(blur: str, chosen: bool) -> DataSet:
     """What to fetch. chosen: whether somebody chose `blur`, or it is the default."""
-    why = "as chosen" if chosen else ("the default: all published reference numbers assume it. --blur blur_gamma takes the frames averaged "
-                                      "under a gamma of 2.2")  # fmt: skip
+    default = (
+        "the default: all published reference numbers assume it. --blur blur_gamma takes frames averaged under a gamma of 2.2"
+    )
+    why = "as chosen" if chosen else default
     return DataSet(
         key="gopro",
         title="GoPro (GOPRO_Large): 2103 training and 1111 test pairs",
@@ -47,7 +50,7 @@ def data_set(blur: str, chosen: bool) -> DataSet:
         archives=(Archive("GOPRO_Large.zip", MIRRORS["GOPRO_Large.zip"], "GOPRO_Large", lambda folder: missing(folder, blur),
                           size=SIZE, pages=PAGES),),
         next_commands=(f"python -m tinymsg pack gopro{{root}} --blur {blur}",
-                       "python -m tinymsg train --data gopro --profile full --out runs/gopro"),
+                       f"python -m tinymsg train --data gopro{{root}} --blur {blur} --profile full --out runs/gopro"),
         choices={"blur": blur},
         notes=(f"blurry pictures: {blur} ({why})",),
     )  # fmt: skip
@@ -56,8 +59,8 @@ def data_set(blur: str, chosen: bool) -> DataSet:
 def main(arguments: list[str] | None = None) -> int:
     """Command line; returns the exit code."""
     parser = command_line(__doc__)
-    parser.add_argument("--blur", choices=BLURS, help="which blurry pictures will be used; recorded in gopro.json beside the data "
-                        "(default: what is recorded there, else blur)")  # fmt: skip
+    parser.add_argument("--blur", choices=BLURS, help="which blurry pictures will be used; "
+                        "recorded in gopro.json beside the data (default: what is recorded there, else blur)")  # fmt: skip
     args = parser.parse_args(arguments)
     return run(lambda: _chosen(args.blur, args.folder), args)
 

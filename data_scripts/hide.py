@@ -42,8 +42,10 @@ def data_set() -> DataSet:
         title="HIDE: 6397 training and 2025 test pairs",
         licence=NOT_STATED,
         citation="Shen, Wang, Lu, Shen, Ling, Xu, Shao: Human-aware motion deblurring, ICCV 2019",
-        archives=(Archive("HIDE_dataset.zip", MIRRORS["HIDE_dataset.zip"], "HIDE_dataset", missing, unpacked=UNPACKED, pages=PAGES),),
-        next_commands=("python -m tinymsg pack hide{root}",),
+        archives=(
+            Archive("HIDE_dataset.zip", MIRRORS["HIDE_dataset.zip"], "HIDE_dataset", missing, unpacked=UNPACKED, pages=PAGES),
+        ),
+        next_commands=("python -m tinymsg paper --sets hide{root} --out runs/paper",),
         notes=("HIDE is a test set here: models of the paper are trained on GoPro alone",),
     )
 

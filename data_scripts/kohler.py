@@ -1,4 +1,4 @@
-"""Koehler (2012): 48 shots of 4 pictures under 12 recorded camera shakes, and all frames of each. Run: python data_scripts/kohler.py
+"""Koehler (2012): 48 shots of 4 pictures under 12 camera shakes, and the frames of each. Run: python data_scripts/kohler.py
 
 Leaves data/Kohler/{Blurry<i>_<j>.png, Image<i>/Kernel<j>/GroundTruth<i>_<j>_<k>.png}: picture i, camera path j, frame k.
 """
@@ -60,9 +60,9 @@ def data_set() -> DataSet:
         licence=NOT_STATED,
         citation="Koehler, Hirsch, Mohler, Schoelkopf, Harmeling: Recording and playback of camera shake: benchmarking blind "
                  "deconvolution with a real-world database, ECCV 2012",
-        archives=tuple(Archive(name, MIRRORS[name], "Kohler", checks[name], unpacked=UNPACKED[name], md5=MD5.get(name), pages=PAGES)
-                       for name in NAMES),
-        next_commands=("python -m tinymsg pack kohler{root}",),
+        archives=tuple(Archive(name, MIRRORS[name], "Kohler", checks[name], unpacked=UNPACKED[name], md5=MD5.get(name),
+                               pages=PAGES) for name in NAMES),
+        next_commands=("python -m tinymsg paper --sets kohler{root} --out runs/paper",),
         notes=("A restoration is scored against the sharp frame that it comes closest to",),
     )  # fmt: skip
 

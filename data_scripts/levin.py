@@ -53,21 +53,26 @@ def data_set(form: str) -> DataSet:
                   unpacked=UNPACKED, only="datasets/levin", pages=PAGES["png"])  # fmt: skip
     mat = Archive("LevinEtalCVPR09Data.rar", MIRRORS["LevinEtalCVPR09Data.rar"], "LevinEtalCVPR09Data", missing_mat,
                   unpacked=UNPACKED, only="Levin09blurdata", pages=PAGES["mat"])  # fmt: skip
+    copied = "The PNG form is a copy by Ren et al. (SelfDeblur, CVPR 2020); --form mat has the authors' own"
     return DataSet(
         key="levin",
         title="Levin 2009: 32 gray blurry pictures, 4 sharp ones, 8 kernels",
         licence=NOT_STATED,
         citation="Levin, Weiss, Durand, Freeman: Understanding and evaluating blind deconvolution algorithms, CVPR 2009",
         archives=(png,) if form == "png" else (mat,),
-        next_commands=("python -m tinymsg pack levin{root}",) if form == "png" else ("the library reads the PNG form: --form png",),
-        notes=() if form == "mat" else ("The PNG form is a copy by Ren et al. (SelfDeblur, CVPR 2020); --form mat has the authors' own",),
+        next_commands=("python -m tinymsg paper --sets levin{root} --out runs/paper",)
+        if form == "png"
+        else ("fetch --form png too: the library reads PNG",),
+        notes=(copied,) if form == "png" else (),
     )
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Command line; returns the exit code."""
     parser = command_line(__doc__)
-    parser.add_argument("--form", choices=("png", "mat"), default="png", help="a copy as PNG, or the authors' .mat (default: %(default)s)")
+    parser.add_argument(
+        "--form", choices=("png", "mat"), default="png", help="a copy as PNG, or the authors' .mat (default: %(default)s)"
+    )
     args = parser.parse_args(arguments)
     return run(lambda: data_set(args.form), args)
 

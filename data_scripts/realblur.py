@@ -16,7 +16,8 @@ from pictures import picture_size, wrong_size
 LISTS = "https://raw.githubusercontent.com/rimchang/SRN-Deblur/master/datalist/"
 MIRRORS = {
     "RealBlur.tar.gz": (
-        "https://drive.google.com/file/d/17v5Dj0M2WExgxJgsGpEWc-6UyhK1IWWK/view",  # named by others' scripts as the file in the folder below
+        # Named in others' scripts as the file of the Drive folder below
+        "https://drive.google.com/file/d/17v5Dj0M2WExgxJgsGpEWc-6UyhK1IWWK/view",
         "https://cgdata.postech.ac.kr/sharing/YhKdbtvD0",  # may be a page for people
     ),
     "RealBlur_J_test_list.txt": (LISTS + "RealBlur_J_test_list.txt",
@@ -66,7 +67,9 @@ def missing_pictures(folder: Path) -> str | None:
     """None if as many pairs as published are there, and the two of a pair have the same size."""
     for name in FOLDERS.values():
         root = folder / "RealBlur" / name
-        sharp, blurry = ({path.relative_to(root).as_posix() for path in root.glob(f"*/{kind}/{kind}_*.png")} for kind in ("gt", "blur"))
+        sharp, blurry = (
+            {path.relative_to(root).as_posix() for path in root.glob(f"*/{kind}/{kind}_*.png")} for kind in ("gt", "blur")
+        )
         expected = sum(PAIRS.values())
         if len(sharp) != expected or len(blurry) != expected:
             return f"{root} has {len(sharp)} sharp and {len(blurry)} blurry pictures of {expected}"
@@ -112,15 +115,17 @@ def data_set(folder: Path, splits: tuple[str, ...]) -> DataSet:
         licence="CC BY 4.0",
         citation="Rim, Lee, Won, Cho: Real-world blur dataset for learning and benchmarking deblurring algorithms, ECCV 2020",
         archives=(*lists, Archive("RealBlur.tar.gz", MIRRORS["RealBlur.tar.gz"], "RealBlur", pictures, size=SIZE, pages=PAGES)),
-        next_commands=("python -m tinymsg pack realblur_j{root}", "python -m tinymsg pack realblur_r{root}"),
-        notes=("Published scores of RealBlur are of aligned pictures (intensity, then ECC homography); without it they are lower by 1 to 2 dB",),
+        next_commands=("python -m tinymsg paper --sets realblur_j realblur_r{root} --out runs/paper",),
+        notes=("Published scores are of aligned pictures (intensity, then ECC homography); unaligned ones are some dB lower",),
     )
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Command line; returns the exit code."""
     parser = command_line(__doc__)
-    parser.add_argument("--lists", type=Path, nargs="+", default=[], metavar="FILE", help="official lists that you fetched by hand")
+    parser.add_argument(
+        "--lists", type=Path, nargs="+", default=[], metavar="FILE", help="official lists that you fetched by hand"
+    )
     parser.add_argument("--train", action="store_true", help="fetch the lists of the training pairs too")
     args = parser.parse_args(arguments)
     args.from_archive = [*args.from_archive, *args.lists]

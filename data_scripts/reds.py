@@ -24,7 +24,11 @@ PAGES = ("https://seungjunnah.github.io/Datasets/reds",)
 SIZES = {"val_sharp.zip": 4_270_000_000, "val_blur.zip": 3_540_000_000, "val_blur_jpeg.zip": 145_000_000}
 CLIPS, FRAMES = 30, 100
 PIXELS = ((1280, 720),)
-NEEDS = {"val": ("val_sharp", "val_blur"), "val-300": ("val_sharp", "val_blur_jpeg"), "all": ("val_sharp", "val_blur", "val_blur_jpeg")}
+NEEDS = {
+    "val": ("val_sharp", "val_blur"),
+    "val-300": ("val_sharp", "val_blur_jpeg"),
+    "all": ("val_sharp", "val_blur", "val_blur_jpeg"),
+}
 
 
 def missing(folder: Path, kind: str) -> str | None:
@@ -44,7 +48,7 @@ def data_set(only: str) -> DataSet:
     """What to fetch. only: one of NEEDS."""
     archives = tuple(Archive(f"{kind}.zip", MIRRORS[f"{kind}.zip"], f"REDS/val/{kind}", partial(missing, kind=kind),
                              size=SIZES[f"{kind}.zip"], pages=PAGES) for kind in NEEDS[only])  # fmt: skip
-    packs = {"reds": "val_blur", "reds_val300": "val_blur_jpeg"}
+    sets = " ".join(name for name, kind in (("reds", "val_blur"), ("reds_val300", "val_blur_jpeg")) if kind in NEEDS[only])
     return DataSet(
         key="reds",
         title="REDS, validation: 3000 frames; val-300: 300 of them as JPEG",
@@ -52,7 +56,7 @@ def data_set(only: str) -> DataSet:
         citation="Nah, Baik, Hong, Moon, Son, Timofte, Lee: NTIRE 2019 challenge on video deblurring and super-resolution: "
                  "dataset and study, CVPR workshops 2019",
         archives=archives,
-        next_commands=tuple(f"python -m tinymsg pack {name}{{root}}" for name, kind in packs.items() if kind in NEEDS[only]),
+        next_commands=(f"python -m tinymsg paper --sets {sets}{{root}} --out runs/paper",),
         notes=("Which part of REDS the paper used is not known; val-300 is val_blur_jpeg, frames ending in 9",),
     )  # fmt: skip
 

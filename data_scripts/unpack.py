@@ -22,7 +22,8 @@ from archive import Archive, Damaged, FetchError
 JUNK = {"__MACOSX", ".DS_Store", "Thumbs.db"}
 MAX_DEPTH = 32  # folders in folders
 HEADERS = 64 << 20  # bytes of a tar that may be anything but the content of its files
-RAR_TOOLS: dict[str, tuple[str, ...]] = {  # all of them refuse or strip names that leave the folder; what they leave is checked too
+# All of them refuse or strip names that leave the folder; what they leave is looked over too
+RAR_TOOLS: dict[str, tuple[str, ...]] = {
     "bsdtar": ("bsdtar", "-xf", "{archive}", "-C", "{folder}"),
     "unrar": ("unrar", "x", "-y", "-p-", "{archive}", "{folder}/"),
     "7z": ("7z", "x", "-y", "-p", "-o{folder}", "{archive}"),
@@ -92,7 +93,9 @@ class Intake:
         """`count` more bytes came out."""
         self.bytes += count
         if self.bytes > self.archive.max_unpacked:
-            raise FetchError(f"{self.path.name} unpacks to more than {self.archive.max_unpacked / 1e9:.1f} GB: not what was published")
+            raise FetchError(
+                f"{self.path.name} unpacks to more than {self.archive.max_unpacked / 1e9:.1f} GB: not what was published"
+            )
 
 
 def unpack_archive(archive: Archive, path: Path, folder: Path) -> None:
@@ -172,8 +175,8 @@ def _unpack_rar(intake: Intake) -> None:
     """Through a tool on the PATH; its output is watched while it works and looked over before anything is used."""
     tool = next((name for name in RAR_TOOLS if shutil.which(name)), None)
     if tool is None:
-        raise FetchError(f"{intake.path.name} is a rar archive, and none of {', '.join(RAR_TOOLS)} is installed: install one of them "
-                         f"(for example the package libarchive-tools, which has bsdtar)")  # fmt: skip
+        raise FetchError(f"{intake.path.name} is a rar archive, and none of {', '.join(RAR_TOOLS)} is installed: "
+                         f"install one of them (for example the package libarchive-tools, which has bsdtar)")  # fmt: skip
     raw = intake.folder / ".raw"
     raw.mkdir()
     command = [part.format(archive=intake.path.absolute(), folder=raw.absolute()) for part in RAR_TOOLS[tool]]

@@ -1,7 +1,7 @@
 """A local file server that misbehaves on request, for the tests of the data scripts.
 
 `server.files[name]` is served at /<behaviour>/<name>; `server.seen` lists (behaviour, Range header) of each request. The
-behaviours are the methods of `Behaviours` whose names begin with `do_` no further: see BEHAVIOURS.
+behaviours are the methods of Handler that are named in no other list: see BEHAVIOURS at the end.
 """
 
 import contextlib
@@ -10,9 +10,10 @@ import http.server
 import threading
 import urllib.parse
 
-CONFIRM = """<!DOCTYPE html><html><title>Google Drive - Virus scan warning</title><body>Google Drive can't scan this file for viruses.
-<form id="download-form" action="/confirmed/{name}" method="get"><input type="submit" value="Download anyway"/>
-<input type="hidden" name="id" value="abc"><input type="hidden" name="confirm" value="t"><input type="hidden" name="uuid" value="1-2&amp;3">
+CONFIRM = """<!DOCTYPE html><html><title>Google Drive - Virus scan warning</title><body>Google Drive can't scan this file for
+viruses. <form id="download-form" action="/confirmed/{name}" method="get"><input type="submit" value="Download anyway"/>
+<input type="hidden" name="id" value="abc"><input type="hidden" name="confirm" value="t">
+<input type="hidden" name="uuid" value="1-2&amp;3">
 </form></body></html>"""
 
 

@@ -19,7 +19,8 @@ SMALL = {  # what each script expects, made as small as the miniatures are
     "gopro": {"PAIRS": {"train": 6, "test": 3}, "PIXELS": ((48, 32),), "SIZE": None},
     "hide": {"PAIRS": {"train": 3, "test": 4}, "PIXELS": ((48, 32),), "UNPACKED": 10**6},
     "realblur": {"PAIRS": {"train": 2, "test": 4}, "SHA256": {}, "SIZE": None},
-    "reds": {"CLIPS": 2, "FRAMES": 10, "PIXELS": ((48, 32),), "SIZES": dict.fromkeys(("val_sharp.zip", "val_blur.zip", "val_blur_jpeg.zip"))},
+    "reds": {"CLIPS": 2, "FRAMES": 10, "PIXELS": ((48, 32),), "SIZES": dict.fromkeys(
+        ("val_sharp.zip", "val_blur.zip", "val_blur_jpeg.zip"))},
     "bsds500": {"IMAGES": {"train": 2, "val": 1, "test": 2}, "PIXELS": ((48, 32), (32, 48)), "MD5": {}},
     "kohler": {"FRAMES": (2, 3), "MD5": {}, "UNPACKED": {f"{name}.zip": 10**6 for name in
                ("BlurryImages", *(f"GroundTruth_pngs_Image{i}" for i in range(1, 5)))}},
@@ -68,7 +69,9 @@ def published(tmp_path_factory):
 @pytest.fixture
 def typed():
     """typed(script, *arguments, **changes) -> CompletedProcess: a script as a user runs it, with changed module constants."""
-    return lambda *arguments, **changes: subprocess.run(command(*arguments, **changes), capture_output=True, text=True, timeout=60)
+    return lambda *arguments, **changes: subprocess.run(
+        command(*arguments, **changes), capture_output=True, text=True, timeout=60
+    )
 
 
 @pytest.fixture
@@ -90,8 +93,12 @@ def command(script: str, *arguments, **changes) -> list[str]:
     """What to run: the script itself, or the script with some of its module constants changed."""
     if not changes:
         return [sys.executable, str(SCRIPTS / f"{script}.py"), *map(str, arguments)]
-    code = (f"import ast, sys; sys.path.insert(0, {str(SCRIPTS)!r}); import download, {script} as script; download.WAITS = (0, 0)\n"
-            "vars(script).update(ast.literal_eval(sys.argv[1])); sys.exit(script.main(sys.argv[2:]))")  # fmt: skip
+    code = f"""import ast, sys
+sys.path.insert(0, {str(SCRIPTS)!r})
+import download, {script} as script
+download.WAITS = (0, 0)
+vars(script).update(ast.literal_eval(sys.argv[1]))
+sys.exit(script.main(sys.argv[2:]))"""
     return [sys.executable, "-c", code, repr(changes), *map(str, arguments)]
 
 
@@ -137,9 +144,10 @@ def whole_names(script: str) -> list[str]:
                              for scene, k in realblur for kind in ("gt", "blur")],
         "reds": lambda: [f"REDS/val/{kind}/{clip:03d}/{frame:08d}.{'jpg' if kind.endswith('jpeg') else 'png'}"
                          for kind in ("val_sharp", "val_blur", "val_blur_jpeg") for clip in range(30) for frame in range(100)],
-        "bsds500": lambda: [f"BSDS500-master/BSDS500/data/images/{split}/{i}.jpg" for split, count in splits["bsds500"] for i in range(count)],
-        "kohler": lambda: [f"Kohler/Blurry{i}_{j}.png" for i, j in shots] + [f"Kohler/Image{i}/Kernel{j}/GroundTruth{i}_{j}_{k}.png"
-                                                                           for i, j in shots for k in range(1, 200)],
+        "bsds500": lambda: [f"BSDS500-master/BSDS500/data/images/{split}/{i}.jpg" for split, count in splits["bsds500"]
+                            for i in range(count)],
+        "kohler": lambda: [f"Kohler/Blurry{i}_{j}.png" for i, j in shots]
+                          + [f"Kohler/Image{i}/Kernel{j}/GroundTruth{i}_{j}_{k}.png" for i, j in shots for k in range(1, 200)],
         "levin": lambda: [f"{levin}/im{i}_kernel{k}_img.png" for i in range(1, 5) for k in range(1, 9)]
                          + [f"{levin}/gt/im{i}.png" for i in range(1, 5)] + [f"{levin}/gt/kernel{k}.png" for k in range(1, 9)],
     }[script]()  # fmt: skip

@@ -1,4 +1,4 @@
-"""Every data script on a miniature of its data set: by hand, from a server, interrupted, incomplete, and with the true numbers."""
+"""Every data script on a miniature of its data set: by hand, from a server, interrupted, incomplete, with the true numbers."""
 
 import importlib
 import json
@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 from bad_server import serve
 from miniatures import REALBLUR_FOLDERS, files_below, link_many, sharp_pixels, write_picture
-from published import (SCRIPTS, SMALL, Published, command, contents, describe, download, first_archive, mirrors, pictures_of, publish,
-                       published, small, typed, whole_names)  # noqa: F401  # fmt: skip
+from published import (SCRIPTS, SMALL, Published, command, contents, describe, download, first_archive, mirrors, pictures_of,
+                       publish, published, small, typed, whole_names)  # noqa: F401  # fmt: skip
 
 import unpack  # isort: skip
+from fetch import next_lines  # isort: skip
 
 
 @pytest.fixture(params=SMALL)
@@ -36,7 +37,7 @@ def test_from_archives_as_typed(data, typed, tmp_path):
     assert set(record["archives"]) == set(data.archives)
     assert all(entry["sha256"] in done.stdout and entry["from"].startswith("by hand: ") for entry in record["archives"].values())
     assert "Licence: " in done.stdout and "Cite: " in done.stdout and record["citation"] in done.stdout
-    assert done.stdout.splitlines()[-2 if data.script in ("gopro", "realblur", "reds") else -1].startswith("  python -m tinymsg ")
+    assert done.stdout.splitlines()[-1].startswith("  python -m tinymsg ")
     before = {path: path.stat().st_mtime_ns for path in files_below(folder)}
     again = typed(data.script, "--folder", folder, **SMALL[data.script])
     assert again.returncode == 0 and "nothing to do" in again.stdout and "Licence" not in again.stdout
@@ -48,7 +49,10 @@ def test_a_miniature_is_not_the_published_data(data, typed, tmp_path):
     assert done.returncode == 1 and done.stdout
     assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
     assert any(number in done.stderr for number in ("2103", "6397", "980", "3000", "200", "48", "255x255")), done.stderr
-    assert contents(tmp_path / "data") in ({}, {"kohler.json": contents(tmp_path / "data").get("kohler.json")}) or data.script == "kohler"
+    assert (
+        contents(tmp_path / "data") in ({}, {"kohler.json": contents(tmp_path / "data").get("kohler.json")})
+        or data.script == "kohler"
+    )
 
 
 @pytest.mark.parametrize("harm", ["lost", "small", "broken"])
@@ -81,8 +85,8 @@ def test_files_by_hand_are_matched_by_name_or_as_the_only_one_left(data, small, 
     main, folder = small(data.script), tmp_path / "data"
     assert main("--folder", folder, "--from-archive", tmp_path / "nothing.zip") == 1
     assert "nothing.zip: no such file" in capsys.readouterr().err
-    renamed = [Path(shutil.copy(path, tmp_path / (f"{name} (1)" if i == 0 else name)))
-               for i, (name, path) in enumerate(sorted(data.archives.items(), key=lambda item: item[0].endswith(".txt")))]  # fmt: skip
+    archives = sorted(data.archives.items(), key=lambda item: item[0].endswith(".txt"))
+    renamed = [Path(shutil.copy(path, tmp_path / (f"{name} (1)" if i == 0 else name))) for i, (name, path) in enumerate(archives)]
     assert main("--folder", folder, "--from-archive", *renamed) == 0
     stranger = Path(shutil.copy(renamed[0], tmp_path / "stranger"))
     other = Path(shutil.copy(renamed[0], tmp_path / "stranger 2"))
@@ -97,7 +101,9 @@ def test_a_second_copy_that_differs_from_the_first_is_told(data, small, tmp_path
     other = Path(shutil.copy(path, tmp_path / name))
     with open(other, "ab") as file:  # still a whole archive for everybody who reads it, but of other bytes
         file.write(b"\0" * 64 if not name.endswith(".txt") else b"\n")
-    victim = next(p for p in files_below(folder) if p.suffix in (".png", ".jpg") and p.relative_to(folder).as_posix() in first_archive(data))
+    victim = next(
+        p for p in files_below(folder) if p.suffix in (".png", ".jpg") and p.relative_to(folder).as_posix() in first_archive(data)
+    )
     victim.unlink()
     before = contents(folder)
     assert main("--folder", folder, "--from-archive", other) == 1
@@ -249,7 +255,9 @@ def test_the_published_numbers_as_typed(script, typed, tmp_path):
     names = [folder / name for name in whole_names(script)]
     link_many(picture, names)
     for kind, top in REALBLUR_FOLDERS.items() if script == "realblur" else ():
-        lines = (f"{top}/scene{i // 20:03d}/gt/gt_{i % 20}.png {top}/scene{i // 20:03d}/blur/blur_{i % 20}.png " for i in range(980))
+        lines = (
+            f"{top}/scene{i // 20:03d}/gt/gt_{i % 20}.png {top}/scene{i // 20:03d}/blur/blur_{i % 20}.png " for i in range(980)
+        )
         (folder / f"RealBlur/RealBlur_{kind}_test_list.txt").write_text("\n".join(lines))
     done = typed(script, "--folder", folder)
     assert done.returncode == 0, done.stderr
@@ -267,3 +275,19 @@ def test_every_script_states_its_sources(script):
         assert all(url.startswith("http") and " " not in url and download.direct_url(url) for url in archive.mirrors)
     text = (SCRIPTS / f"{script}.py").read_text()
     assert "http" not in text[text.index("\n\n\ndef ") :], "every address stands among the constants at the top"
+
+
+@pytest.mark.parametrize("folder", [Path("data"), Path("elsewhere")], ids=str)
+@pytest.mark.parametrize("script", SMALL)
+def test_the_next_commands_are_commands(script, folder, capsys):
+    """What a script tells to type next is understood by the command line of the library."""
+    from tinymsg.__main__ import parser
+
+    known = parser().format_help()
+    for line in next_lines(describe(script, folder), folder):
+        words = line.split()
+        assert words[:3] == ["python", "-m", "tinymsg"]
+        if not all(name in known for name in ("pack", "paper")):
+            pytest.skip("the library here has no pack or no paper command")
+        args = parser().parse_args(words[3:])  # exits, and so fails, on what it does not know
+        assert getattr(args, "root", str(folder)) == str(folder)

@@ -41,7 +41,9 @@ def no_waiting(monkeypatch):
 
 
 def set_from(server, *behaviours: str, **changes) -> Archive:
-    return Archive("set.zip", tuple(f"{server.url}/{b}/set.zip" for b in behaviours), "SET", lambda folder: "all of it", **changes)
+    return Archive(
+        "set.zip", tuple(f"{server.url}/{b}/set.zip" for b in behaviours), "SET", lambda folder: "all of it", **changes
+    )
 
 
 def fetch(archive: Archive, folder: Path, **options) -> download.Fetched:
@@ -49,7 +51,9 @@ def fetch(archive: Archive, folder: Path, **options) -> download.Fetched:
     return download.fetch_archive(archive, folder, fetch.said.append, **options)
 
 
-@pytest.mark.parametrize("known", [{}, {"md5": MD5}, {"sha256": SHA256}, {"size": len(WHOLE)}], ids=["nothing", "md5", "sha256", "size"])
+@pytest.mark.parametrize(
+    "known", [{}, {"md5": MD5}, {"sha256": SHA256}, {"size": len(WHOLE)}], ids=["nothing", "md5", "sha256", "size"]
+)
 def test_a_good_mirror(server, tmp_path, known):
     fetched = fetch(set_from(server, "good", **known), tmp_path / "new")
     assert fetched.path.read_bytes() == WHOLE and fetched.sha256 == SHA256
@@ -68,9 +72,17 @@ def test_a_mirror_that_works_in_the_end(server, tmp_path, behaviour, known):
         assert server.seen[-1][1] == f"bytes={2 * (len(WHOLE) // 3 + 1)}-", "each connection goes on where the last one broke"
 
 
-FAILURES = {"missing": "404", "fails": "500", "html": "web page", "hidden_html": "web page", "quota": "quota for this file is used up",
-            "promises_more": "less than was begun or promised", "promises_less": "not a whole zip", "drops_and_ignores_range": "ended at",
-            "hub": "instead of"}  # fmt: skip
+FAILURES = {
+    "missing": "404",
+    "fails": "500",
+    "html": "web page",
+    "hidden_html": "web page",
+    "quota": "quota for this file is used up",
+    "promises_more": "less than was begun or promised",
+    "promises_less": "not a whole zip",
+    "drops_and_ignores_range": "ended at",
+    "hub": "instead of",
+}
 
 
 @pytest.mark.parametrize(("behaviour", "message"), FAILURES.items())
@@ -185,8 +197,8 @@ def test_a_drive_folder_is_refused_with_the_reason():
 def test_a_confirmation_page_cannot_send_us_to_another_plain_http_host():
     page = '<form id="download-form" action="{}"><input name="confirm" value="t"></form>'
     assert download.confirmation(page.format("http://elsewhere.org/x"), "http://127.0.0.1/a") is None
-    assert download.confirmation(page.format("https://drive.usercontent.google.com/download"), "https://drive.google.com/uc?id=1") == (
-        "https://drive.usercontent.google.com/download?confirm=t")  # fmt: skip
+    onward = "https://drive.usercontent.google.com/download"
+    assert download.confirmation(page.format(onward), "https://drive.google.com/uc?id=1") == f"{onward}?confirm=t"
     assert download.confirmation("<html>nothing to confirm</html>", "http://127.0.0.1/a") is None
 
 

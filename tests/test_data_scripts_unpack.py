@@ -67,7 +67,11 @@ def overlapping_zip() -> bytes:
     """Forty names for the same 100 kB of data: small in itself, large in what comes out."""
     content = zipped(files={"SET/000": bytes(100_000)})
     start = content.index(b"PK\x01\x02")
-    body, entry, end = content[:start], content[start : content.index(b"PK\x05\x06")], bytearray(content[content.index(b"PK\x05\x06") :])
+    body, entry, end = (
+        content[:start],
+        content[start : content.index(b"PK\x05\x06")],
+        bytearray(content[content.index(b"PK\x05\x06") :]),
+    )
     entries = b"".join(entry.replace(b"SET/000", f"SET/{i:03d}".encode()) for i in range(40))
     end[8:20] = struct.pack("<HHII", 40, 40, len(entries), start)
     return body + entries + bytes(end)
@@ -88,7 +92,9 @@ R = tarfile.REGTYPE
 GOOD = {
     "zip": zipped(),
     "zip-stored": zipped(method=zipfile.ZIP_STORED),
-    "zip-with-junk": zipped(("__MACOSX/SET/._a", b"x", REG), ("SET/.DS_Store", b"x", REG), ("SET/0/Thumbs.db", b"", REG), ("SET/._b.png", b"", REG)),
+    "zip-with-junk": zipped(
+        ("__MACOSX/SET/._a", b"x", REG), ("SET/.DS_Store", b"x", REG), ("SET/0/Thumbs.db", b"", REG), ("SET/._b.png", b"", REG)
+    ),
     "tar.gz": tarred(),
     "tar": tarred(mode="w"),
     "tar-with-dots": tarred(files={f"./{name}": content for name, content in FILES.items()}),
@@ -189,7 +195,11 @@ def test_merge_adds_what_is_missing_and_replaces_nothing(tmp_path):
     unpack.merge(write(tmp_path / "one", {"SET/a": "a", "SET/b/c": "c"}), data, "SET")
     assert contents(data) == {"SET/a": b"a", "SET/mine": b"mine", "SET/b/c": b"c"}
     before = contents(data)
-    for clash in ({"SET/A": "new", "SET/a": "other"}, {"SET/A": "new", "SET/a/deeper": "x"}, {"SET/A": "new", "SET/b": "a folder there"}):
+    for clash in (
+        {"SET/A": "new", "SET/a": "other"},
+        {"SET/A": "new", "SET/a/deeper": "x"},
+        {"SET/A": "new", "SET/b": "a folder there"},
+    ):
         with pytest.raises(FetchError, match="exists and is not what the archive holds; move it away first"):
             unpack.merge(write(tmp_path / str(len(str(clash))), clash), data, "SET")
         assert contents(data) == before, "all is looked at before anything moves"
