@@ -13,11 +13,11 @@ import tempfile
 import time
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
-from archive import Archive, Damaged, FetchError
+from archive import Archive, Damaged, FetchError, Progress
 
 JUNK = {"__MACOSX", ".DS_Store", "Thumbs.db"}
 MAX_DEPTH = 32  # folders in folders
@@ -51,8 +51,9 @@ def archive_kind(path: Path) -> str:
 class Intake:
     """Takes in files below a folder, and refuses names, links and amounts that an honest archive would not have."""
 
-    def __init__(self, archive: Archive, path: Path, folder: Path):
+    def __init__(self, archive: Archive, path: Path, folder: Path, report: Callable[[str], None]):
         self.archive, self.path, self.folder = archive, path, folder
+        self.progress = Progress(f"unpacking {path.name}", archive.expected_unpacked, report)
         self.bytes = self.members = 0
 
     def place(self, name: str) -> Path | None:
@@ -79,6 +80,7 @@ class Intake:
             with open(place, "xb") as file:
                 while chunk := source.read(1 << 20):
                     self.count_bytes(len(chunk))
+                    self.progress.add(len(chunk))
                     file.write(chunk)
         except FileExistsError:
             raise FetchError(f"{self.path.name} holds the same name twice: {place.relative_to(self.folder)}") from None
@@ -98,15 +100,16 @@ class Intake:
             )
 
 
-def unpack_archive(archive: Archive, path: Path, folder: Path) -> None:
+def unpack_archive(archive: Archive, path: Path, folder: Path, report: Callable[[str], None] = print) -> None:
     """Unpack `path` into `folder`, which must not exist yet and is the caller's to remove.
 
     Raises: FetchError if the archive is not what it should be; Damaged if it is broken.
     """
-    intake, kind = Intake(archive, path, folder), archive_kind(path)
+    intake, kind = Intake(archive, path, folder, report), archive_kind(path)
     folder.mkdir(parents=True)
     try:
         {"zip": _unpack_zip, "tar": _unpack_tar, "tar.gz": _unpack_tar, "rar": _unpack_rar}[kind](intake)
+        intake.progress.end()
     except (zipfile.BadZipFile, tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise Damaged(f"{path.name} is not a whole {kind} archive ({error or type(error).__name__})") from None
     except (NotImplementedError, RuntimeError) as error:  # zipfile's words for encryption and unknown methods
@@ -124,7 +127,8 @@ def _unpack_zip(intake: Intake) -> None:
             if kind not in (0, 0o100000, 0o040000):
                 intake.refuse("special file", member.filename)
             intake.place(member.filename)
-        intake.count_bytes(sum(member.file_size for member in members))  # claimed; what comes is counted below
+        intake.progress.total = sum(member.file_size for member in members)
+        intake.count_bytes(intake.progress.total)  # claimed; what comes is counted below
         intake.bytes = 0
         for member in members:
             place = intake.place(member.filename)

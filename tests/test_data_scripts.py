@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from bad_server import serve
 from miniatures import REALBLUR_FOLDERS, files_below, link_many, sharp_pixels, write_picture
-from published import (SCRIPTS, SMALL, Published, command, contents, describe, download, first_archive, mirrors, pictures_of,
+from script_cases import (SCRIPTS, SMALL, Published, command, contents, describe, download, first_archive, mirrors, pictures_of,
                        publish, published, small, typed, whole_names)  # noqa: F401  # fmt: skip
 
 import unpack  # isort: skip
@@ -290,4 +290,4 @@ def test_the_next_commands_are_commands(script, folder, capsys):
         if not all(name in known for name in ("pack", "paper")):
             pytest.skip("the library here has no pack or no paper command")
         args = parser().parse_args(words[3:])  # exits, and so fails, on what it does not know
-        assert getattr(args, "root", str(folder)) == str(folder)
+        assert getattr(args, "root", None) == str(folder) or f"{folder}/" in line

@@ -92,6 +92,7 @@ def test_a_mirror_that_does_not_work(server, tmp_path, behaviour, message):
         fetch(set_from(server, behaviour, pages=("https://example.org/set",)), tmp_path)
     assert "by hand, from https://example.org/set" in str(error.value) and "\n" not in str(error.value)
     assert (tmp_path / "mine.txt").read_text() == "mine" and not (tmp_path / "set.zip").exists()
+    assert behaviour != "promises_more" or not (tmp_path / "set.zip.part").exists(), "a part that cannot be continued is not kept"
     assert fetch(set_from(server, behaviour, "good"), tmp_path).path.read_bytes() == WHOLE, "the next mirror takes over"
 
 
@@ -107,6 +108,7 @@ def test_an_earlier_part_is_continued(server, tmp_path):
     (tmp_path / "set.zip.part.json").write_text(json.dumps(state))
     assert fetch(set_from(server, "missing", "good"), tmp_path).path.read_bytes() == WHOLE
     assert server.seen == [("good", "bytes=5000-")], "the mirror that was begun comes first"
+    assert server.conditions == [f'"{MD5}"'], "and is told what was begun"
 
 
 @pytest.mark.parametrize("behaviour", ["changes", "changes_silently"])

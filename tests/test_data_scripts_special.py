@@ -8,7 +8,7 @@ import sys
 import pytest
 from miniatures import make_levin_mat
 from PIL import Image
-from published import contents, published, small  # noqa: F401
+from script_cases import contents, published, small  # noqa: F401
 
 import pictures  # isort: skip
 

@@ -7,6 +7,7 @@ import stat
 import struct
 import sys
 import tarfile
+import tempfile
 import zipfile
 from pathlib import Path, PurePosixPath
 
@@ -87,6 +88,7 @@ def header_bomb() -> bytes:
     return gzip.compress(buffer.getvalue())
 
 
+OUTSIDE = f"{tempfile.gettempdir()}/evil-{os.getpid()}.txt"
 REG, LNK, FIFO = stat.S_IFREG | 0o644, stat.S_IFLNK | 0o777, stat.S_IFIFO | 0o644
 R = tarfile.REGTYPE
 GOOD = {
@@ -104,7 +106,7 @@ BAD = {
     "zip-parent": (zipped(("../evil.txt", b"x", REG)), "leaves the folder: ../evil.txt"),
     "zip-hidden-parent": (zipped(("SET/../../evil.txt", b"x", REG)), "leaves the folder"),
     "zip-backslash": (zipped(("..\\evil.txt", b"x", REG)), "leaves the folder"),
-    "zip-absolute": (zipped(("/tmp/evil.txt", b"x", REG)), "leaves the folder"),
+    "zip-absolute": (zipped((OUTSIDE, b"x", REG)), "leaves the folder"),
     "zip-drive": (zipped(("C:/evil.txt", b"x", REG)), "leaves the folder"),
     "zip-link": (zipped(("SET/link", b"/etc/passwd", LNK)), "holds a link: SET/link"),
     "zip-fifo": (zipped(("SET/pipe", b"", FIFO)), "holds a special file"),
@@ -116,7 +118,7 @@ BAD = {
     "zip-truncated": (zipped()[:-60], "not a whole zip"),
     "zip-damaged": (zipped(method=zipfile.ZIP_STORED).replace(bytes([2]) * 5000, bytes([2]) * 4999 + b"!"), "not a whole zip"),
     "tar-parent": (tarred(("../evil.txt", b"x", R, "")), "leaves the folder: ../evil.txt"),
-    "tar-absolute": (tarred(("/tmp/evil.txt", b"x", R, "")), "leaves the folder"),
+    "tar-absolute": (tarred((OUTSIDE, b"x", R, "")), "leaves the folder"),
     "tar-folder-outside": (tarred(("../evil", b"", tarfile.DIRTYPE, "")), "leaves the folder"),
     "tar-symlink": (tarred(("SET/link", b"", tarfile.SYMTYPE, "/etc")), "holds a link: SET/link"),
     "tar-hardlink": (tarred(("SET/link", b"", tarfile.LNKTYPE, "SET/0/a.bin")), "holds a link"),
@@ -160,8 +162,11 @@ def test_bad_archives(tmp_path, content, message):
         unpack.unpack_archive(small(), path, out)
     assert "\n" not in str(error.value)
     assert path.read_bytes() == content
+    if Path(OUTSIDE).exists():
+        Path(OUTSIDE).unlink()
+        pytest.fail("a file was written outside the folder")
     outside = [p for p in tmp_path.rglob("*") if p != path and out not in (p, *p.parents) and p not in out.parents]
-    assert outside == [] and not Path("/tmp/evil.txt").exists()
+    assert outside == []
     assert sum(map(len, contents(out).values()) if out.exists() else []) <= LIMIT
 
 
