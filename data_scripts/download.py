@@ -140,13 +140,15 @@ def _fetch_more(url: str, archive: Archive, partial: Path, report: Callable[[str
             _discard(partial)
         write_whole(_state_path(partial), json.dumps(asdict(offer.state)))
         progress = Progress(archive.name, total, report, offer.start)
-        with open(partial, "ab") as file:
-            chunk = first
-            while chunk:
-                file.write(chunk)
-                progress.add(len(chunk))
-                chunk = response.read1(1 << 18)
-        progress.end()
+        try:
+            with open(partial, "ab") as file:
+                chunk = first
+                while chunk:
+                    file.write(chunk)
+                    progress.add(len(chunk))
+                    chunk = response.read1(1 << 18)
+        finally:
+            progress.end()
     if total is not None and _have(partial) < total:
         raise Broken(f"the connection ended at {_have(partial)} of {total} bytes")
 

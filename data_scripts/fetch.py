@@ -35,6 +35,8 @@ def command_line(description: str) -> argparse.ArgumentParser:
 
 def run(describe: Callable[[], DataSet], args: argparse.Namespace) -> int:
     """Bring the data set that `describe` returns below args.folder; returns the exit code."""
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(line_buffering=True)  # progress is seen as it happens, also through a pipe or in a log
     try:
         with _terminable():
             _complete(describe(), args)
@@ -61,13 +63,16 @@ def _complete(data: DataSet, args: argparse.Namespace) -> None:
         by_hand = _match_by_hand(args.from_archive, data.archives)
         _check_room(needed, by_hand, args.folder)
         args.folder.mkdir(parents=True, exist_ok=True)
+        for name in by_hand.keys() - {archive.name for archive in needed}:
+            print(f"{by_hand[name]} is not needed: what it holds is there already")
         with _alone(args.folder, data.key):
             for archive in needed:
                 _bring(archive, by_hand.get(archive.name), data, record, args)
     if record.choices != data.choices:
         changed = [f"{name} {record.choices[name]} -> {value}" for name, value in data.choices.items()
                    if record.choices.get(name, value) != value]  # fmt: skip
-        print(f"choice changed: {', '.join(changed)}" if changed else f"recorded in {record.path}: {data.choices}")
+        made = ", ".join(f"{name} = {value}" for name, value in data.choices.items())
+        print(f"choice changed: {', '.join(changed)}" if changed else f"recorded in {record.path}: {made}")
         record.choices = dict(data.choices)
         record.save(data)
     print(f"complete below {args.folder}" + ("" if needed else "; nothing to do"))

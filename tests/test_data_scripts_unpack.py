@@ -15,7 +15,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "data_scripts"))
 import unpack  # noqa: E402
-from archive import Archive, Damaged, FetchError  # noqa: E402
+from archive import Archive, FetchError  # noqa: E402
 
 FILES = {f"SET/{i}/{name}": bytes([i]) * 5000 for i in range(3) for name in ("a.bin", "b.bin")}
 LIMIT = 1_000_000
@@ -244,20 +244,27 @@ def test_rar_through_a_tool(tmp_path, tool, rar):
     assert contents(tmp_path / "out") == {"SET/a.mat": b"MATLAB"} and not (tmp_path / "out/.raw").exists()
 
 
+def test_rar_that_one_tool_cannot_read(tmp_path, tool, rar):
+    tool("unrar", f"{WRITE}; (folder / 'half').touch(); sys.exit('not supported')")
+    tool("bsdtar", WRITE.replace("folder", "pathlib.Path(sys.argv[4])"))
+    unpack.unpack_archive(small(), rar, tmp_path / "out")
+    assert contents(tmp_path / "out") == {"SET/a.mat": b"MATLAB"}
+
+
 def test_rar_without_a_tool(tmp_path, tool, rar):
-    with pytest.raises(FetchError, match="none of bsdtar, unrar, 7z, 7zz is installed: install one of them"):
+    with pytest.raises(FetchError, match="none of unrar, 7z, 7zz, bsdtar is installed: install one of them"):
         unpack.unpack_archive(small(), rar, tmp_path / "out")
 
 
-@pytest.mark.parametrize(("code", "kind", "message"), [
-    (f"{WRITE}; os.symlink('/etc', folder / 'SET/link')", FetchError, "holds a link: SET/link"),
-    (f"{WRITE}; os.link(folder / 'SET/a.mat', folder / 'SET/b.mat')", FetchError, "holds a link"),
-    (f"{WRITE}; os.mkfifo(folder / 'pipe')", FetchError, "holds a special file: pipe"),
-    ("(folder / 'bomb').write_bytes(bytes(3_000_000)); time.sleep(60)", FetchError, "unpacks to more than"),
-    ("[(folder / str(i)).touch() for i in range(99)]; time.sleep(60)", FetchError, "more than 50 files"),
-    (f"{WRITE}; sys.exit('checksum error in SET/a.mat')", Damaged, "unrar cannot unpack set.rar .checksum error in SET/a.mat."),
+@pytest.mark.parametrize(("code", "message"), [
+    (f"{WRITE}; os.symlink('/etc', folder / 'SET/link')", "holds a link: SET/link"),
+    (f"{WRITE}; os.link(folder / 'SET/a.mat', folder / 'SET/b.mat')", "holds a link"),
+    (f"{WRITE}; os.mkfifo(folder / 'pipe')", "holds a special file: pipe"),
+    ("(folder / 'bomb').write_bytes(bytes(3_000_000)); time.sleep(60)", "unpacks to more than"),
+    ("[(folder / str(i)).touch() for i in range(99)]; time.sleep(60)", "more than 50 files"),
+    (f"{WRITE}; sys.exit('checksum error in SET/a.mat')", "cannot be unpacked .unrar: checksum error in SET/a.mat.: it is"),
 ], ids=["symlink", "hardlink", "fifo", "bomb", "many", "damaged"])  # fmt: skip
-def test_rar_tools_are_not_trusted(tmp_path, tool, rar, code, kind, message):
+def test_rar_tools_are_not_trusted(tmp_path, tool, rar, code, message):
     tool("unrar", code)
-    with pytest.raises(kind, match=message):
+    with pytest.raises(FetchError, match=message):
         unpack.unpack_archive(small(), rar, tmp_path / "out")
