@@ -94,12 +94,13 @@ def _bring(archive: Archive, file: Path | None, data: DataSet, record: Record, a
     size = fetched.path.stat().st_size
     print(f"{fetched.path}: {readable(size)}, SHA-256 {fetched.sha256}")
     known = record.archives.get(archive.name)
+    again = "" if file is not None else f"; delete {fetched.path} to have it fetched again"
     if known and known["sha256"] != fetched.sha256 and not args.any_checksum:
         raise FetchError(f"{fetched.path} is not the {archive.name} of before: {record.path} has SHA-256 {known['sha256']}, "
                          f"from {known['from']} on {known['on']}; one of them is damaged, or the publisher changed it. "
-                         f"--any-checksum takes the new one")  # fmt: skip
+                         f"--any-checksum takes the new one{again}")  # fmt: skip
     try:
-        _into_place(archive, fetched.path, args.folder)
+        _into_place(archive, fetched.path, args.folder, again)
     except Damaged as error:
         if not fetched.source:
             raise FetchError(f"{error}; fetch it again") from None
@@ -114,7 +115,7 @@ def _bring(archive: Archive, file: Path | None, data: DataSet, record: Record, a
         print(f"{fetched.path} is no longer needed; delete it if space is short")
 
 
-def _into_place(archive: Archive, path: Path, folder: Path) -> None:
+def _into_place(archive: Archive, path: Path, folder: Path, again: str) -> None:
     """Unpack to a folder beside the target, verify there, and rename: an interruption leaves nothing half there."""
     staging = folder / f".unpacking-{archive.name}"
     shutil.rmtree(staging, ignore_errors=True)  # of a run that was killed
@@ -129,7 +130,7 @@ def _into_place(archive: Archive, path: Path, folder: Path) -> None:
         problem = archive.missing(staging / "verified")
         if problem:
             problem = problem.replace(f"{staging / 'verified'}/", "")
-            raise FetchError(f"{path.name} is not what was published: {problem}; nothing was put below {folder}")
+            raise FetchError(f"{path.name} is not what was published: {problem}; nothing was put below {folder}{again}")
         merge(staging / "verified", folder, archive.into)
     finally:
         shutil.rmtree(staging, ignore_errors=True)

@@ -141,6 +141,17 @@ def test_no_mirror_works(data, small, server, tmp_path, capsys):
     assert contents(tmp_path / "data") == {}
 
 
+def test_a_mirror_with_other_content_is_named_and_its_file_kept_for_a_look(published, small, tmp_path, capsys):
+    with serve({"GOPRO_Large.zip": published("hide").archives["HIDE_dataset.zip"].read_bytes()}) as server:
+        folder = tmp_path / "data"
+        main = small("gopro", **mirrors(server, published("gopro"), "good"))
+        for _ in range(2):
+            assert main("--folder", folder) == 1
+            error = capsys.readouterr().err
+            assert "is not what was published: " in error and f"delete {folder}/GOPRO_Large.zip to have it fetched again" in error
+        assert list(contents(folder)) == ["GOPRO_Large.zip"] and len(server.seen) == 1
+
+
 @pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL], ids=lambda s: s.name)
 @pytest.mark.parametrize("script", ["gopro", "realblur"])
 def test_stopped_in_mid_download_and_run_again(script, published, typed, tmp_path, stop):
