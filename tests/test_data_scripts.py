@@ -1,11 +1,16 @@
 """Every data script on a miniature of its data set: by hand, from a server, interrupted, incomplete, with the true numbers."""
 
 import importlib
+import io
 import json
+import os
 import shutil
 import signal
 import subprocess
+import tarfile
+import tempfile
 import time
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +21,7 @@ from script_cases import (SCRIPTS, SMALL, Published, command, contents, describe
                        publish, published, small, typed, whole_names)  # noqa: F401  # fmt: skip
 
 import unpack  # isort: skip
+from archive import Archive  # isort: skip
 from fetch import next_lines  # isort: skip
 
 
@@ -139,6 +145,59 @@ def test_no_mirror_works(data, small, server, tmp_path, capsys):
     error = capsys.readouterr().err
     assert "by hand, from http" in error and "--from-archive" in error and error.count("\n") == 1
     assert contents(tmp_path / "data") == {}
+
+
+EVIL = {  # what, and what is said of it; each within an otherwise whole archive
+    "parent": ("../../evil.txt", b"x", tarfile.REGTYPE, "leaves the folder"),
+    "absolute": (f"{tempfile.gettempdir()}/evil-{os.getpid()}.txt", b"x", tarfile.REGTYPE, "leaves the folder"),
+    "symlink": ("link", b"/etc/passwd", tarfile.SYMTYPE, "holds a link"),
+    "bomb": ("bomb", bytes(20_000_000), tarfile.REGTYPE, "unpacks to more than"),
+}
+
+
+def with_evil(archive: Path, name: str, content: bytes, kind: bytes) -> bytes:
+    """The archive with one more member, at its end."""
+    target = io.BytesIO()
+    if zipfile.is_zipfile(archive):
+        target.write(archive.read_bytes())
+        with zipfile.ZipFile(target, "a", zipfile.ZIP_DEFLATED) as file:
+            entry = zipfile.ZipInfo(name)
+            entry.external_attr = (0o120777 if kind == tarfile.SYMTYPE else 0o100644) << 16
+            file.writestr(entry, content, zipfile.ZIP_DEFLATED)
+        return target.getvalue()
+    with tarfile.open(archive) as source, tarfile.open(fileobj=target, mode="w:gz") as file:
+        for member in source:
+            file.addfile(member, source.extractfile(member))
+        entry = tarfile.TarInfo(name)
+        entry.type, entry.linkname = kind, content.decode() if kind == tarfile.SYMTYPE else ""
+        entry.size = len(content) if kind == tarfile.REGTYPE else 0
+        file.addfile(entry, io.BytesIO(content))
+    return target.getvalue()
+
+
+@pytest.mark.parametrize("evil", EVIL)
+def test_an_evil_archive_from_a_mirror_or_by_hand(data, small, tmp_path, capsys, monkeypatch, evil):
+    member, content, kind, message = EVIL[evil]
+    monkeypatch.setattr(Archive, "max_unpacked", 10_000_000)
+    name = [name for name in data.archives if not name.endswith(".txt")][-1]
+    bad, folder = with_evil(data.archives[name], member, content, kind), tmp_path / "deep/data"
+    (folder / "GOPRO_Large").mkdir(parents=True)
+    (folder / "GOPRO_Large/mine.txt").write_text("mine")
+    (tmp_path / name).write_bytes(bad)
+    others = [path for other, path in data.archives.items() if other != name]
+    with serve({name: bad}) as server:
+        mine = importlib.import_module(data.script).MIRRORS | {name: (f"{server.url}/good/{name}",)}
+        for files in ([*others, tmp_path / name], others):
+            options = ["--from-archive", *files] if files else []
+            assert small(data.script, MIRRORS=mine)("--folder", folder, *options) == 1
+            assert message in capsys.readouterr().err
+    assert (tmp_path / name).read_bytes() == bad and contents(folder / "GOPRO_Large") == {"mine.txt": b"mine"}
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted(["deep", name]) and [
+        p.name for p in (tmp_path / "deep").iterdir()
+    ] == ["data"]
+    assert not Path(EVIL["absolute"][0]).exists() and not list(folder.rglob("evil*")) + list(folder.rglob("bomb")) + list(
+        folder.rglob(".unp*")
+    )
 
 
 def test_a_mirror_with_other_content_is_named_and_its_file_kept_for_a_look(published, small, tmp_path, capsys):

@@ -96,6 +96,13 @@ def test_a_mirror_that_does_not_work(server, tmp_path, behaviour, message):
     assert fetch(set_from(server, behaviour, "good"), tmp_path).path.read_bytes() == WHOLE, "the next mirror takes over"
 
 
+def test_a_connection_that_falls_silent_is_taken_up_again(server, tmp_path, monkeypatch):
+    monkeypatch.setattr(download, "TIMEOUT", 0.3)
+    assert fetch(set_from(server, "waits"), tmp_path).path.read_bytes() == WHOLE
+    assert server.seen == [("waits", None), ("waits", f"bytes={len(WHOLE) // 2}-")]
+    assert any("trying again in 0 s" in line for line in fetch.said)
+
+
 def test_nobody_listens(tmp_path):
     url = "http://127.0.0.1:9/set.zip"
     with pytest.raises(FetchError, match="not reachable"):
