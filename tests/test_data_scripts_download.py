@@ -150,6 +150,11 @@ def test_any_checksum_takes_another_version_and_says_so(server, tmp_path):
     assert any("taken all the same" in line for line in fetch.said)
 
 
+def test_any_checksum_does_not_join_mirrors(server, tmp_path):
+    archive = set_from(server, "drops_and_ignores_range", "other", md5=MD5)
+    assert fetch(archive, tmp_path, any_checksum=True).path.read_bytes() == OTHER
+
+
 def test_a_file_in_place_with_a_wrong_checksum_is_left_alone(server, tmp_path):
     (tmp_path / "set.zip").write_bytes(OTHER)
     with pytest.raises(FetchError, match="instead of"):
