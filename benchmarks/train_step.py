@@ -59,22 +59,14 @@ def main() -> None:
     config = replace(BASE, batch=args.batch or (256 if gpu else 4), compile=args.compile, steps=10**6)
     arms = {"guided": config, "plain": plain_twin(config), "regression": plain_twin(config, "regression"),
             "guided, lesson size": replace(Config(), batch=config.batch, compile=args.compile, steps=10**6)}  # fmt: skip
-    where = (
-        torch.cuda.get_device_name(device)
-        if gpu
-        else f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"
-    )
-    print(
-        f"{where}, torch {torch.__version__}\n{'arm':<20} {'M params':>8} {'batch':>6} {'type':>5} {'s/step':>8} {'crops/s':>8}"
-    )
+    where = torch.cuda.get_device_name(device) if gpu else f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"
+    print(f"{where}, torch {torch.__version__}\n{'arm':<20} {'M params':>8} {'batch':>6} {'type':>5} {'s/step':>8} {'crops/s':>8}")
     rows = {}
     for name, arm in arms.items():
         rows[name] = row = measure(arm, device, warmup=10 if gpu else 2, repeats=repeats)
         print(f"{name:<20} {row['parameters_M']:8.2f} {row['batch']:6d} {row['precision']:>5} {row['seconds_median']:8.3f} "
               f"{row['crops_per_second']:8.1f}", flush=True)  # fmt: skip
-    text = json.dumps(
-        {"where": where, "torch": torch.__version__, "allocator_tuned": "MALLOC_TOP_PAD_" in os.environ, "arms": rows}, indent=1
-    )
+    text = json.dumps({"where": where, "torch": torch.__version__, "allocator_tuned": "MALLOC_TOP_PAD_" in os.environ, "arms": rows}, indent=1)
     print(text)
     if args.out:
         with open(args.out, "w") as file:

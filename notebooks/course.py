@@ -453,13 +453,7 @@ def main(arguments: list[str] | None = None) -> int:
             sub.add_argument("--timeout", type=float, metavar="SECONDS", help="for one lesson (default: 900; none on gpu, full)")
         if name == "run":
             sub.add_argument("--profile", choices=PROFILES, default="cpu", help="sizes and budget (default: %(default)s)")
-            sub.add_argument(
-                "--set",
-                action="append",
-                default=[],
-                metavar="NAME=VALUE",
-                help="another parameter of the notebook; may be repeated",
-            )
+            sub.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="another parameter of the notebook; may be repeated")
             sub.add_argument("--out", type=Path, default=RUNS, metavar="FOLDER")
     args = top.parse_args(arguments)
     if args.command == "lab":

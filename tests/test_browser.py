@@ -139,9 +139,7 @@ def until(page, condition, seconds: float, complaint) -> None:
 @pytest.fixture(params=[LESSON])
 def notebook(request, workspace):
     """The notebook's name and its number of code cells."""
-    return request.param, sum(
-        c.cell_type == "code" and bool(c.source.strip()) for c in course.read(workspace / request.param).cells
-    )
+    return request.param, sum(c.cell_type == "code" and bool(c.source.strip()) for c in course.read(workspace / request.param).cells)
 
 
 def test_slider_moved_by_keyboard_changes_the_picture(notebook, server, page):

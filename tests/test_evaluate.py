@@ -207,9 +207,7 @@ def test_evaluate(tiny_model, pairs, tmp_path):
     assert entry["per_image"]["blurry"]["psnr"] == pytest.approx(expected, abs=1e-3)
     assert entry["scores"]["blurry"]["psnr"]["mean"] == pytest.approx(sum(expected) / 5, abs=1e-3)
     gap = entry["difference"]["guided-mean - blurry"]["psnr"]["mean"]
-    assert gap == pytest.approx(
-        entry["scores"]["guided-mean"]["psnr"]["mean"] - entry["scores"]["blurry"]["psnr"]["mean"], abs=1e-3
-    )
+    assert gap == pytest.approx(entry["scores"]["guided-mean"]["psnr"]["mean"] - entry["scores"]["blurry"]["psnr"]["mean"], abs=1e-3)
     assert len(lines) == 2 and lines[0].startswith("in: PSNR")
     again = evaluate(models, {"in": pairs}, SETTING, count=5, size=32, metrics=("psnr", "spectral"), batch=2)
     assert again["domains"]["in"] == entry  # the same samples each time
@@ -241,9 +239,7 @@ def test_grid_search(tiny_model, pairs):
     lines = []
     cells = grid_search(model, pairs, 2, 16, steps=(1, 3), max_noise=(0.2, 0.9), progress=lines.append)
     assert [(c["steps"], c["max_noise"]) for c in cells] == [(1, 0.2), (1, 0.9), (3, 0.2), (3, 0.9)]
-    assert [c["alpha_bar_T"] for c in cells] == pytest.approx(
-        [float(linear(n, m).alpha_bar[-1]) for n in (1, 3) for m in (0.2, 0.9)]
-    )
+    assert [c["alpha_bar_T"] for c in cells] == pytest.approx([float(linear(n, m).alpha_bar[-1]) for n in (1, 3) for m in (0.2, 0.9)])
     assert all(c["seconds"] > 0 for c in cells) and len(lines) == 4
     y0, x = pairs.crops(torch.arange(2), 16)
     output = restore(model, x, steps=3, max_noise=0.2, generator=torch.Generator().manual_seed(ev.VALIDATION_SEED))

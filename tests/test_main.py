@@ -164,10 +164,7 @@ def test_help_names_every_command(tmp_path):
 def test_train_evaluate_publish(tmp_path, monkeypatch, capsys):
     """The whole life of a model: trained, evaluated, published, loaded by name, and used."""
     out, results = tmp_path / "run", tmp_path / "scores.json"
-    assert (
-        main(["train", "--out", str(out), "--device", "cpu", "--log-every", "2", "--save-every", "2", "--set", "steps=4", *TINY])
-        == 0
-    )
+    assert main(["train", "--out", str(out), "--device", "cpu", "--log-every", "2", "--save-every", "2", "--set", "steps=4", *TINY]) == 0
     assert [p.name for p in sorted(out.glob("*.pt"))] == ["checkpoint-00000002.pt", "checkpoint-00000004.pt"]
     assert [line.split(",")[0] for line in (out / "log.csv").read_text().splitlines()] == ["step", "2", "4"]
     monkeypatch.setattr("tinymsg.evaluate.GRID_STEPS", (1, 2))

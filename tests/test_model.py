@@ -22,11 +22,7 @@ LIBRARY = WEIGHTS.parent
 
 
 def test_config_round_trip():
-    for config in (
-        Config(),
-        Config(scales=(), widths=(16, 24), residual=False, seed=3),
-        *(Config(**p) for p in PROFILES.values()),
-    ):
+    for config in (Config(), Config(scales=(), widths=(16, 24), residual=False, seed=3), *(Config(**p) for p in PROFILES.values())):
         assert Config.from_dict(config.to_dict()) == config
         assert Config.from_dict(json.loads(json.dumps(config.to_dict()))) == config
         assert hash(config) == hash(Config.from_dict(config.to_dict()))

@@ -157,9 +157,7 @@ def test_page_keeps_alt_text_and_needs_no_other_host(tmp_path, built):
 
 
 def test_page_draws_formulas(tmp_path):
-    path = make(
-        tmp_path / "00_formula.ipynb", opening=r"The level $\sqrt{\bar\alpha_t}$ and $$\begin{aligned} a &= b \end{aligned}$$"
-    )
+    path = make(tmp_path / "00_formula.ipynb", opening=r"The level $\sqrt{\bar\alpha_t}$ and $$\begin{aligned} a &= b \end{aligned}$$")
     page = course.to_html(path).read_text()
     assert page.count("<math") == 2 and "<msqrt>" in page and "<mtable" in page
 

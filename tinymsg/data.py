@@ -341,9 +341,7 @@ class PairedImages:
             for blur_folder in sorted(p for p in self.folder.rglob(blur_name) if p.is_dir()):
                 self.paths += self._match(blur_folder, blur_folder.with_name(sharp_name))
         if not self.paths:
-            raise ValueError(
-                f"no pairs below {folder}: expected SEQUENCE/{blur}/ beside SEQUENCE/sharp/, or input/ beside target/"
-            )
+            raise ValueError(f"no pairs below {folder}: expected SEQUENCE/{blur}/ beside SEQUENCE/sharp/, or input/ beside target/")
         self.name = f"{len(self.paths)} pairs of {self.folder.name} ({blur})"
 
     @staticmethod

@@ -275,6 +275,8 @@ def table(results: dict, metric: str = "psnr") -> str:
     return "\n".join(lines)
 
 
+
+
 def markdown_table(results: dict, metric: str = "psnr") -> str:
     """The same for Markdown: domains in rows, models in columns."""
     rows = list(next(iter(results["domains"].values()))["scores"])

@@ -239,9 +239,8 @@ def plot_guidance_diagram() -> Figure:
     def arrow(*points: tuple[float, float], color: str = "0.35", style: str = "-") -> None:
         xs, ys = zip(*points, strict=True)
         axis.plot(xs[:-1], ys[:-1], color=color, linewidth=1.4, linestyle=style)
-        axis.annotate(
-            "", points[-1], points[-2], arrowprops={"arrowstyle": "->", "color": color, "linestyle": style, "linewidth": 1.4}
-        )
+        axis.annotate("", points[-1], points[-2],
+                      arrowprops={"arrowstyle": "->", "color": color, "linestyle": style, "linewidth": 1.4})
 
     guided, plain, sharp = COLORS["guided"], COLORS["plain"], COLORS["structure"]
     rows = {0: 7.4, 1: 5.6, 2: 3.8, 3: 2.0}

@@ -38,8 +38,5 @@ def run(args: argparse.Namespace) -> int:
                 run = toy.run_arm(arm, args.steps, seed)
                 results["runs"].append(run)
                 write_results(out, results)
-                print(
-                    f"{arm}, seed {seed}: " + ", ".join(f"{d} {s['psnr']['mean']:.1f}" for d, s in run["scores"].items()),
-                    flush=True,
-                )
+                print(f"{arm}, seed {seed}: " + ", ".join(f"{d} {s['psnr']['mean']:.1f}" for d, s in run["scores"].items()), flush=True)
     return 0

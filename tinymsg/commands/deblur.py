@@ -14,21 +14,12 @@ def add(commands: argparse._SubParsersAction) -> None:
         "procedural scenes with short motion blur: expect a modest effect on such blur, and little on others."))  # fmt: skip
     sub.add_argument("inputs", nargs="+", metavar="IN", help="pictures, or folders of them")
     sub.add_argument("-o", "--output", required=True, metavar="OUT", help="a picture for one input, else a folder")
-    sub.add_argument(
-        "--weights", default="scenes-guided", metavar="NAME", help="shipped weights or a .safetensors file (default: %(default)s)"
-    )
-    sub.add_argument(
-        "--steps",
-        type=positive,
-        metavar="N",
-        help="network evaluations a sample: more is sharper and slower (default: the weights' own best)",
-    )
+    sub.add_argument("--weights", default="scenes-guided", metavar="NAME", help="shipped weights or a .safetensors file (default: %(default)s)")
+    sub.add_argument("--steps", type=positive, metavar="N", help="network evaluations a sample: more is sharper and slower (default: the weights' own best)")
     sub.add_argument("--max-noise", type=share, metavar="B", help="largest noise step, between 0 and 1 (default: likewise)")
     sub.add_argument("--samples", type=positive, metavar="N", help="draws to average: more is smoother and safer (default: 1)")
     sub.add_argument("--sampler", choices=("ancestral", "ddim", "dpm_solver"), help="how noise is taken away (default: likewise)")
-    sub.add_argument(
-        "--seed", type=int, default=0, metavar="N", help="the same seed gives the same picture (default: %(default)s)"
-    )
+    sub.add_argument("--seed", type=int, default=0, metavar="N", help="the same seed gives the same picture (default: %(default)s)")
     sub.add_argument("--overwrite", action="store_true", help="replace output files that exist")
     sub.add_argument("--device", default="auto", help=DEVICE_HELP)
     sub.set_defaults(run=run)

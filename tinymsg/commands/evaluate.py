@@ -14,22 +14,12 @@ def add(commands: argparse._SubParsersAction) -> None:
                      help="shipped weights or .safetensors files, each with a name for its row (default: %(default)s)")  # fmt: skip
     sub.add_argument("--out", required=True, metavar="FILE", help="results file (JSON)")
     sub.add_argument("--domains", nargs="+", metavar="NAME", help="default: the training domain and all test domains")
-    sub.add_argument(
-        "--pairs", metavar="FOLDER", help="real pairs (GoPro layout, or input/ and target/) instead of synthetic domains"
-    )
+    sub.add_argument("--pairs", metavar="FOLDER", help="real pairs (GoPro layout, or input/ and target/) instead of synthetic domains")
     sub.add_argument("--content", default="scenes", help="sharp pictures: scenes, photos, or a folder (default: %(default)s)")
     sub.add_argument("--count", type=positive, default=200, metavar="N", help="pairs a domain (default: %(default)s)")
-    sub.add_argument(
-        "--validation",
-        type=positive,
-        default=24,
-        metavar="N",
-        help="pairs for choosing the sampler's setting (default: %(default)s)",
-    )
+    sub.add_argument("--validation", type=positive, default=24, metavar="N", help="pairs for choosing the sampler's setting (default: %(default)s)")
     sub.add_argument("--size", type=positive, default=96, metavar="PIXELS", help="side of the crops (default: %(default)s)")
-    sub.add_argument(
-        "--samples", type=positive, default=4, metavar="N", help="draws averaged in the -mean rows (default: %(default)s)"
-    )
+    sub.add_argument("--samples", type=positive, default=4, metavar="N", help="draws averaged in the -mean rows (default: %(default)s)")
     sub.add_argument("--device", default="auto", help=DEVICE_HELP)
     sub.set_defaults(run=run)
 

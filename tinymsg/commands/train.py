@@ -16,15 +16,9 @@ def add(commands: argparse._SubParsersAction) -> None:
                           "regression: the same network without diffusion (default: %(default)s)")  # fmt: skip
     sub.add_argument("--profile", choices=("cpu", "gpu", "full"), default="cpu", help="sizes and budget (default: %(default)s)")
     sub.add_argument("--data", metavar="FOLDER", help="train on real pairs (GoPro layout) instead of synthetic ones")
-    sub.add_argument(
-        "--set", nargs="+", metavar="KEY=VALUE", help="change single settings, e.g. --set steps=500 batch=8 widths=32,64,96"
-    )
-    sub.add_argument(
-        "--log-every", type=positive, default=100, metavar="N", help="steps between lines of log.csv (default: %(default)s)"
-    )
-    sub.add_argument(
-        "--save-every", type=positive, default=500, metavar="N", help="steps between checkpoints (default: %(default)s)"
-    )
+    sub.add_argument("--set", nargs="+", metavar="KEY=VALUE", help="change single settings, e.g. --set steps=500 batch=8 widths=32,64,96")
+    sub.add_argument("--log-every", type=positive, default=100, metavar="N", help="steps between lines of log.csv (default: %(default)s)")
+    sub.add_argument("--save-every", type=positive, default=500, metavar="N", help="steps between checkpoints (default: %(default)s)")
     sub.add_argument("--device", default="auto", help=DEVICE_HELP)
     sub.set_defaults(run=run)
 
