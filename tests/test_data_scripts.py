@@ -155,6 +155,7 @@ def test_the_published_numbers_as_typed(script, typed, tmp_path):
             f"{top}/scene{i // 20:03d}/gt/gt_{i % 20}.png {top}/scene{i // 20:03d}/blur/blur_{i % 20}.png " for i in range(980)
         )
         (folder / f"RealBlur/RealBlur_{kind}_test_list.txt").write_text("\n".join(lines))
+    names[0].with_name(f"._{names[0].name}").write_bytes(b"what a Mac leaves beside a file")
     done = typed(script, "--folder", folder)
     assert done.returncode == 0, done.stderr
     assert "nothing to do" in done.stdout
