@@ -240,7 +240,12 @@ def _decode(jobs: list[_Job], workers: int, pixels: Path | None = None, offset: 
     """(number, SHA-256, stamp) of each job's pair, in order; written to its place in the file `pixels` if there is one."""
     work = partial(_decode_one, pixels=pixels, offset=offset)
     if workers == 1 or len(jobs) < 2:
-        yield from map(work, jobs)
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)  # as in the workers: a picture is too small to share
+        try:
+            yield from map(work, jobs)
+        finally:
+            torch.set_num_threads(threads)
         return
     # Not by fork: this process has threads, of torch, whose locks a fork would copy as they happen to be
     context = multiprocessing.get_context("forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn")
