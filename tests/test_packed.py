@@ -176,7 +176,7 @@ def edit(path: Path, change) -> None:
     ("pairs.npy", lambda b: b"", "pairs.npy is damaged"),
     ("pairs.npy", lambda b: b"<html>" + b[6:], "pairs.npy is damaged"),
     ("pairs.npy", lambda b: b + b"\0", "has 55425 bytes instead of 55424"),
-    ("pairs.npy", lambda b: b.replace(b"(6, 2, 32, 48, 3)", b"(6, 2, 48, 32, 3)"), r"holds uint8 \(6, 2, 48, 32, 3\), its manifest"),
+    ("pairs.npy", lambda b: b.replace(b"(6, 2, 32, 48, 3)", b"(6, 2, 48, 32, 3)"), r"holds uint8 \(6, 2, 48, 32, 3\)"),
     ("pairs.npy", lambda b: b.replace(b"'|u1'", b"'|i1'"), "holds int8"),
     ("manifest.json", lambda b: b[:-20], "manifest.json is damaged"),
     ("manifest.json", lambda b: b"[]", "manifest.json is damaged"),

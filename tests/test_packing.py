@@ -158,7 +158,8 @@ def broken_at(monkeypatch):
 @pytest.mark.parametrize(("owner", "name", "n"), [
     (packing, "_note", 0), (packing, "_note", 1), (packing, "_note", 4), (packing, "_decode_one", 3), (packing, "_decode_one", 6),
     (packing, "_allocate", 0), (packing, "frame_hashes", 0), (packing, "_write_manifest", 0), (packing, "_compare", 0),
-    (packing, "_sync", 0), (packing, "_sync", 1), (packing, "_sync", 2), (packing, "_sync", 3), (Path, "replace", 0), (Path, "unlink", 0),
+    (packing, "_sync", 0), (packing, "_sync", 1), (packing, "_sync", 2), (packing, "_sync", 3),
+    (Path, "replace", 0), (Path, "unlink", 0),
 ])  # fmt: skip
 def test_a_stop_at_any_place_changes_nothing(root, tmp_path, expected, broken_at, monkeypatch, owner, name, n):
     pairs = gopro(root)

@@ -68,6 +68,7 @@ def find_pairs(name: str, root: str | Path = "data", split: str = "test", blur: 
         _insist(known, split, pairs, there, complete)
     except _Absent as absent:
         script = f"python data_scripts/{known.script} --folder {root}"
+        script += " --train" if known.script == "realblur.py" and split == "train" else ""  # its training lists are extra
         raise ValueError(f"{known.title}, {split}: {absent}; {script} fetches it") from None
     twice = next((a.name for a, b in zip(there, there[1:], strict=False) if a.name == b.name), None)
     if twice:
