@@ -93,7 +93,7 @@ def get_dataset(name: str) -> DataSet:
 def _insist(known: DataSet, split: str, pairs: list[Pair], there: list[Pair], complete: bool) -> None:
     """Raise _Absent for what is missing: always if nothing is left, and for anything if `complete`."""
     if pairs and (complete or not there) and len(there) < len(pairs):
-        first = next(pair for pair in pairs if pair not in there)
+        first = min(set(pairs) - set(there))
         lost = next((path for path in (first.blurry, *sharp_paths(first)) if not path.is_file()), first.blurry)
         raise _Absent(f"{len(pairs) - len(there)} of {len(pairs)} pairs lack a picture, the first: {lost}")
     if not complete and there:

@@ -211,7 +211,7 @@ def _fill(work: Path, plan: dict, jobs: list[_Job], done: dict[int, str], journa
             _note(journal, {"number": number, "sha256": sha256, "stamp": stamp})
             done[number] = sha256
         _sync(work / PIXELS)
-        hashes = frame_hashes(open_frames(work, plan["shape"]))
+        hashes = _bar(frame_hashes(open_frames(work, plan["shape"])), progress, "reading back", len(jobs))
         wrong = [number for number, sha256 in enumerate(hashes) if done[number] != sha256]
         if not wrong:
             return
