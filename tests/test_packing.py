@@ -230,6 +230,15 @@ def test_what_a_power_cut_leaves_is_repaired(root, tmp_path, expected, broken_at
     assert (content(tmp_path / "out") == expected) == (damage != "picture changed")
 
 
+def test_a_torn_journal_can_be_gone_on_with_twice(root, tmp_path, broken_at, monkeypatch):
+    for more in (3, 1):  # the first run notes what it packs, then three pairs; the second two pairs
+        journal = interrupted(root, tmp_path / "out", broken_at, monkeypatch, after=more) / "journal.jsonl"
+        journal.write_bytes(journal.read_bytes()[:-20])
+    numbers = decoded(monkeypatch)
+    pack(gopro(root), tmp_path / "out", "gopro", workers=1)
+    assert numbers == [3, 4, 5]
+
+
 def test_a_disk_that_loses_what_it_is_given(root, tmp_path, monkeypatch):
     original = packing._decode_one
 
@@ -321,8 +330,9 @@ def test_killed_again_and_again(many, tmp_path):
     process = start(many, "--workers", "2")
     before = wait_for_more(process, journal, 20)
     os.killpg(process.pid, signal.SIGINT)  # Ctrl-C
-    assert process.wait() == 130 and process.stderr.read().endswith(f"stopped; the same command goes on from {work}\n")
+    said = process.stderr.read()
     process.stderr.close()
+    assert process.wait() == 130 and said.endswith(f"stopped; the same command goes on from {work}\n") and "Traceback" not in said
     assert gone(process.pid) and before + 20 <= lines_of(journal) < 241
     pack(gopro(many), out, "gopro", workers=1)
     pack(gopro(many), tmp_path / "uninterrupted", "gopro", workers=1)
