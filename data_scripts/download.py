@@ -10,7 +10,7 @@ import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from archive import Archive, Damaged, FetchError, Progress, check_known, check_space, readable, write_whole
@@ -68,11 +68,12 @@ def fetch_archive(archive: Archive, folder: Path, report: Callable[[str], None],
     if target.exists():
         report(f"{target} is here already")
         return Fetched(target, "", check_known(target, archive, report, any_checksum))
+    begun = replace(archive, md5=None, sha256=None) if any_checksum else archive  # no checksum would tell a splice then
     failures = []
     for url in _resumable_first(archive.mirrors, partial):
         report(f"fetching {archive.name} from {url}")
         try:
-            _fetch_whole(url, archive, partial, report)
+            _fetch_whole(url, begun, partial, report)
             if not archive.plain:
                 archive_kind(partial)
             sha256 = check_known(partial, archive, report, any_checksum, _read_state(partial).sha256)
@@ -114,13 +115,14 @@ def _fetch_whole(url: str, archive: Archive, partial: Path, report: Callable[[st
         except (Broken, OSError, http.client.HTTPException) as error:
             if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
                 raise FetchError(f"the disk is full at {readable(_have(partial))} of {archive.name}") from None
+            problem = str(error) or type(error).__name__
             anew += isinstance(error, Anew)
             failed = 0 if _have(partial) > before else failed + 1
             # A server that never gave a byte gets two chances, and so does one whose files do not go together
             if failed > len(WAITS) or (failed > 1 and not _have(partial)) or anew > 1:
-                raise FetchError(f"{error or type(error).__name__}") from None
+                raise FetchError(problem) from None
             wait = WAITS[max(failed - 1, 0)]
-            report(f"{error or type(error).__name__}; trying again in {wait} s")
+            report(f"{problem}; trying again in {wait} s")
             time.sleep(wait)
 
 
@@ -140,13 +142,15 @@ def _fetch_more(url: str, archive: Archive, partial: Path, report: Callable[[str
             _discard(partial)
         write_whole(_state_path(partial), json.dumps(asdict(offer.state)))
         progress = Progress(archive.name, total, report, offer.start)
-        with open(partial, "ab") as file:
-            chunk = first
-            while chunk:
-                file.write(chunk)
-                progress.add(len(chunk))
-                chunk = response.read1(1 << 18)
-        progress.end()
+        try:
+            with open(partial, "ab") as file:
+                chunk = first
+                while chunk:
+                    file.write(chunk)
+                    progress.add(len(chunk))
+                    chunk = response.read1(1 << 18)
+        finally:
+            progress.end()
     if total is not None and _have(partial) < total:
         raise Broken(f"the connection ended at {_have(partial)} of {total} bytes")
 

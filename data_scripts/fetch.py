@@ -35,6 +35,8 @@ def command_line(description: str) -> argparse.ArgumentParser:
 
 def run(describe: Callable[[], DataSet], args: argparse.Namespace) -> int:
     """Bring the data set that `describe` returns below args.folder; returns the exit code."""
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(line_buffering=True)  # progress is seen as it happens, also through a pipe or in a log
     try:
         with _terminable():
             _complete(describe(), args)
@@ -61,13 +63,16 @@ def _complete(data: DataSet, args: argparse.Namespace) -> None:
         by_hand = _match_by_hand(args.from_archive, data.archives)
         _check_room(needed, by_hand, args.folder)
         args.folder.mkdir(parents=True, exist_ok=True)
+        for name in by_hand.keys() - {archive.name for archive in needed}:
+            print(f"{by_hand[name]} is not needed: what it holds is there already")
         with _alone(args.folder, data.key):
             for archive in needed:
                 _bring(archive, by_hand.get(archive.name), data, record, args)
     if record.choices != data.choices:
         changed = [f"{name} {record.choices[name]} -> {value}" for name, value in data.choices.items()
                    if record.choices.get(name, value) != value]  # fmt: skip
-        print(f"choice changed: {', '.join(changed)}" if changed else f"recorded in {record.path}: {data.choices}")
+        made = ", ".join(f"{name} = {value}" for name, value in data.choices.items())
+        print(f"choice changed: {', '.join(changed)}" if changed else f"recorded in {record.path}: {made}")
         record.choices = dict(data.choices)
         record.save(data)
     print(f"complete below {args.folder}" + ("" if needed else "; nothing to do"))
@@ -89,12 +94,13 @@ def _bring(archive: Archive, file: Path | None, data: DataSet, record: Record, a
     size = fetched.path.stat().st_size
     print(f"{fetched.path}: {readable(size)}, SHA-256 {fetched.sha256}")
     known = record.archives.get(archive.name)
+    again = "" if file is not None else f"; delete {fetched.path} to have it fetched again"
     if known and known["sha256"] != fetched.sha256 and not args.any_checksum:
         raise FetchError(f"{fetched.path} is not the {archive.name} of before: {record.path} has SHA-256 {known['sha256']}, "
                          f"from {known['from']} on {known['on']}; one of them is damaged, or the publisher changed it. "
-                         f"--any-checksum takes the new one")  # fmt: skip
+                         f"--any-checksum takes the new one{again}")  # fmt: skip
     try:
-        _into_place(archive, fetched.path, args.folder)
+        _into_place(archive, fetched.path, args.folder, again)
     except Damaged as error:
         if not fetched.source:
             raise FetchError(f"{error}; fetch it again") from None
@@ -109,7 +115,7 @@ def _bring(archive: Archive, file: Path | None, data: DataSet, record: Record, a
         print(f"{fetched.path} is no longer needed; delete it if space is short")
 
 
-def _into_place(archive: Archive, path: Path, folder: Path) -> None:
+def _into_place(archive: Archive, path: Path, folder: Path, again: str) -> None:
     """Unpack to a folder beside the target, verify there, and rename: an interruption leaves nothing half there."""
     staging = folder / f".unpacking-{archive.name}"
     shutil.rmtree(staging, ignore_errors=True)  # of a run that was killed
@@ -124,7 +130,7 @@ def _into_place(archive: Archive, path: Path, folder: Path) -> None:
         problem = archive.missing(staging / "verified")
         if problem:
             problem = problem.replace(f"{staging / 'verified'}/", "")
-            raise FetchError(f"{path.name} is not what was published: {problem}; nothing was put below {folder}")
+            raise FetchError(f"{path.name} is not what was published: {problem}; nothing was put below {folder}{again}")
         merge(staging / "verified", folder, archive.into)
     finally:
         shutil.rmtree(staging, ignore_errors=True)

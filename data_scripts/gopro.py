@@ -8,7 +8,7 @@ from pathlib import Path
 
 from archive import Archive, DataSet, Record
 from fetch import command_line, run
-from pictures import unmatched, wrong_pictures
+from pictures import picture_paths, unmatched, wrong_pictures
 
 MIRRORS = {
     "GOPRO_Large.zip": (
@@ -29,7 +29,7 @@ def missing(folder: Path, blur: str) -> str | None:
         place = folder / "GOPRO_Large" / split
         counts = (wrong_pictures(place, f"*/{kind}/*.png", expected, PIXELS) for kind in (blur, "sharp"))
         problem = next(filter(None, counts), None)
-        blurry, sharp = ({f"{p.parts[-3]}/{p.name}" for p in place.glob(f"*/{kind}/*.png")} for kind in (blur, "sharp"))
+        blurry, sharp = ({f"{p.parts[-3]}/{p.name}" for p in picture_paths(place, f"*/{kind}/*.png")} for kind in (blur, "sharp"))
         problem = problem or unmatched(blurry, sharp, f"{blur} pictures of {split}")
         if problem:
             return problem

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from archive import NOT_STATED, Archive, DataSet
 from fetch import command_line, run
-from pictures import unmatched, wrong_pictures, wrong_size
+from pictures import picture_paths, unmatched, wrong_pictures, wrong_size
 
 MIRRORS = {
     "HIDE_dataset.zip": (
@@ -26,13 +26,13 @@ PIXELS = ((1280, 720),)
 def missing(folder: Path) -> str | None:
     """None if every blurry picture and the sharp one of its name are there, else what is not."""
     root = folder / "HIDE_dataset"
-    sharp = {path.name for path in root.glob("GT/*.png")}
+    sharp = {path.name for path in picture_paths(root, "GT/*.png")}
     for split, expected in PAIRS.items():
-        names = {path.name for path in root.glob(PATTERNS[split])}
+        names = {path.name for path in picture_paths(root, PATTERNS[split])}
         problem = wrong_pictures(root, PATTERNS[split], expected, PIXELS) or unmatched(names, sharp, f"{split} pictures of HIDE")
         if problem:
             return problem
-    return wrong_size(root.glob("GT/*.png"), PIXELS)
+    return wrong_size(picture_paths(root, "GT/*.png"), PIXELS)
 
 
 def data_set() -> DataSet:

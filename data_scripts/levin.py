@@ -10,7 +10,7 @@ from pathlib import Path
 
 from archive import NOT_STATED, Archive, DataSet
 from fetch import command_line, run
-from pictures import unmatched, wrong_pictures
+from pictures import picture_paths, unmatched, wrong_pictures
 
 MIRRORS = {
     "SelfDeblur-master.zip": ("https://github.com/csdwren/SelfDeblur/archive/refs/heads/master.zip",),
@@ -31,7 +31,7 @@ def missing_png(folder: Path) -> str | None:
     root = folder / "SelfDeblur-master/datasets/levin"
     expected = {f"im{i}_kernel{k}_img.png" for i in range(1, IMAGES + 1) for k in range(1, KERNELS + 1)}
     return (wrong_pictures(root, "im*_kernel*_img.png", IMAGES * KERNELS, PIXELS)
-            or unmatched(expected, {path.name for path in root.glob("*.png")}, "expected pictures of Levin")
+            or unmatched(expected, {path.name for path in picture_paths(root, "*.png")}, "expected pictures of Levin")
             or wrong_pictures(root, "gt/im*.png", IMAGES, PIXELS)
             or wrong_pictures(root, "gt/kernel*.png", KERNELS))  # fmt: skip
 

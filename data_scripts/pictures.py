@@ -32,6 +32,11 @@ def picture_size(path: Path) -> tuple[int, int] | None:
             file.seek(struct.unpack(">H", segment[:2])[0] - 7, 1)
 
 
+def picture_paths(folder: Path, pattern: str) -> list[Path]:
+    """Files that match, sorted; without the ._NAME that a Mac leaves beside NAME when it unpacks."""
+    return sorted(path for path in folder.glob(pattern) if not path.name.startswith("._"))
+
+
 def wrong_size(paths: Iterable[Path], sizes: tuple[tuple[int, int], ...]) -> str | None:
     """None if every picture has one of the sizes (w, h), else which one has not. No sizes: any readable one will do."""
     for path in paths:
@@ -46,7 +51,7 @@ def wrong_size(paths: Iterable[Path], sizes: tuple[tuple[int, int], ...]) -> str
 
 def wrong_pictures(folder: Path, pattern: str, expected: int, sizes: tuple[tuple[int, int], ...] = ()) -> str | None:
     """None if exactly `expected` pictures match the pattern and have one of the sizes, else what is wrong."""
-    paths = sorted(folder.glob(pattern))
+    paths = picture_paths(folder, pattern)
     if len(paths) != expected:
         return f"{folder / pattern} matches {len(paths)} of {expected} pictures"
     return wrong_size(paths, sizes)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from archive import Archive, DataSet
 from fetch import command_line, run
-from pictures import unmatched, wrong_pictures
+from pictures import picture_paths, unmatched, wrong_pictures
 
 MIRRORS = {
     "val_sharp.zip": ("https://huggingface.co/datasets/snah/REDS/resolve/main/val_sharp.zip",
@@ -35,12 +35,12 @@ def missing(folder: Path, kind: str) -> str | None:
     """None if every frame of every clip is there (and, of the JPEGs, every tenth that makes val-300), else what is not."""
     place, suffix = folder / "REDS/val" / kind, "jpg" if kind == "val_blur_jpeg" else "png"
     problem = wrong_pictures(place, f"*/*.{suffix}", CLIPS * FRAMES, PIXELS)
-    names = {f"{path.parent.name}/{path.stem}" for path in place.glob(f"*/*.{suffix}")}
+    names = {f"{path.parent.name}/{path.stem}" for path in picture_paths(place, f"*/*.{suffix}")}
     expected = {f"{clip:03d}/{frame:08d}" for clip in range(CLIPS) for frame in range(FRAMES)}
     problem = problem or unmatched(expected, names, f"expected frames of {kind}")
     if problem or suffix == "png":
         return problem
-    ninth, wanted = len(list(place.glob("*/*9.jpg"))), CLIPS * (FRAMES // 10)
+    ninth, wanted = len(picture_paths(place, "*/*9.jpg")), CLIPS * (FRAMES // 10)
     return None if ninth == wanted else f"{place} has {ninth} of the {wanted} frames that make val-300"
 
 

@@ -13,21 +13,22 @@ import tempfile
 import time
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
-from archive import Archive, Damaged, FetchError
+from archive import Archive, Damaged, FetchError, Progress
 
 JUNK = {"__MACOSX", ".DS_Store", "Thumbs.db"}
 MAX_DEPTH = 32  # folders in folders
 HEADERS = 64 << 20  # bytes of a tar that may be anything but the content of its files
-# All of them refuse or strip names that leave the folder; what they leave is looked over too
+# All of them refuse or strip names that leave the folder; what they leave is looked over too. Tried in this order: bsdtar is
+# the easiest to come by, but does not read every rar.
 RAR_TOOLS: dict[str, tuple[str, ...]] = {
-    "bsdtar": ("bsdtar", "-xf", "{archive}", "-C", "{folder}"),
     "unrar": ("unrar", "x", "-y", "-p-", "{archive}", "{folder}/"),
     "7z": ("7z", "x", "-y", "-p", "-o{folder}", "{archive}"),
     "7zz": ("7zz", "x", "-y", "-p", "-o{folder}", "{archive}"),
+    "bsdtar": ("bsdtar", "-xf", "{archive}", "-C", "{folder}"),
 }
 
 
@@ -51,8 +52,9 @@ def archive_kind(path: Path) -> str:
 class Intake:
     """Takes in files below a folder, and refuses names, links and amounts that an honest archive would not have."""
 
-    def __init__(self, archive: Archive, path: Path, folder: Path):
+    def __init__(self, archive: Archive, path: Path, folder: Path, report: Callable[[str], None]):
         self.archive, self.path, self.folder = archive, path, folder
+        self.progress = Progress(f"unpacking {path.name}", archive.expected_unpacked, report)
         self.bytes = self.members = 0
 
     def place(self, name: str) -> Path | None:
@@ -79,6 +81,7 @@ class Intake:
             with open(place, "xb") as file:
                 while chunk := source.read(1 << 20):
                     self.count_bytes(len(chunk))
+                    self.progress.add(len(chunk))
                     file.write(chunk)
         except FileExistsError:
             raise FetchError(f"{self.path.name} holds the same name twice: {place.relative_to(self.folder)}") from None
@@ -98,15 +101,16 @@ class Intake:
             )
 
 
-def unpack_archive(archive: Archive, path: Path, folder: Path) -> None:
+def unpack_archive(archive: Archive, path: Path, folder: Path, report: Callable[[str], None] = print) -> None:
     """Unpack `path` into `folder`, which must not exist yet and is the caller's to remove.
 
     Raises: FetchError if the archive is not what it should be; Damaged if it is broken.
     """
-    intake, kind = Intake(archive, path, folder), archive_kind(path)
+    intake, kind = Intake(archive, path, folder, report), archive_kind(path)
     folder.mkdir(parents=True)
     try:
         {"zip": _unpack_zip, "tar": _unpack_tar, "tar.gz": _unpack_tar, "rar": _unpack_rar}[kind](intake)
+        intake.progress.end()
     except (zipfile.BadZipFile, tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise Damaged(f"{path.name} is not a whole {kind} archive ({error or type(error).__name__})") from None
     except (NotImplementedError, RuntimeError) as error:  # zipfile's words for encryption and unknown methods
@@ -124,7 +128,8 @@ def _unpack_zip(intake: Intake) -> None:
             if kind not in (0, 0o100000, 0o040000):
                 intake.refuse("special file", member.filename)
             intake.place(member.filename)
-        intake.count_bytes(sum(member.file_size for member in members))  # claimed; what comes is counted below
+        intake.progress.total = sum(member.file_size for member in members)
+        intake.count_bytes(intake.progress.total)  # claimed; what comes is counted below
         intake.bytes = 0
         for member in members:
             place = intake.place(member.filename)
@@ -173,12 +178,32 @@ def _unpack_tar(intake: Intake) -> None:
 
 def _unpack_rar(intake: Intake) -> None:
     """Through a tool on the PATH; its output is watched while it works and looked over before anything is used."""
-    tool = next((name for name in RAR_TOOLS if shutil.which(name)), None)
-    if tool is None:
+    tools = [name for name in RAR_TOOLS if shutil.which(name)]
+    if not tools:
         raise FetchError(f"{intake.path.name} is a rar archive, and none of {', '.join(RAR_TOOLS)} is installed: "
                          f"install one of them (for example the package libarchive-tools, which has bsdtar)")  # fmt: skip
-    raw = intake.folder / ".raw"
-    raw.mkdir()
+    raw, problems = intake.folder / ".raw", []
+    for tool in tools:
+        raw.mkdir()
+        problem = _run_rar_tool(tool, intake, raw)
+        if problem is None:
+            break
+        problems.append(f"{tool}: {problem}")
+        shutil.rmtree(raw)
+    else:
+        # Not Damaged: more often the tool cannot read this kind of rar, and fetching it again would not help
+        raise FetchError(f"{intake.path.name} cannot be unpacked ({'; '.join(problems)}): it is damaged, or needs another tool; "
+                         f"known are {', '.join(RAR_TOOLS)}")  # fmt: skip
+    for path in files_below(raw):
+        place = intake.place(path.relative_to(raw).as_posix())
+        if place is not None:
+            place.parent.mkdir(parents=True, exist_ok=True)
+            path.rename(place)
+    shutil.rmtree(raw)
+
+
+def _run_rar_tool(tool: str, intake: Intake, raw: Path) -> str | None:
+    """None if the tool unpacked everything below `raw`, else what it complained of first."""
     command = [part.format(archive=intake.path.absolute(), folder=raw.absolute()) for part in RAR_TOOLS[tool]]
     with tempfile.TemporaryFile() as errors:
         process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=errors)
@@ -189,17 +214,10 @@ def _unpack_rar(intake: Intake) -> None:
         finally:
             process.kill()
             process.wait()
+        _look_over(intake, raw)
         errors.seek(0)
-        problem = errors.read().decode(errors="replace").strip()
-    _look_over(intake, raw)
-    if process.returncode:
-        raise Damaged(f"{tool} cannot unpack {intake.path.name} ({problem.splitlines()[-1] if problem else 'no reason given'})")
-    for path in _walk(raw):
-        place = intake.place(path.relative_to(raw).as_posix())
-        if place is not None and path.is_file():
-            place.parent.mkdir(parents=True, exist_ok=True)
-            path.rename(place)
-    shutil.rmtree(raw)
+        lines = errors.read().decode(errors="replace").strip().splitlines()
+    return None if process.returncode == 0 else (lines or [f"exit code {process.returncode}"])[0]
 
 
 def _look_over(intake: Intake, raw: Path) -> None:

@@ -1,6 +1,7 @@
 """A local file server that misbehaves on request, for the tests of the data scripts.
 
-`server.files[name]` is served at /<behaviour>/<name>; `server.seen` lists (behaviour, Range header) of each request. The
+`server.files[name]` is served at /<behaviour>/<name>; `server.seen` lists (behaviour, Range header) of each request, and
+`server.conditions` its If-Range header. The
 behaviours are the methods of Handler that are named in no other list: see BEHAVIOURS at the end.
 """
 
@@ -27,6 +28,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         path = urllib.parse.urlsplit(self.path)
         behaviour, _, name = path.path.strip("/").partition("/")
         self.server.seen.append((behaviour, self.headers.get("Range")))
+        self.server.conditions.append(self.headers.get("If-Range"))
         self.content = self.server.files[name]
         self.name, self.query = name, dict(urllib.parse.parse_qsl(path.query))
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
@@ -163,7 +165,7 @@ def serve(files: dict[str, bytes]):
     """The running server; .url is where it listens."""
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
         server.daemon_threads = True
-        server.files, server.seen, server.go_on = dict(files), [], threading.Event()
+        server.files, server.seen, server.conditions, server.go_on = dict(files), [], [], threading.Event()
         server.url = f"http://127.0.0.1:{server.server_address[1]}"
         thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
         thread.start()

@@ -92,7 +92,15 @@ def test_a_mirror_that_does_not_work(server, tmp_path, behaviour, message):
         fetch(set_from(server, behaviour, pages=("https://example.org/set",)), tmp_path)
     assert "by hand, from https://example.org/set" in str(error.value) and "\n" not in str(error.value)
     assert (tmp_path / "mine.txt").read_text() == "mine" and not (tmp_path / "set.zip").exists()
+    assert behaviour != "promises_more" or not (tmp_path / "set.zip.part").exists(), "a part that cannot be continued is not kept"
     assert fetch(set_from(server, behaviour, "good"), tmp_path).path.read_bytes() == WHOLE, "the next mirror takes over"
+
+
+def test_a_connection_that_falls_silent_is_taken_up_again(server, tmp_path, monkeypatch):
+    monkeypatch.setattr(download, "TIMEOUT", 0.3)
+    assert fetch(set_from(server, "waits"), tmp_path).path.read_bytes() == WHOLE
+    assert server.seen == [("waits", None), ("waits", f"bytes={len(WHOLE) // 2}-")]
+    assert any("trying again in 0 s" in line for line in fetch.said)
 
 
 def test_nobody_listens(tmp_path):
@@ -107,6 +115,7 @@ def test_an_earlier_part_is_continued(server, tmp_path):
     (tmp_path / "set.zip.part.json").write_text(json.dumps(state))
     assert fetch(set_from(server, "missing", "good"), tmp_path).path.read_bytes() == WHOLE
     assert server.seen == [("good", "bytes=5000-")], "the mirror that was begun comes first"
+    assert server.conditions == [f'"{MD5}"'], "and is told what was begun"
 
 
 @pytest.mark.parametrize("behaviour", ["changes", "changes_silently"])
@@ -139,6 +148,11 @@ def test_a_wrong_checksum_leaves_nothing_and_the_next_mirror_is_tried(server, tm
 def test_any_checksum_takes_another_version_and_says_so(server, tmp_path):
     assert fetch(set_from(server, "other", md5=MD5), tmp_path, any_checksum=True).path.read_bytes() == OTHER
     assert any("taken all the same" in line for line in fetch.said)
+
+
+def test_any_checksum_does_not_join_mirrors(server, tmp_path):
+    archive = set_from(server, "drops_and_ignores_range", "other", md5=MD5)
+    assert fetch(archive, tmp_path, any_checksum=True).path.read_bytes() == OTHER
 
 
 def test_a_file_in_place_with_a_wrong_checksum_is_left_alone(server, tmp_path):

@@ -8,7 +8,7 @@ import sys
 import pytest
 from miniatures import make_levin_mat
 from PIL import Image
-from published import contents, published, small  # noqa: F401
+from script_cases import contents, published, small  # noqa: F401
 
 import pictures  # isort: skip
 
@@ -82,7 +82,7 @@ def test_levin_as_the_authors_publish_it(small, tmp_path, monkeypatch, capsys):
     rar, folder = tmp_path / "LevinEtalCVPR09Data.rar", tmp_path / "data"
     rar.write_bytes(b"Rar!\x1a\x07\x00")
     assert small("levin")("--folder", folder, "--form", "mat", "--from-archive", rar) == 1
-    assert "none of bsdtar, unrar, 7z, 7zz is installed" in capsys.readouterr().err
+    assert "none of unrar, 7z, 7zz, bsdtar is installed" in capsys.readouterr().err
     code = f"import shutil, sys; shutil.copytree({str(tree)!r}, sys.argv[-1], dirs_exist_ok=True)"
     (tmp_path / "bin/unrar").write_text(f"#!{sys.executable}\n{code}\n")
     os.chmod(tmp_path / "bin/unrar", 0o755)

@@ -66,6 +66,11 @@ def published(tmp_path_factory):
     return cache(lambda script: publish(script, tmp_path_factory.mktemp(script)))
 
 
+@pytest.fixture(params=SMALL)
+def data(request, published) -> Published:
+    return published(request.param)
+
+
 @pytest.fixture
 def typed():
     """typed(script, *arguments, **changes) -> CompletedProcess: a script as a user runs it, with changed module constants."""
