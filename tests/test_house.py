@@ -13,8 +13,8 @@ LIBRARY = ROOT / "tinymsg"
 MODULES = sorted(LIBRARY.glob("*.py"))
 COMMANDS = sorted((LIBRARY / "commands").glob("*.py"))
 # Each module imports only from those before it
-ORDER = ("rng", "scenes", "blur", "data", "schedule", "unet", "guidance", "results", "model", "train", "sample", "evaluate",
-         "shift", "toy", "studies", "checks", "explore", "commands", "__main__")  # fmt: skip
+ORDER = ("rng", "scenes", "blur", "data", "datasets", "packed", "packing", "schedule", "unet", "guidance", "results", "model",
+         "train", "sample", "evaluate", "shift", "toy", "studies", "checks", "explore", "commands", "__main__")  # fmt: skip
 
 
 def trees(*parts: str) -> list[tuple[str, ast.Module]]:
