@@ -14,6 +14,7 @@ from torch import Tensor
 
 from .checkpoint import save_checkpoint
 from .data import Batches, Pairs, SyntheticPairs, make_contents
+from .datasets import DATASETS
 from .model import Config, save_model
 from .packed import open_pairs
 from .results import provenance, write_results
@@ -63,7 +64,8 @@ def open_data(config: Config, device: torch.device, source: str | None = None, b
     identity = describe(pairs) | ({"blur": blur} if source is not None else {})
     watched = None
     if validate and validation is not None:
-        other = open_pairs(validation, "test", blur, 0, device, root)
+        kind = "blur" if validation in DATASETS and validation != "gopro" else blur  # a choice of GoPro alone
+        other = open_pairs(validation, "test", kind, 0, device, root)
         watched = Validation(centre_crops(other, list(range(len(other))), pictures, size), f"pictures of {other.name}")
     elif validate and source is None:
         watched = synthetic_validation(config, pictures, device)
@@ -78,7 +80,7 @@ def open_data(config: Config, device: torch.device, source: str | None = None, b
 def describe(pairs: Pairs) -> dict:
     """What a source of pairs is: its name, its number of pairs, the hash of its manifest, as far as it has them."""
     known = {"name": pairs.name, "pairs": len(pairs) if hasattr(pairs, "__len__") else None,
-             "manifest_sha256": getattr(pairs, "manifest_sha256", None)}  # fmt: skip
+             "manifest_sha256": getattr(pairs, "manifest", {}).get("identity")}  # fmt: skip
     return {key: value for key, value in known.items() if value is not None}
 
 
