@@ -133,8 +133,8 @@ class Logs:
 
     def __init__(self, out: Path, step: int, tensorboard: bool):
         self.out = out
-        self.tables = {name: _Table(out / f"{name}.csv", step) for name in ("log", "speed", "validation")}
         self.writer = _summary_writer(out / "tensorboard", step + 1) if tensorboard else None
+        self.tables = {name: _Table(out / f"{name}.csv", step) for name in ("log", "speed", "validation")}
 
     def write(self, table: str, values: dict[str, float]) -> None:
         """Add a row, {"step": ..., ...}."""

@@ -141,10 +141,15 @@ class TrainState:
         """
         if not isinstance(state, dict) or set(state) != set(self.state_dict()):
             raise CheckpointError("it holds other things than a training's state")
-        saved = Config.from_dict(json.loads(state["config"])).to_dict()
+        try:
+            config, data, step = json.loads(state["config"]), json.loads(state["data"]), int(state["step"])
+            kind, _, bf16 = state["bf16"].partition(" ")
+            data.keys(), config.keys()
+        except (ValueError, TypeError, AttributeError) as error:
+            raise CheckpointError(f"its settings cannot be read: {error}") from None
+        saved = Config.from_dict(config).to_dict()
         self._refuse([k for k, v in saved.items() if v != getattr(self.config, k) and k not in _FREE],
                      "settings", TUNABLE if accept_changes else ())  # fmt: skip
-        data = json.loads(state["data"])
         different = sorted(k for k in data.keys() & self.data.keys() if data[k] != self.data[k])
         self._refuse([f"{k} is {self.data[k]!r} and was {data[k]!r}" for k in different if not accept_changes], "data", ())
         for name, module in (("model", self.model), ("ema", self.ema)):
@@ -159,10 +164,9 @@ class TrainState:
             group["weight_decay"] = self.config.weight_decay
         self.model.load_state_dict(state["model"])
         self.ema.load_state_dict(state["ema"])
-        self.step = state["step"]
-        kind, _, value = state["bf16"].partition(" ")  # "auto" is measured: the same answer is not certain twice
-        if kind == self.device.type and self.config.precision == "auto":
-            self.bf16 = value == "True"
+        self.step = step
+        if kind == self.device.type and self.config.precision == "auto":  # it is measured: not certainly the same twice
+            self.bf16 = bf16 == "True"
 
     @staticmethod
     def _refuse(different: list[str], what: str, allowed: tuple[str, ...]) -> None:
