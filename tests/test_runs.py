@@ -176,6 +176,12 @@ def test_a_torn_log_is_mended(tiny_config, batches, tmp_path):
     logs.write("log", {"step": 3, "denoise": 0.25})
     logs.close()
     assert (tmp_path / "log.csv").read_text() == "step,denoise\n1,0.5\n2,0.4\n3,0.25\n"
+    for torn in ("", "step,den"):  # killed before, or within, the header
+        (tmp_path / "validation.csv").write_text(torn)
+        logs = runs.Logs(tmp_path, 2, tensorboard=False)
+        logs.write("validation", {"step": 3, "psnr": 20.0})
+        logs.close()
+        assert (tmp_path / "validation.csv").read_text() == "step,psnr\n3,20\n"
 
 
 def test_tensorboard(tiny_config, batches, tmp_path):

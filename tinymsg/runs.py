@@ -119,9 +119,9 @@ class _Table:
 
 def _rows_before(path: Path, step: int) -> list[str]:
     """Lines of an earlier log up to `step`: what came after the checkpoint will be written anew."""
-    if not path.exists() or step == 0:
+    header, *rows = (path.read_text().splitlines(keepends=True) if path.exists() else []) or [""]
+    if step == 0 or not header.endswith("\n"):
         return []
-    header, *rows = path.read_text().splitlines(keepends=True) or [""]
     return [header, *(row for row in rows if row.endswith("\n") and int(float(row.split(",")[0])) <= step)]
 
 

@@ -1,0 +1,189 @@
+"""Kill trainings with SIGKILL at random points, resume them, and hold them against one that was left alone.
+
+`fast` forks each training from one process that has loaded everything (a training starts in milliseconds); `real`
+starts each from the command line, alone or under torchrun. Used by test_kill.py; `python tests/kill_training.py --help`
+for a run of one's own.
+"""
+
+import argparse
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+TINY = ["widths=16,16", "scales=1", "guidance_width=8", "guidance_blocks=1", "crop=16", "batch=4", "warmup=2", "precision=fp32"]
+EXACT = ("log.csv", "validation.csv", "weights.safetensors")  # files that must be the same to the byte
+TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+
+
+def arguments(out: Path, data: Path, steps: int, save_every: int = 3) -> list[str]:
+    """The same training, into any folder."""
+    return ["train", "--out", str(out), "--data", str(data), "--device", "cpu", "--log-every", "1", "--save-every", str(save_every),
+            "--validate-every", "10", "--validation-count", "2", "--validation-size", "16",
+            "--set", f"steps={steps}", *TINY]  # fmt: skip
+
+
+def environment() -> dict[str, str]:
+    """Of a training process: this checkout, one thread."""
+    return os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1"}
+
+
+class Real:
+    """Trainings from the command line; under torchrun with `two`."""
+
+    def __init__(self, two: bool = False):
+        self.start_of = [sys.executable, *(TORCHRUN if two else []), "-m", "tinymsg"]
+
+    def start(self, command: list[str], log: Path) -> subprocess.Popen:
+        """A session of its own, so that all its processes can be killed at once."""
+        with open(log, "ab") as file:
+            return subprocess.Popen([*self.start_of, *command], cwd=ROOT, env=environment(), stdout=file, stderr=file,
+                                    start_new_session=True)  # fmt: skip
+
+    def kill(self, process: subprocess.Popen) -> int:
+        """SIGKILL to every process of it; returns the status."""
+        os.killpg(process.pid, signal.SIGKILL)
+        return process.wait()
+
+    def poll(self, process: subprocess.Popen) -> int | None:
+        """Its exit status, None while it runs."""
+        return process.poll()
+
+
+class Forked:
+    """Trainings forked from this process, which must have one thread and never have computed anything."""
+
+    def start(self, command: list[str], log: Path) -> int:
+        """Its process number."""
+        pid = os.fork()
+        if pid:
+            return pid
+        status = 1
+        try:
+            handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+            os.dup2(handle, 1), os.dup2(handle, 2)
+            from tinymsg.__main__ import main
+
+            status = main(command)
+        finally:
+            sys.stdout.flush()
+            os._exit(status)
+
+    def kill(self, pid: int) -> int:
+        """SIGKILL; returns the status as subprocess has it."""
+        os.kill(pid, signal.SIGKILL)
+        return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+    def poll(self, pid: int) -> int | None:
+        """Its exit status, None while it runs."""
+        done, status = os.waitpid(pid, os.WNOHANG)
+        return os.waitstatus_to_exitcode(status) if done else None
+
+
+def kill_many(trainings, folder: Path, data: Path, steps: int, kills: int, seed: int, say=print) -> dict[str, int]:
+    """Train into folder/whole without interruption, and into folder/torn with `kills` SIGKILLs; compare.
+
+    A kill comes at one of: a random moment, the first steps, while a checkpoint is being written. Whenever the torn
+    training completes before enough kills, it is thrown away and begun anew, so that each kill hits a training.
+    Returns: how many kills came at each kind of moment, how many trainings were completed, and how many of the kills
+        left a checkpoint half written.
+    Raises: AssertionError if a training fails, or ends with other losses or weights.
+    """
+    random.seed(seed)
+    whole, torn = folder / "whole", folder / "torn"
+    log = folder / "messages.txt"
+    started = time.monotonic()
+    process = trainings.start(arguments(whole, data, steps), log)
+    wait(trainings, process, log)
+    usual = time.monotonic() - started
+    counts = {"random": 0, "first steps": 0, "writing": 0, "half written": 0, "completed": 0}
+    while sum(counts[kind] for kind in ("random", "first steps", "writing")) < kills:
+        kind = random.choice(["random", "first steps", "writing"])
+        process = trainings.start(arguments(torn, data, steps), log)
+        killed = strike(trainings, process, torn, kind, usual)
+        if killed:
+            counts[kind] += 1
+            counts["half written"] += bool(list(torn.glob("*.part")))
+            continue
+        counts["completed"] += 1
+        compare(whole, torn, log)
+        clear(torn)
+    wait(trainings, trainings.start(arguments(torn, data, steps), log), log)
+    compare(whole, torn, log)
+    counts["completed"] += 1
+    say(f"{counts} at {steps} steps, seed {seed}: every completed training equals the whole one")
+    return counts
+
+
+def strike(trainings, process, torn: Path, kind: str, usual: float) -> bool:
+    """Kill a training at a moment of a kind; False if it completed before."""
+    start, delay = time.monotonic(), random.uniform(0, usual)
+    rows = rows_of(torn) + random.randint(1, 3)
+    while True:
+        waited = time.monotonic() - start
+        now = {"random": waited > delay, "first steps": rows_of(torn) >= rows,
+               "writing": waited > delay / 2 and bool(list(torn.glob("checkpoint-*.part")))}[kind]  # fmt: skip
+        status = trainings.poll(process)
+        if status is not None:
+            assert status == 0, f"a training ended with status {status}"
+            return False
+        if now:
+            return trainings.kill(process) == -signal.SIGKILL
+        time.sleep(0 if kind == "writing" else 0.002)
+
+
+def rows_of(out: Path) -> int:
+    """How many steps are in the log now."""
+    log = out / "log.csv"
+    return log.read_text().count("\n") - 1 if log.exists() else -1
+
+
+def wait(trainings, process, log: Path) -> None:
+    """Until it is done."""
+    while (status := trainings.poll(process)) is None:
+        time.sleep(0.01)
+    assert status == 0, log.read_text()[-2000:]
+
+
+def compare(whole: Path, torn: Path, log: Path) -> None:
+    """The files of EXACT, byte by byte."""
+    for name in EXACT:
+        assert (whole / name).read_bytes() == (torn / name).read_bytes(), f"{name} differs; messages: {log.read_text()[-2000:]}"
+
+
+def clear(folder: Path) -> None:
+    """Begin anew."""
+    import shutil
+
+    shutil.rmtree(folder)
+
+
+def main() -> None:
+    """From the command line: also the process that `Forked` needs."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("data", type=Path)
+    parser.add_argument("--how", choices=("fast", "real", "two"), default="fast")
+    parser.add_argument("--steps", type=int, default=50)
+    parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    args.folder.mkdir(parents=True, exist_ok=True)
+    if args.how == "fast":
+        import torch
+        import torchmetrics.functional.image
+        import tqdm  # noqa: F401
+
+        from tinymsg import estimate, packed, runs  # noqa: F401
+
+        torch.set_num_threads(1)
+    trainings = Forked() if args.how == "fast" else Real(args.how == "two")
+    kill_many(trainings, args.folder, args.data, args.steps, args.kills, args.seed)
+
+
+if __name__ == "__main__":
+    main()
