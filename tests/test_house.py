@@ -14,7 +14,7 @@ MODULES = sorted(LIBRARY.glob("*.py"))
 COMMANDS = sorted((LIBRARY / "commands").glob("*.py"))
 # Each module imports only from those before it
 ORDER = ("rng", "scenes", "blur", "data", "datasets", "packed", "packing", "schedule", "unet", "guidance", "model", "results",
-         "train", "checkpoint", "estimate", "sample", "evaluate", "validation", "runs", "toy", "checks", "explore", "monitor",
+         "processes", "train", "checkpoint", "estimate", "sample", "evaluate", "validation", "runs", "toy", "checks", "explore", "monitor",
          "commands", "__main__")  # fmt: skip
 
 

@@ -1,9 +1,5 @@
 import dataclasses
 import math
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -251,44 +247,3 @@ def test_accumulate_is_checked(tiny_config):
         tiny_config(batch=4, accumulate=3)
     with pytest.raises(ValueError, match="accumulate must be at least 1"):
         tiny_config(accumulate=0)
-
-
-# --- several processes ---------------------------------------------------------------------------------------
-
-
-WORKER = """
-import sys, torch
-from pathlib import Path
-from tinymsg.model import Config
-from tinymsg.runs import make_batches
-from tinymsg.train import TrainState, fit, join_processes, leave_processes
-torch.set_num_threads(1)
-device = join_processes(torch.device("cpu"))
-config = Config(widths=(16, 16), scales=(1,), crop=16, batch=4, steps=3, warmup=0, guidance_width=8, guidance_blocks=1,
-                content_count=8, precision="fp32")
-state = TrainState(config)
-records = [r.to_dict() for r in fit(state, make_batches(config, device))]
-rank = torch.distributed.get_rank() if torch.distributed.is_initialized() else "alone"
-torch.save((records, state.model.state_dict()), Path(sys.argv[1]) / f"{rank}.pt")
-leave_processes()
-"""
-
-
-@pytest.mark.skipif(not torch.distributed.is_available(), reason="this build of torch has no torch.distributed")
-def test_two_processes_learn_what_one_does(tmp_path):
-    """Under torchrun each takes its share of the batch and of the noise: losses and weights are those of one process."""
-    root = str(Path(__file__).resolve().parents[1])
-    script = tmp_path / "worker.py"
-    script.write_text(WORKER)
-    environment = {**os.environ, "PYTHONPATH": root, "OMP_NUM_THREADS": "1"}
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    for start in (torchrun, [sys.executable]):
-        done = subprocess.run([*start, str(script), str(tmp_path)], capture_output=True, text=True, timeout=300, env=environment)
-        assert done.returncode == 0, done.stderr
-    (records, alone), (records_0, first), (records_1, second) = (
-        torch.load(tmp_path / f"{name}.pt") for name in ("alone", "0", "1"))  # fmt: skip
-    assert records_0 == records_1 and all(torch.equal(first[name], second[name]) for name in first)
-    for one, two in zip(records, records_0, strict=True):
-        assert two == pytest.approx(one, rel=1e-3)
-    for name, value in alone.items():
-        torch.testing.assert_close(first[name], value, rtol=0, atol=2e-4)

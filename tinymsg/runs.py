@@ -17,8 +17,9 @@ from .data import Batches, Pairs, SyntheticPairs, make_contents
 from .datasets import DATASETS
 from .model import Config, save_model
 from .packed import open_pairs
+from .processes import highest, rank_and_processes
 from .results import provenance, write_results
-from .train import Record, TrainState, fit, highest, rank_and_processes
+from .train import Record, TrainState, fit
 from .validation import Validation, WithoutHeldOut, centre_crops, choose_held_out, picture_names, synthetic_validation
 
 
@@ -231,7 +232,8 @@ def run(state: TrainState, batches: Batches, out: Path, plan: Plan = Plan(), val
     clock = _Clock(batches, state.device)
     saved = time.monotonic()
     with nullcontext() if logs is None else _closing(logs), _signals() as received, tqdm(
-            fit(state, clock), total=state.config.steps, initial=state.step, unit="step", mininterval=1, disable=not first) as bar:  # fmt: skip
+            fit(state, clock), total=state.config.steps, initial=state.step, unit="step", mininterval=1,
+            **({} if first else {"disable": True})) as bar:  # fmt: skip
         for record in bar:
             if logs is not None:
                 _log(record, state, logs, clock, plan, validation, bar)

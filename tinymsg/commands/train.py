@@ -49,7 +49,7 @@ def run(args: argparse.Namespace) -> int:
     """Carry it out; returns the exit status."""
     import torch
 
-    from .. import train
+    from .. import processes, train
     from ..checkpoint import training_lock
 
     config = _config(args)
@@ -59,11 +59,11 @@ def run(args: argparse.Namespace) -> int:
         raise UserError("--out FOLDER is missing: where checkpoints, logs and final weights go")
     if args.validation is not None and args.validate_every is None:
         raise UserError("--validation needs --validate-every N")
-    device = train.join_processes(pick_device(args.device), args.timeout_minutes)
-    first = train.rank_and_processes()[0] == 0
+    device = processes.join_processes(pick_device(args.device), args.timeout_minutes)
+    first = processes.rank_and_processes()[0] == 0
     try:
         with contextlib.ExitStack() as held:
-            train.from_first(lambda: held.enter_context(training_lock(args.out)))
+            processes.from_first(lambda: held.enter_context(training_lock(args.out)))
             return _train(args, config, device)
     except torch.OutOfMemoryError:
         raise UserError(f"out of memory on {device}: raise accumulate (--set accumulate=4), or lower batch or crop; "
@@ -73,18 +73,18 @@ def run(args: argparse.Namespace) -> int:
     except (train.NotFiniteError, ValueError) as error:
         raise UserError(str(error)) from None
     except RuntimeError as error:
-        if train.rank_and_processes()[1] == 1 or not _lost_a_process(error):
+        if processes.rank_and_processes()[1] == 1 or not _lost_a_process(error):
             raise
-        who = "the first process" if first else f"process {train.rank_and_processes()[0]}"
+        who = "the first process" if first else f"process {processes.rank_and_processes()[0]}"
         raise UserError(f"{who} stops: another process of this training ended or does not answer "
                         f"({str(error).splitlines()[0][:200]}); the last checkpoint is intact") from None  # fmt: skip
     finally:
-        train.leave_processes()
+        processes.leave_processes()
 
 
 def _train(args: argparse.Namespace, config, device) -> int:
     """Resume, say what will be done, do it; the folder is ours."""
-    from .. import runs, train
+    from .. import processes, runs, train
     from ..checkpoint import resume
     from ..estimate import estimate_line
 
@@ -94,7 +94,7 @@ def _train(args: argparse.Namespace, config, device) -> int:
                           args.validation_count, args.validation_size)  # fmt: skip
     state.data = data.identity
     path, passed_over = resume(out, state, args.accept_changes)
-    rank, processes = train.rank_and_processes()
+    rank, count = processes.rank_and_processes()
     if rank == 0:
         for sentence in passed_over:
             print(sentence, file=sys.stderr)
@@ -104,7 +104,7 @@ def _train(args: argparse.Namespace, config, device) -> int:
         print(f"{config.kind}, guidance scales {config.scales or 'none'}, {parameters:.2f} M parameters, "
               f"{'bf16' if state.bf16 else 'fp32'} on {device}: {config.steps} steps of {config.batch} crops "
               f"{config.crop}x{config.crop} of {data.batches.pairs.name}")  # fmt: skip
-        print(estimate_line(state, processes), flush=True)
+        print(estimate_line(state, count), flush=True)
     plan = runs.Plan(args.log_every, args.save_every, args.save_minutes, args.validate_every or 0, args.tensorboard)
     try:
         stopped = runs.run(state, data.batches, out, plan, data.validation)
