@@ -100,9 +100,9 @@ def batch_table(config: Config, cards: tuple[int, ...] = CARDS, processes: tuple
     return rows
 
 
-def table_text(config: Config) -> str:
+def table_text(config: Config, cards: tuple[int, ...] = CARDS) -> str:
     """`batch_table` in Markdown."""
-    rows = batch_table(config)
+    rows = batch_table(config, cards)
     processes = [n for n in rows[0] if n != "card"]
     lines = ["| card | " + " | ".join(f"on {n} {'card' if n == 1 else 'cards'}: crops at a time x accumulate | memory" for n in processes) + " |",
              "|---" * (1 + 2 * len(processes)) + "|"]  # fmt: skip
