@@ -57,8 +57,8 @@ class Real:
 class Forked:
     """Trainings forked from this process, which must have one thread and never have computed anything."""
 
-    def start(self, command: list[str], log: Path) -> int:
-        """Its process number."""
+    def start(self, command: list[str], log: Path, prepare=lambda: None) -> int:
+        """Its process number. `prepare` is called in the new process first."""
         pid = os.fork()
         if pid:
             return pid
@@ -68,6 +68,7 @@ class Forked:
             os.dup2(handle, 1), os.dup2(handle, 2)
             from tinymsg.__main__ import main
 
+            prepare()
             status = main(command)
         finally:
             sys.stdout.flush()
@@ -119,6 +120,81 @@ def kill_many(trainings, folder: Path, data: Path, steps: int, kills: int, seed:
     return counts
 
 
+def die(*_) -> None:
+    """End here, as by a power cut."""
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def patch(owner, name: str, replacement) -> None:
+    """Replace owner.name by replacement(original)."""
+    setattr(owner, name, replacement(getattr(owner, name)))
+
+
+def _half_a_checkpoint() -> None:
+    def save(values, file, original):
+        import io
+
+        buffer = io.BytesIO()
+        original(values, buffer)
+        file.write(buffer.getvalue()[: buffer.tell() // 2])
+        file.flush()
+        die()
+
+    patch(sys.modules["torch"], "save", lambda original: lambda values, file: save(values, file, original))
+
+
+def _before_the_sync() -> None:
+    patch(os, "fsync", lambda original: die)
+
+
+def _before_the_name() -> None:
+    patch(Path, "replace", lambda original: lambda path, to: die() if "checkpoint" in path.name else original(path, to))
+
+
+def _before_the_older_one_goes() -> None:
+    patch(Path, "unlink", lambda original: die)
+
+
+def _half_a_row() -> None:
+    from tinymsg import runs
+
+    def write(table, values):
+        if values["step"] % 5 == 0:
+            table.file.write(f"{values['step']},0.1")
+            table.file.flush()
+            die()
+        return original(table, values)
+
+    original = runs._Table.write
+    runs._Table.write = write
+
+
+def _while_the_log_is_trimmed() -> None:
+    patch(Path, "replace", lambda original: lambda path, to: die() if path.name == "log.csv.part" else original(path, to))
+
+
+POINTS = {"half a checkpoint is written": _half_a_checkpoint, "before a checkpoint is synced": _before_the_sync,
+          "before it has its name": _before_the_name, "before the older one goes": _before_the_older_one_goes,
+          "half a row of the log is written": _half_a_row, "while the log is trimmed": _while_the_log_is_trimmed}  # fmt: skip
+
+
+def kill_at_points(trainings: Forked, folder: Path, data: Path, steps: int = 16, say=print) -> None:
+    """Die at each of POINTS, with a checkpoint there and without one; compare as `kill_many` does."""
+    whole, log = folder / "whole", folder / "messages.txt"
+    wait(trainings, trainings.start(arguments(whole, data, steps), log), log)
+    for name, prepare in POINTS.items():
+        torn = folder / name.replace(" ", "_")
+        for attempt in range(2):  # from the start; then from wherever the first time led, three good steps later
+            pid = trainings.start(arguments(torn, data, steps), log, prepare)
+            status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+            assert status == -signal.SIGKILL, f"{name}: ended with {status}: {log.read_text()[-2000:]}"
+            if attempt == 0:
+                strike(trainings, trainings.start(arguments(torn, data, steps), log), torn, "first steps", 0)
+        wait(trainings, trainings.start(arguments(torn, data, steps), log), log)
+        compare(whole, torn, log)
+        say(f"killed {name}: equal")
+
+
 def strike(trainings, process, torn: Path, kind: str, usual: float) -> bool:
     """Kill a training at a moment of a kind; False if it completed before."""
     start, delay = time.monotonic(), random.uniform(0, usual)
@@ -167,13 +243,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path)
     parser.add_argument("data", type=Path)
-    parser.add_argument("--how", choices=("fast", "real", "two"), default="fast")
+    parser.add_argument("--how", choices=("fast", "points", "real", "two"), default="fast")
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     args.folder.mkdir(parents=True, exist_ok=True)
-    if args.how == "fast":
+    if args.how in ("fast", "points"):
         import torch
         import torchmetrics.functional.image
         import tqdm  # noqa: F401
@@ -181,6 +257,9 @@ def main() -> None:
         from tinymsg import estimate, packed, runs  # noqa: F401
 
         torch.set_num_threads(1)
+    if args.how == "points":
+        kill_at_points(Forked(), args.folder, args.data)
+        return
     trainings = Forked() if args.how == "fast" else Real(args.how == "two")
     kill_many(trainings, args.folder, args.data, args.steps, args.kills, args.seed)
 
