@@ -6,6 +6,7 @@ for a run of one's own.
 """
 
 import argparse
+import contextlib
 import os
 import random
 import signal
@@ -32,6 +33,23 @@ def environment() -> dict[str, str]:
     return os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1"}
 
 
+def descendants(pid: int) -> list[int]:
+    """A process and all that it started, from /proc."""
+    try:
+        children = [int(word) for task in Path(f"/proc/{pid}/task").iterdir() for word in (task / "children").read_text().split()]
+    except OSError:
+        return []
+    return [pid, *(member for child in children for member in descendants(child))]
+
+
+def lives(pid: int) -> bool:
+    """Whether a process is there and no zombie."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2][0] != "Z"
+    except OSError:
+        return False
+
+
 class Real:
     """Trainings from the command line; under torchrun with `two`."""
 
@@ -45,9 +63,15 @@ class Real:
                                     start_new_session=True)  # fmt: skip
 
     def kill(self, process: subprocess.Popen) -> int:
-        """SIGKILL to every process of it; returns the status."""
-        os.killpg(process.pid, signal.SIGKILL)
-        return process.wait()
+        """SIGKILL to every process of it (torchrun's are of other sessions), in any order; returns the status."""
+        family = descendants(process.pid)
+        for pid in random.sample(family, len(family)):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        status = process.wait()
+        while any(lives(pid) for pid in family):  # they take a moment to go
+            time.sleep(0.01)
+        return status
 
     def poll(self, process: subprocess.Popen) -> int | None:
         """Its exit status, None while it runs."""

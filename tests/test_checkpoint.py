@@ -7,7 +7,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from tinymsg.checkpoint import checkpoints, is_whole, resume, save_checkpoint, training_lock, training_process
+from tinymsg.checkpoint import (
+    checkpoints,
+    is_whole,
+    resume,
+    save_checkpoint,
+    training_lock,
+    training_process,
+)
 from tinymsg.data import Batches, SyntheticPairs, scene_contents
 from tinymsg.train import NotFiniteError, TrainState, fit
 
@@ -22,7 +29,6 @@ def batches():
 def tensors(state: TrainState) -> dict[str, torch.Tensor]:
     return {f"{part}.{name}": value.clone() for part, module in (("model", state.model), ("ema", state.ema_model))
             for name, value in module.state_dict().items()}  # fmt: skip
-
 
 
 @pytest.mark.parametrize("changes", [{}, {"scales": ()}, {"dropout": 0.3}, {"accumulate": 2}, {"precision": "bf16"}])
@@ -115,8 +121,6 @@ def test_a_checkpoint_of_other_settings_is_refused(tiny_config, tmp_path):
     assert all(torch.equal(before[name], value) for name, value in tensors(other).items())
 
 
-
-
 def test_free_and_accepted_changes(tiny_config, batches, tmp_path):
     """How a batch is cut never matters; settings of the optimisation may change where that is asked for."""
     state = TrainState(tiny_config(batch=4))
@@ -141,6 +145,10 @@ def test_other_data_is_refused(tiny_config, tmp_path):
     with pytest.raises(ValueError, match="other data: manifest_sha256 is 'b' and was 'a'"):
         resume(tmp_path, other)
     assert resume(tmp_path, other, accept_changes=True)[0] is not None
+    other.data = state.data | {"held_out": "the last sequence"}
+    with pytest.raises(ValueError, match="held_out is 'the last sequence' and was None"):
+        resume(tmp_path, other)
+    assert resume(tmp_path, TrainState(tiny_config()))[0] is not None, "who says nothing of the data is not asked"
 
 
 def test_measured_precision_is_kept(tiny_config, tmp_path):
@@ -227,7 +235,10 @@ def test_a_lock_holds_until_its_process_is_killed(tmp_path):
     try:
         assert process.stdout.readline() == "held\n"
         assert training_process(tmp_path) == process.pid
-        with pytest.raises(ValueError, match=f"process {process.pid} on .* trains there already; stop it first"), training_lock(tmp_path):
+        with (
+            pytest.raises(ValueError, match=f"process {process.pid} on .* trains there already; stop it first"),
+            training_lock(tmp_path),
+        ):
             pass
     finally:
         process.kill()

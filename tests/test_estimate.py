@@ -8,7 +8,18 @@ import pytest
 import torch
 
 from tinymsg.estimate import (
-    CARDS, CONTEXT, SPARE, Memory, batch_table, duration, estimate_line, gigaflops, memory_model, saved_bytes, seconds_a_step, table_text,
+    CARDS,
+    CONTEXT,
+    SPARE,
+    Memory,
+    batch_table,
+    duration,
+    estimate_line,
+    gigaflops,
+    memory_model,
+    saved_bytes,
+    seconds_a_step,
+    table_text,
 )  # fmt: skip
 from tinymsg.model import PROFILES, Config, build_model, count_parameters
 from tinymsg.train import TrainState
@@ -29,7 +40,9 @@ def test_saved_bytes_scale_with_the_batch(tiny_config, changes, bf16):
 def test_number_types_are_counted(tiny_config):
     """bf16 saves memory; CUDA's fp32 GroupNorm gives part of it back."""
     model = build_model(tiny_config(crop=32)).train()
-    half, cuda, full = (saved_bytes(model, tiny_config(crop=32), 2, bf16, gpu)[0] for bf16, gpu in ((True, False), (True, True), (False, False)))
+    half, cuda, full = (
+        saved_bytes(model, tiny_config(crop=32), 2, bf16, gpu)[0] for bf16, gpu in ((True, False), (True, True), (False, False))
+    )
     assert half < 0.65 * full and half < cuda < full
 
 
@@ -106,4 +119,10 @@ def test_the_line(tiny_config, monkeypatch):
     line = estimate_line(state)
     assert line.startswith("estimate: 5.0 hours for 500 steps of 36 s (0 crops/s), ") and "GB a process" in line
     assert count_parameters(state.model) * 20 / 1e9 < float(line.split("), ")[1].split()[0]) < 0.1
-    assert [duration(s) for s in (5, 119, 120, 7200, 864000)] == ["5 seconds", "119 seconds", "2.0 minutes", "2.0 hours", "10.0 days"]
+    assert [duration(s) for s in (5, 119, 120, 7200, 864000)] == [
+        "5 seconds",
+        "119 seconds",
+        "2.0 minutes",
+        "2.0 hours",
+        "10.0 days",
+    ]

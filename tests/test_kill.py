@@ -36,7 +36,10 @@ def kill(how: str, folder: Path, data: Path, *options: str) -> str:
 def test_killed_at_random_moments(packed, tmp_path):
     """A few kills, each of a true process that has just been forked."""
     said = kill("fast", tmp_path, packed, "--kills", "5", "--steps", "20", "--seed", "1")
-    assert "every completed training equals the whole one" in said and "packed pairs of gopro" in (tmp_path / "messages.txt").read_text()
+    assert (
+        "every completed training equals the whole one" in said
+        and "packed pairs of gopro" in (tmp_path / "messages.txt").read_text()
+    )
 
 
 def test_killed_at_the_worst_moments(packed, tmp_path):

@@ -128,6 +128,7 @@ def test_too_large_for_the_memory(tmp_path, weights, capsys, monkeypatch):
         (["train", "--out", "OUT", "--set", "crop=17"], "multiple of 8"),
         (["train", "--out", "OUT", "--data", "nowhere"], "neither a data set (gopro, hide"),
         (["train", "--out", "OUT", "--data", "gopro", "--root", "IN"], "data_scripts/gopro.py"),
+        (["train", "--out", "OUT", "--profile", "full", "--root", "IN"], "data_scripts/gopro.py"),
         (["train"], "--out FOLDER is missing"),
         (["train", "--out", "OUT", "--validation", "gopro"], "--validation needs --validate-every"),
         (["train", "--out", "OUT", "--set", "batch=6", "accumulate=4"], "accumulate must divide batch"),

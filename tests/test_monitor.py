@@ -11,7 +11,14 @@ from tinymsg import monitor
 from tinymsg.checkpoint import save_checkpoint, training_lock
 from tinymsg.data import write_image
 from tinymsg.monitor import (
-    Progress, TrainingMonitor, plot_progress, progress_text, show_progress, start_training, stop_training, training_progress,
+    Progress,
+    TrainingMonitor,
+    plot_progress,
+    progress_text,
+    show_progress,
+    start_training,
+    stop_training,
+    training_progress,
 )  # fmt: skip
 from tinymsg.results import write_results
 from tinymsg.train import TrainState
@@ -42,7 +49,9 @@ def test_start_watch_stop_resume_and_find_again(tmp_path):
     assert first.start_button.disabled and "starting" in first.status.value
     try:
         until(lambda: training_progress(out).validation)
-        until(lambda: "running as process" in first.status.value and "Validation PSNR" in first.picture.value)  # by its own thread
+        until(
+            lambda: "running as process" in first.status.value and "Validation PSNR" in first.picture.value
+        )  # by its own thread
         assert not first.stop_button.disabled and 'alt="Training, running' in first.picture.value
 
         again = TrainingMonitor(ARGUMENTS, out, seconds=0)  # the notebook is opened anew
@@ -78,7 +87,9 @@ def test_a_training_that_fails_says_why(tmp_path):
 @pytest.fixture
 def folder(tmp_path, tiny_config):
     """What a run of 20 steps leaves at step 10, a line of it half written."""
-    (tmp_path / "log.csv").write_text("step,denoise,guidance\n" + "".join(f"{i},{1 / i},{0.1 / i}\n" for i in range(1, 11)) + "11,0.")
+    (tmp_path / "log.csv").write_text(
+        "step,denoise,guidance\n" + "".join(f"{i},{1 / i},{0.1 / i}\n" for i in range(1, 11)) + "11,0."
+    )
     (tmp_path / "validation.csv").write_text("step,psnr\n5,20\n10,21.5\n")
     write_results(tmp_path / "run.json", {"steps": 20})
     import torch

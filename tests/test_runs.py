@@ -32,7 +32,6 @@ def steps_of(path) -> list[str]:
     return [line.split(",")[0] for line in path.read_text().splitlines()[1:]]
 
 
-
 def test_run_logs_saves_and_goes_on_as_if_never_stopped(tiny_config, batches, tmp_path):
     config = tiny_config()
     run(TrainState(config), batches, tmp_path / "straight", Plan(1, 2))
@@ -99,7 +98,12 @@ def test_plan_of_one_run(tiny_config, batches, tmp_path):
     state = TrainState(config)
     state.data = {"name": "x"}
     assert run(state, batches, tmp_path, Plan(log_every=2, save_every=4, validate_every=2), watched) == 0
-    assert steps_of(tmp_path / "log.csv") == steps_of(tmp_path / "speed.csv") == steps_of(tmp_path / "validation.csv") == ["2", "4", "5"]
+    assert (
+        steps_of(tmp_path / "log.csv")
+        == steps_of(tmp_path / "speed.csv")
+        == steps_of(tmp_path / "validation.csv")
+        == ["2", "4", "5"]
+    )
     assert sorted(p.name for p in tmp_path.glob("checkpoint*")) == ["checkpoint-00000004.pt", "checkpoint-00000005.pt"]
     assert sorted(p.name for p in (tmp_path / "validation").iterdir()) == ["00000002.png", "00000004.png", "00000005.png"]
     said = json.loads((tmp_path / "run.json").read_text())

@@ -242,6 +242,17 @@ def test_micro_batches_are_seen_one_by_one(tiny_config, batches, monkeypatch):
     assert sizes == [1] * 8
 
 
+def test_compiled_training_learns_the_same(tiny_config, batches, monkeypatch):
+    """By a backend that needs no C compiler: the graph is whole, micro-batches and all, and is compiled once."""
+    compiled = []
+    real = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda model, **options: compiled.append(options) or real(model, backend="aot_eager", **options))
+    rows = [[r.to_dict() for r in fit(tiny_config(compile=on, accumulate=2, steps=2), batches)] for on in (False, True)]
+    assert compiled == [{"fullgraph": True}]
+    for one, other in zip(*rows, strict=True):
+        assert other == pytest.approx(one, rel=1e-4)
+
+
 def test_accumulate_is_checked(tiny_config):
     with pytest.raises(ValueError, match="accumulate must divide batch: 4 crops do not part into 3"):
         tiny_config(batch=4, accumulate=3)

@@ -10,7 +10,14 @@ from tinymsg.evaluate import psnr
 from tinymsg.sample import restore
 from tinymsg.train import TrainState, loss_terms
 from tinymsg.validation import (
-    LEVELS, VALIDATION_SEED, Validation, WithoutHeldOut, centre_crops, choose_held_out, picture_names, synthetic_validation,
+    LEVELS,
+    VALIDATION_SEED,
+    Validation,
+    WithoutHeldOut,
+    centre_crops,
+    choose_held_out,
+    picture_names,
+    synthetic_validation,
 )  # fmt: skip
 
 CPU = torch.device("cpu")
@@ -85,7 +92,9 @@ def test_a_look_closed_form(tiny_config, tmp_path):
     assert look(state, tmp_path) == row, "a second look sees the same"
 
 
-@pytest.mark.parametrize("changes", [{"kind": "regression", "scales": ()}, {"channels": 1}, {"predict": "eps", "residual": False}])
+@pytest.mark.parametrize(
+    "changes", [{"kind": "regression", "scales": ()}, {"channels": 1}, {"predict": "eps", "residual": False}]
+)
 def test_every_kind_of_model_is_validated(tiny_config, tmp_path, changes):
     config = tiny_config(**changes)
     row = synthetic_validation(config, 2, CPU)(TrainState(config), tmp_path)

@@ -78,7 +78,8 @@ def memory_model(config: Config, device_type: str = "cuda", bf16: bool = True) -
     per_crop = two - one
     # In the backward pass the gradients of one layer's input and output stand beside what was saved
     image = 4 * config.channels * config.crop * (config.crop if config.dims == 2 else 1)
-    return Memory(_STATE_BYTES * count_parameters(model) + max(one - per_crop, 0), per_crop + 2 * largest, 3 * image)  # y0, x, eps
+    fixed = _STATE_BYTES * count_parameters(model) + max(one - per_crop, 0)
+    return Memory(fixed, per_crop + 2 * largest, 3 * image)  # three images: y0, x, eps
 
 
 def batch_table(config: Config, cards: tuple[int, ...] = CARDS, processes: tuple[int, ...] = (1, 8)) -> list[dict]:
@@ -104,19 +105,21 @@ def table_text(config: Config, cards: tuple[int, ...] = CARDS) -> str:
     """`batch_table` in Markdown."""
     rows = batch_table(config, cards)
     processes = [n for n in rows[0] if n != "card"]
-    lines = ["| card | " + " | ".join(f"on {n} {'card' if n == 1 else 'cards'}: crops at a time x accumulate | memory" for n in processes) + " |",
-             "|---" * (1 + 2 * len(processes)) + "|"]  # fmt: skip
+    heads = [f"on {n} {'card' if n == 1 else 'cards'}: crops at a time x accumulate | memory" for n in processes]
+    lines = ["| card | " + " | ".join(heads) + " |", "|---" * (1 + 2 * len(processes)) + "|"]
     for row in rows:
         cells = []
-        for n in processes:
-            fit = row[n]
-            cells.append(f"{fit['micro_batch']} x {fit['accumulate']} | {fit['gb']:.1f} GB" if fit["micro_batch"] else "does not fit | -")
+        for fit in (row[n] for n in processes):
+            fits = (
+                f"{fit['micro_batch']} x {fit['accumulate']} | {fit['gb']:.1f} GB" if fit["micro_batch"] else "does not fit | -"
+            )
+            cells.append(fits)
         lines.append(f"| {row['card']} GB | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
 def gigaflops(config: Config) -> float:
-    """Floating-point operations of training on one crop, in 10^9, as torch counts them; the backward pass is two forwards."""
+    """10^9 floating-point operations to train on one crop, as torch counts them; a backward pass counts as two forward ones."""
     from torch.utils.flop_counter import FlopCounterMode
 
     with torch.device("meta"):
@@ -175,4 +178,3 @@ def duration(seconds: float) -> str:
         if seconds >= 2 * size:
             return f"{seconds / size:.1f} {unit}"
     return f"{seconds:.0f} seconds"
-

@@ -80,7 +80,8 @@ def _rows(path: Path) -> list[dict[str, float]]:
     return [{key: float(value) for key, value in row.items()} for row in csv.DictReader(lines)]
 
 
-def start_training(arguments: Sequence[str], out: str | Path, processes: int = 1, cwd: str | Path | None = None) -> subprocess.Popen:
+def start_training(arguments: Sequence[str], out: str | Path, processes: int = 1,
+                   cwd: str | Path | None = None) -> subprocess.Popen:  # fmt: skip
     """Start, or resume, `python -m tinymsg train ARGUMENTS --out OUT` as a process of its own session.
 
     Args:
@@ -98,8 +99,9 @@ def start_training(arguments: Sequence[str], out: str | Path, processes: int = 1
     root = str(Path(__file__).resolve().parents[1])  # where the package is, should it not be installed
     path = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
     with open(out / MESSAGES, "w") as messages:
-        return subprocess.Popen(command, cwd=cwd, env=os.environ | {"TQDM_DISABLE": "1", "PYTHONPATH": path}, stdin=subprocess.DEVNULL,
-                                stdout=messages, stderr=messages, start_new_session=True)  # fmt: skip
+        environment = os.environ | {"TQDM_DISABLE": "1", "PYTHONPATH": path}
+        return subprocess.Popen(command, cwd=cwd, env=environment, stdin=subprocess.DEVNULL, stdout=messages, stderr=messages,
+                                start_new_session=True)  # fmt: skip
 
 
 def stop_training(out: str | Path, wait: float = 0) -> bool:
@@ -124,7 +126,8 @@ def plot_progress(progress: Progress) -> Figure:
     from PIL import Image
 
     looked, strip = bool(progress.validation), progress.strip is not None
-    figure = Figure(figsize=(9.5 if looked else 6.4, 3 + 2.6 * strip), dpi=80, layout="constrained")  # no pyplot: drawn in a thread
+    # Without pyplot: this is drawn in a thread
+    figure = Figure(figsize=(9.5 if looked else 6.4, 3 + 2.6 * strip), dpi=80, layout="constrained")
     grid = figure.add_gridspec(1 + strip, 1 + looked)
     axis = figure.add_subplot(grid[0, 0])
     for key, color in (("denoise", COLORS["guided"]), ("guidance", COLORS["structure"])):
@@ -182,7 +185,8 @@ class TrainingMonitor:
     `monitor.show()` displays it. Where widgets cannot run, the figure of that moment and its text are left.
     """
 
-    def __init__(self, arguments: Sequence[str], out: str | Path, processes: int = 1, cwd: str | Path | None = None, seconds: float = 3):
+    def __init__(self, arguments: Sequence[str], out: str | Path, processes: int = 1, cwd: str | Path | None = None,
+                 seconds: float = 3):  # fmt: skip
         import ipywidgets
 
         self.arguments, self.out, self.processes, self.cwd, self.seconds = list(arguments), Path(out), processes, cwd, seconds
@@ -190,9 +194,10 @@ class TrainingMonitor:
         self.stop_button = ipywidgets.Button(description="Stop", icon="stop", tooltip="writes a checkpoint, then ends")
         self.refresh_button = ipywidgets.Button(description="Refresh", icon="refresh")
         self.status, self.picture = ipywidgets.HTML(), ipywidgets.HTML()
-        for button, action in ((self.start_button, self.start), (self.stop_button, self.stop), (self.refresh_button, self.refresh)):
+        buttons = {self.start_button: self.start, self.stop_button: self.stop, self.refresh_button: self.refresh}
+        for button, action in buttons.items():
             button.on_click(lambda _, action=action: self._carefully(action))
-        self.view = ipywidgets.VBox([ipywidgets.HBox([self.start_button, self.stop_button, self.refresh_button]), self.status, self.picture])
+        self.view = ipywidgets.VBox([ipywidgets.HBox(list(buttons)), self.status, self.picture])
         self._child: subprocess.Popen | None = None
         self._thread: threading.Thread | None = None
         self.refresh()
@@ -217,7 +222,8 @@ class TrainingMonitor:
         self.start_button.disabled = starting or progress.process is not None or progress.complete
         self.stop_button.disabled = progress.process is None
         source = base64.b64encode(frame_bytes(plot_progress(progress))).decode()
-        self.picture.value = f'<img alt="{html.escape(progress_text(progress), quote=True)}" src="data:image/png;base64,{source}">'
+        alt = html.escape(progress_text(progress), quote=True)
+        self.picture.value = f'<img alt="{alt}" src="data:image/png;base64,{source}">'
         return progress
 
     def show(self) -> None:

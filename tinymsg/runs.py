@@ -20,7 +20,14 @@ from .packed import open_pairs
 from .processes import highest, rank_and_processes
 from .results import provenance, write_results
 from .train import Record, TrainState, fit
-from .validation import Validation, WithoutHeldOut, centre_crops, choose_held_out, picture_names, synthetic_validation
+from .validation import (
+    Validation,
+    WithoutHeldOut,
+    centre_crops,
+    choose_held_out,
+    picture_names,
+    synthetic_validation,
+)
 
 
 @dataclass(frozen=True)
@@ -51,12 +58,15 @@ def open_data(config: Config, device: torch.device, source: str | None = None, b
     """The data of a run: real pairs, or the configuration's synthetic domain.
 
     Args:
-        source: the name of a data set, a packed folder or a folder of pairs; None: config.content and config.domain.
+        source: the name of a data set, a packed folder or a folder of pairs; None: config.content and config.domain
+            (or the data set, where config.content is the name of one).
         validate: hold pictures out for validation.
         validation: where those come from instead: another source (of a data set's name: its test split).
         pictures, size: how many, and how many pixels of their centres.
     Raises: ValueError, one sentence, for what is missing.
     """
+    if source is None and config.content in DATASETS:  # profile full
+        source = config.content
     if source is None:
         contents = make_contents(config.content, config.content_count, seed=0)
         pairs = SyntheticPairs(contents, config.domain, config.seed, device, gray=config.channels == 1)

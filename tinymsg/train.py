@@ -146,8 +146,10 @@ class TrainState:
         saved = Config.from_dict(config).to_dict()
         self._refuse([k for k, v in saved.items() if v != getattr(self.config, k) and k not in _FREE],
                      "settings", TUNABLE if accept_changes else ())  # fmt: skip
-        different = sorted(k for k in data.keys() & self.data.keys() if data[k] != self.data[k])
-        self._refuse([f"{k} is {self.data[k]!r} and was {data[k]!r}" for k in different if not accept_changes], "data", ())
+        known = data.keys() | self.data.keys() if data and self.data else ()  # one that says nothing is not asked
+        different = sorted(k for k in known if data.get(k) != self.data.get(k))
+        changes = [f"{k} is {self.data.get(k)!r} and was {data.get(k)!r}" for k in different]
+        self._refuse(changes, "data", tuple(changes) if accept_changes else ())
         for name, module in (("model", self.model), ("ema", self.ema)):
             shapes = {k: v.shape for k, v in module.state_dict().items()}
             if shapes != {k: v.shape for k, v in state[name].items()}:
@@ -286,4 +288,4 @@ def _distributed(model: Model, device: torch.device, config: Config) -> nn.Modul
     # static_graph counts the backward passes of a step: it does not go with no_sync
     return nn.parallel.DistributedDataParallel(
         network, device_ids=[device.index] if device.type == "cuda" else None, gradient_as_bucket_view=True,
-        static_graph=config.accumulate == 1, broadcast_buffers=False)  # fmt: skip
+        static_graph=config.accumulate == 1)  # fmt: skip

@@ -17,31 +17,45 @@ def add(commands: argparse._SubParsersAction) -> None:
                      help="guided: the whole method; plain: without guidance, widened to as many parameters; "
                           "regression: the same network without diffusion (default: %(default)s)")  # fmt: skip
     sub.add_argument("--profile", choices=("cpu", "gpu", "full"), default="cpu", help="sizes and budget (default: %(default)s)")
-    sub.add_argument("--set", nargs="+", metavar="KEY=VALUE", help="change single settings, e.g. --set steps=500 batch=8 widths=32,64,96")
+    sub.add_argument(
+        "--set", nargs="+", metavar="KEY=VALUE", help="change single settings, e.g. --set steps=500 batch=8 widths=32,64,96"
+    )
     sub.add_argument("--device", default="auto", help=DEVICE_HELP)
-    sub.add_argument("--estimate", action="store_true", help="print time, memory and the batch sizes that fit common cards; train nothing")
+    sub.add_argument(
+        "--estimate", action="store_true", help="print time, memory and the batch sizes that fit common cards; train nothing"
+    )
     data = sub.add_argument_group("data")
-    data.add_argument("--data", metavar="DATA", help="train on real pairs instead of synthetic ones: the name of a data set (gopro, ...), "
-                                                     "a packed folder, or a folder of pairs")  # fmt: skip
-    data.add_argument("--root", default="data", metavar="FOLDER", help="where data sets lie that are given by name (default: %(default)s)")
-    data.add_argument("--blur", choices=("blur", "blur_gamma"), default="blur", help="GoPro's choice of blurry pictures (default: %(default)s)")
+    data.add_argument("--data", metavar="DATA", help="train on real pairs instead of synthetic ones: the name of a data set "
+                                                     "(gopro, ...), a packed folder, or a folder of pairs")  # fmt: skip
+    data.add_argument(
+        "--root", default="data", metavar="FOLDER", help="where data sets lie that are given by name (default: %(default)s)"
+    )
+    data.add_argument(
+        "--blur", choices=("blur", "blur_gamma"), default="blur", help="GoPro's choice of blurry pictures (default: %(default)s)"
+    )
     watch = sub.add_argument_group("validation, by the first process: out/validation.csv, out/validation/STEP.png")
-    watch.add_argument("--validate-every", type=positive, metavar="N", help="steps between validations (default: none). With --data, "
-                       "the last training sequence is held out for it; the test set is not looked at")  # fmt: skip
+    watch.add_argument("--validate-every", type=positive, metavar="N",
+                       help="steps between validations (default: none). With --data, the last training sequence is held out "
+                            "for it; the test set is not looked at")  # fmt: skip
     watch.add_argument("--validation", metavar="DATA", help="validate on these pairs instead")
     watch.add_argument("--validation-count", type=positive, default=6, metavar="N", help="pictures (default: %(default)s)")
     watch.add_argument("--validation-size", type=positive, default=256, metavar="PIXELS",
-                       help="of their centres (default: %(default)s; synthetic pictures have the size of the training crop)")  # fmt: skip
+                       help="of their centres (default: %(default)s; synthetic ones have the size of the training crop)")  # fmt: skip
     keep = sub.add_argument_group("logs and checkpoints")
-    keep.add_argument("--log-every", type=positive, default=100, metavar="N", help="steps between lines of log.csv (default: %(default)s)")
+    keep.add_argument(
+        "--log-every", type=positive, default=100, metavar="N", help="steps between lines of log.csv (default: %(default)s)"
+    )
     keep.add_argument("--tensorboard", action="store_true", help="log for TensorBoard too, to out/tensorboard")
-    keep.add_argument("--save-every", type=positive, default=500, metavar="N", help="steps between checkpoints (default: %(default)s)")
+    keep.add_argument(
+        "--save-every", type=positive, default=500, metavar="N", help="steps between checkpoints (default: %(default)s)"
+    )
     keep.add_argument("--save-minutes", type=float, default=15, metavar="M",
                       help="and minutes, for slow steps; 0 turns that off (default: %(default)s)")  # fmt: skip
     keep.add_argument("--accept-changes", action="store_true",
-                      help="go on from a checkpoint although the data, or settings of the optimisation (lr, steps, ...), have changed")  # fmt: skip
+                      help="go on from a checkpoint although the data, or settings of the optimisation (lr, steps, ...), "
+                           "have changed")  # fmt: skip
     keep.add_argument("--timeout-minutes", type=float, default=10, metavar="M",
-                      help="under torchrun: how long the processes wait for one that does not answer (default: %(default)s)")  # fmt: skip
+                      help="under torchrun: how long processes wait for one that does not answer (default: %(default)s)")  # fmt: skip
     sub.set_defaults(run=run)
 
 
@@ -65,6 +79,9 @@ def run(args: argparse.Namespace) -> int:
         with contextlib.ExitStack() as held:
             processes.from_first(lambda: held.enter_context(training_lock(args.out)))
             return _train(args, config, device)
+    except KeyboardInterrupt:
+        print("\nstopped at once; the same command goes on from the last checkpoint", file=sys.stderr)
+        return 130
     except torch.OutOfMemoryError:
         raise UserError(f"out of memory on {device}: raise accumulate (--set accumulate=4), or lower batch or crop; "
                         "--estimate says what fits") from None  # fmt: skip
@@ -106,11 +123,7 @@ def _train(args: argparse.Namespace, config, device) -> int:
               f"{config.crop}x{config.crop} of {data.batches.pairs.name}")  # fmt: skip
         print(estimate_line(state, count), flush=True)
     plan = runs.Plan(args.log_every, args.save_every, args.save_minutes, args.validate_every or 0, args.tensorboard)
-    try:
-        stopped = runs.run(state, data.batches, out, plan, data.validation)
-    except KeyboardInterrupt:
-        print("\nstopped at once; the same command goes on from the last checkpoint", file=sys.stderr)
-        return 130
+    stopped = runs.run(state, data.batches, out, plan, data.validation)
     if stopped and rank == 0:
         print(f"\nstopped at step {state.step} by {signal.Signals(stopped).name}, checkpoint written; "
               "the same command goes on from there", file=sys.stderr)  # fmt: skip
@@ -122,8 +135,9 @@ def _estimate(args: argparse.Namespace, config) -> int:
     from .. import estimate, train
 
     state = train.TrainState(config, pick_device(args.device))
-    print(f"{args.profile}, {args.arm}: {sum(p.numel() for p in state.model.parameters()) / 1e6:.2f} M parameters, "
-          f"{estimate.gigaflops(config):.1f} GFLOP to train on one crop, {config.batch} crops of {config.crop}x{config.crop} a step")  # fmt: skip
+    parameters = sum(p.numel() for p in state.model.parameters()) / 1e6
+    print(f"{args.profile}, {args.arm}: {parameters:.2f} M parameters, {estimate.gigaflops(config):.1f} GFLOP to train on one crop, "
+          f"{config.batch} crops of {config.crop}x{config.crop} a step")  # fmt: skip
     print(f"on {state.device}, {'bf16' if state.bf16 else 'fp32'}: {estimate.estimate_line(state)}")
     print(f"\nwhat fits (computed for bf16 on CUDA, eager; {estimate.CONTEXT / 1e9:.1f} GB for CUDA itself, "
           f"{estimate.SPARE:.0%} spare), with --set accumulate=...:\n\n{estimate.table_text(config)}")  # fmt: skip
