@@ -23,8 +23,8 @@ TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "
 
 def arguments(out: Path, data: Path, steps: int, save_every: int = 3) -> list[str]:
     """The same training, into any folder."""
-    return ["train", "--out", str(out), "--data", str(data), "--device", "cpu", "--log-every", "1", "--save-every", str(save_every),
-            "--validate-every", "10", "--validation-count", "2", "--validation-size", "16",
+    return ["train", "--out", str(out), "--data", str(data), "--device", "cpu", "--log-every", "1",
+            "--save-every", str(save_every), "--validate-every", "10", "--validation-count", "2", "--validation-size", "16",
             "--set", f"steps={steps}", *TINY]  # fmt: skip
 
 

@@ -273,7 +273,7 @@ def test_estimate_trains_nothing(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert main(["train", "--estimate", "--device", "cpu", "--set", *TINY]) == 0
     said = capsys.readouterr().out
-    assert "GFLOP to train on one crop" in said and "estimate: " in said and "| 80 GB | 2 x 1 |" in said
+    assert "GFLOP to train on one crop, 2 crops of 16x16" in said and "estimate: " in said and "| 80 GB | 2 x 1 |" in said
     assert list(tmp_path.iterdir()) == []
 
 

@@ -168,7 +168,8 @@ def estimate_line(state: TrainState, processes: int = 1) -> str:
     gb = memory.total(share // config.accumulate, share) / 1e9
     left = config.steps - state.step
     compiled = "; compiled, less of both" if config.compile else ""
-    return (f"estimate: {duration(left * seconds)} for {left:,} steps of {seconds:.3g} s ({config.batch / seconds:,.0f} crops/s), "
+    rate = f"{config.batch / seconds:,.0f} crops/s"
+    return (f"estimate: {duration(left * seconds)} for {left:,} steps of {seconds:.3g} s ({rate}), "
             f"{gb:.2g} GB a process beside PyTorch itself{compiled}")  # fmt: skip
 
 

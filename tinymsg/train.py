@@ -170,7 +170,7 @@ class TrainState:
     def _refuse(different: list[str], what: str, allowed: tuple[str, ...]) -> None:
         if refused := [name for name in different if name not in allowed]:
             raise ValueError(f"the checkpoint was written with other {what}: {', '.join(refused)}; use the same, or another "
-                             "--out folder (--accept-changes goes on with other data or settings of the optimisation)")  # fmt: skip
+                             "--out folder (--accept-changes allows other data or settings of the optimisation)")  # fmt: skip
 
 
 @dataclass

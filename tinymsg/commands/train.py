@@ -40,7 +40,7 @@ def add(commands: argparse._SubParsersAction) -> None:
     watch.add_argument("--validation", metavar="DATA", help="validate on these pairs instead")
     watch.add_argument("--validation-count", type=positive, default=6, metavar="N", help="pictures (default: %(default)s)")
     watch.add_argument("--validation-size", type=positive, default=256, metavar="PIXELS",
-                       help="of their centres (default: %(default)s; synthetic ones have the size of the training crop)")  # fmt: skip
+                       help="of their centres (default: %(default)s; synthetic ones have the training crop's)")  # fmt: skip
     keep = sub.add_argument_group("logs and checkpoints")
     keep.add_argument(
         "--log-every", type=positive, default=100, metavar="N", help="steps between lines of log.csv (default: %(default)s)"
@@ -55,7 +55,7 @@ def add(commands: argparse._SubParsersAction) -> None:
                       help="go on from a checkpoint although the data, or settings of the optimisation (lr, steps, ...), "
                            "have changed")  # fmt: skip
     keep.add_argument("--timeout-minutes", type=float, default=10, metavar="M",
-                      help="under torchrun: how long processes wait for one that does not answer (default: %(default)s)")  # fmt: skip
+                      help="under torchrun: how long they wait for one that is silent (default: %(default)s)")  # fmt: skip
     sub.set_defaults(run=run)
 
 
@@ -136,8 +136,8 @@ def _estimate(args: argparse.Namespace, config) -> int:
 
     state = train.TrainState(config, pick_device(args.device))
     parameters = sum(p.numel() for p in state.model.parameters()) / 1e6
-    print(f"{args.profile}, {args.arm}: {parameters:.2f} M parameters, {estimate.gigaflops(config):.1f} GFLOP to train on one crop, "
-          f"{config.batch} crops of {config.crop}x{config.crop} a step")  # fmt: skip
+    print(f"{args.profile}, {args.arm}: {parameters:.2f} M parameters, {estimate.gigaflops(config):.1f} GFLOP to train on one "
+          f"crop, {config.batch} crops of {config.crop}x{config.crop} a step")  # fmt: skip
     print(f"on {state.device}, {'bf16' if state.bf16 else 'fp32'}: {estimate.estimate_line(state)}")
     print(f"\nwhat fits (computed for bf16 on CUDA, eager; {estimate.CONTEXT / 1e9:.1f} GB for CUDA itself, "
           f"{estimate.SPARE:.0%} spare), with --set accumulate=...:\n\n{estimate.table_text(config)}")  # fmt: skip
