@@ -211,7 +211,7 @@ def _fill(work: Path, plan: dict, jobs: list[_Job], done: dict[int, str], journa
             _note(journal, {"number": number, "sha256": sha256, "stamp": stamp})
             done[number] = sha256
         _sync(work / PIXELS)
-        hashes = frame_hashes(open_frames(work, plan["shape"]))
+        hashes = _bar(frame_hashes(open_frames(work, plan["shape"])), progress, "reading back", len(jobs))
         wrong = [number for number, sha256 in enumerate(hashes) if done[number] != sha256]
         if not wrong:
             return
@@ -240,7 +240,12 @@ def _decode(jobs: list[_Job], workers: int, pixels: Path | None = None, offset: 
     """(number, SHA-256, stamp) of each job's pair, in order; written to its place in the file `pixels` if there is one."""
     work = partial(_decode_one, pixels=pixels, offset=offset)
     if workers == 1 or len(jobs) < 2:
-        yield from map(work, jobs)
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)  # as in the workers: a picture is too small to share
+        try:
+            yield from map(work, jobs)
+        finally:
+            torch.set_num_threads(threads)
         return
     # Not by fork: this process has threads, of torch, whose locks a fork would copy as they happen to be
     context = multiprocessing.get_context("forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn")
