@@ -7,12 +7,13 @@ VENV_PYTHON := .venv/bin/python
 # Same bytes at every run; no window, whatever the caller's matplotlib is set to
 export PYTHONHASHSEED := 0
 
-.PHONY: help setup course test lab check clean
+.PHONY: help setup course test test-kill lab check clean
 
 help:
 	@echo "make course   run all lessons headless; executed notebooks and HTML go to runs/course/"
 	@echo "make lab      open the lessons in JupyterLab"
 	@echo "make test     run every test"
+	@echo "make test-kill  kill trainings at random and resume them, over 100 times (ten minutes)"
 	@echo "make check    look over the committed notebooks without running them"
 	@echo "make setup    only make .venv (the others do it by themselves)"
 	@echo "make clean    remove .venv and runs/course"
@@ -28,6 +29,9 @@ lab: setup
 
 test: setup
 	MPLBACKEND=Agg $(VENV_PYTHON) -m pytest
+
+test-kill: setup
+	$(VENV_PYTHON) -m pytest -m slow -s tests/test_kill.py
 
 check: setup
 	@$(VENV_PYTHON) notebooks/course.py check

@@ -6,11 +6,13 @@ import signal
 import subprocess
 import sys
 import time
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from miniatures import make_gopro
 from PIL import Image
 
 from tinymsg.__main__ import main
@@ -125,7 +127,12 @@ def test_too_large_for_the_memory(tmp_path, weights, capsys, monkeypatch):
         (["train", "--out", "OUT", "--set", "steps=many"], "not a value for steps"),
         (["train", "--out", "OUT", "--set", "predict=y"], "known: eps, x0, v"),
         (["train", "--out", "OUT", "--set", "crop=17"], "multiple of 8"),
-        (["train", "--out", "OUT", "--data", "nowhere"], "not a folder"),
+        (["train", "--out", "OUT", "--data", "nowhere"], "neither a data set (gopro, hide"),
+        (["train", "--out", "OUT", "--data", "gopro", "--root", "IN"], "data_scripts/gopro.py"),
+        (["train", "--out", "OUT", "--profile", "full", "--root", "IN"], "data_scripts/gopro.py"),
+        (["train"], "--out FOLDER is missing"),
+        (["train", "--out", "OUT", "--validation", "gopro"], "--validation needs --validate-every"),
+        (["train", "--out", "OUT", "--set", "batch=6", "accumulate=4"], "accumulate must divide batch"),
         (["train", "--out", "OUT", "--set", "content=nowhere"], "unknown content"),
         (["evaluate", "--out", "OUT.json", "--weights", "W", "--domains", "mars"], "unknown domain 'mars'"),
         (["ablate", "--out", "OUT.json", "--arms", "none"], "unknown arm"),
@@ -222,6 +229,65 @@ def test_a_killed_training_goes_on_exactly(tmp_path):
     assert all(torch.equal(whole[name], torn[name]) for name in whole)
 
 
+def test_a_scheduler_stops_it_and_a_second_process_is_refused(tmp_path):
+    """SIGTERM: the step in hand, a checkpoint, a sentence, status 143. Meanwhile the folder is taken."""
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1]), "OMP_NUM_THREADS": "1"}
+    settings = ["train", "--out", "run", "--device", "cpu", "--log-every", "1", "--set", "steps=20000", "precision=fp32", *TINY]
+    process = subprocess.Popen([sys.executable, "-m", "tinymsg", *settings], cwd=tmp_path, env=environment, stdout=subprocess.PIPE,
+                               stderr=subprocess.STDOUT, text=True)  # fmt: skip
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "run" / "log.csv").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    second = run(*settings, cwd=tmp_path)
+    assert second.returncode == 2 and f"process {process.pid} on " in second.stderr and "stop it first" in second.stderr
+    process.send_signal(signal.SIGTERM)
+    said, _ = process.communicate(timeout=60)
+    assert process.returncode == 143 and "by SIGTERM, checkpoint written; the same command goes on" in said, said
+    step = int(said.split("stopped at step ")[1].split()[0])
+    assert [p.name for p in (tmp_path / "run").glob("*.pt")] == [f"checkpoint-{step:08d}.pt"] and "Traceback" not in said
+
+
+def test_train_with_everything_on(tmp_path, capsys):
+    """Real pairs, validation, TensorBoard, minutes, accumulated gradients; run.json says on what."""
+    data = make_gopro(tmp_path, train=6, frames=2) / "GOPRO_Large"
+    out = tmp_path / "run"
+    arguments = ["train", "--out", str(out), "--data", str(data / "train"), "--blur", "blur_gamma", "--device", "cpu", "--log-every", "2",
+                 "--save-minutes", "0", "--validate-every", "2", "--validation-count", "1", "--validation-size", "32",
+                 *(["--tensorboard"] if find_spec("tensorboard") else []), "--set", "steps=4", *TINY, "accumulate=2"]  # fmt: skip
+    assert main(arguments) == 0
+    said = capsys.readouterr().out
+    assert "estimate: " in said and "without 2 held out" in said
+    ran = json.loads((out / "run.json").read_text())
+    assert ran["source"]["blur"] == "blur_gamma" and ran["source"]["pairs"] == 12 and "GOPR0377_07_05" in ran["source"]["held_out"]
+    assert ran["config"]["accumulate"] == 2 and "training sequence" in ran["validation"]
+    assert len((out / "validation.csv").read_text().splitlines()) == 3 and len(list((out / "validation").glob("*.png"))) == 2
+    assert main([*arguments, "lr=1e-5"]) == 2
+    assert "other settings: lr; use the same" in capsys.readouterr().err
+    assert main([*arguments, "lr=1e-5", "--accept-changes"]) == 0
+    (out / "weights.safetensors").unlink()
+    elsewhere = [str(data / "test") if a == str(data / "train") else a for a in arguments]
+    assert main(elsewhere) == 2
+    assert "other data: " in capsys.readouterr().err
+
+
+def test_train_on_a_data_set_by_name(tmp_path, capsys):
+    """`--data gopro` takes the packed form; its manifest's hash is recorded."""
+    make_gopro(tmp_path, train=6, frames=2)
+    assert main(["pack", "gopro", "--incomplete", "--workers", "1", "--root", str(tmp_path)]) == 0
+    out = tmp_path / "run"
+    assert main(["train", "--out", str(out), "--data", "gopro", "--root", str(tmp_path), "--device", "cpu", "--set", "steps=1", *TINY]) == 0
+    source = json.loads((out / "run.json").read_text())["source"]
+    assert len(source["manifest_sha256"]) == 64 and source["pairs"] == 12 and source["blur"] == "blur"
+
+
+def test_estimate_trains_nothing(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(["train", "--estimate", "--device", "cpu", "--set", *TINY]) == 0
+    said = capsys.readouterr().out
+    assert "GFLOP to train on one crop, 2 crops of 16x16" in said and "estimate: " in said and "| 80 GB | 2 x 1 |" in said
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_an_ablation_is_continued(tmp_path, capsys):
     out = tmp_path / "toy.json"
     arguments = ["ablate", "--out", str(out), "--seeds", "1", "--steps", "2", "--arms"]
@@ -230,16 +296,3 @@ def test_an_ablation_is_continued(tmp_path, capsys):
     assert [r["arm"] for r in json.loads(out.read_text())["runs"]] == ["plain", "guided"]
     assert main(["ablate", "--out", str(out), "--seeds", "1", "--steps", "3", "--arms", "plain"]) == 2
     assert "another --out" in capsys.readouterr().err
-
-
-def test_two_processes_learn_what_one_does(tmp_path):
-    """torchrun on two processes: the same losses, at the same total batch, as one process."""
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1]), "OMP_NUM_THREADS": "1"}
-    settings = ["--device", "cpu", "--log-every", "1", "--set", "steps=3", "precision=fp32", *TINY]
-    assert run("train", "--out", "one", *settings, cwd=tmp_path).returncode == 0
-    two = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
-                          "-m", "tinymsg", "train", "--out", "two", *settings], cwd=tmp_path, env=environment,
-                         capture_output=True, text=True, timeout=240)  # fmt: skip
-    assert two.returncode == 0, two.stderr
-    logs = [np.loadtxt(tmp_path / name / "log.csv", delimiter=",", skiprows=1) for name in ("one", "two")]
-    np.testing.assert_allclose(logs[1], logs[0], rtol=1e-4)

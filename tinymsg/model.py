@@ -72,7 +72,8 @@ class Config:
     # Optimisation
     loss: str = "l1"  # of the denoising loss
     steps: int = 6000  # optimiser steps
-    batch: int = 16  # crops a step
+    batch: int = 16  # crops a step, in all: over every process and micro-batch
+    accumulate: int = 1  # micro-batches a step on each process: less memory, the same gradients
     lr: float = 6e-4  # peak; cosine decay to 0
     warmup: int = 200  # steps of linear rise
     weight_decay: float = 0.0
@@ -91,13 +92,15 @@ class Config:
                 raise ValueError(f"unknown {name} {getattr(self, name)!r}; known: {', '.join(map(str, known))}")
         if self.kind == "regression" and self.predict != "x0":
             raise ValueError("a regression model predicts the image: set predict='x0'")
-        for name in ("steps", "batch", "crop", "blocks", "channels", "content_count"):
+        for name in ("steps", "batch", "accumulate", "crop", "blocks", "channels", "content_count"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if not 0 <= self.withhold <= 1:
             raise ValueError(f"withhold is a share of the training pairs, 0 to 1, got {self.withhold}")
         if self.head_start and (not self.scales or self.target == "none"):
             raise ValueError("head_start lets the guidance learn first: it needs scales and a target to learn")
+        if self.batch % self.accumulate:
+            raise ValueError(f"accumulate must divide batch: {self.batch} crops do not part into {self.accumulate} micro-batches")
         if self.crop % 2 ** (len(self.widths) - 1):
             raise ValueError(f"crop must be a multiple of {2 ** (len(self.widths) - 1)}, got {self.crop}")
 
@@ -118,11 +121,26 @@ class Config:
 PROFILES: dict[str, dict] = {
     "cpu": {},
     "gpu": {"widths": (64, 128, 192, 256), "blocks": 2, "crop": 128, "batch": 64, "steps": 60_000, "lr": 4e-4, "compile": True},
-    # Full GoPro training. Source of each value: base 32 x (1,2,3,4) and continuous levels: DvSR (Whang 2022);
-    # eps of the direct image, three gray scales: Ren 2023. The rest is our choice, 256M crops in all.
-    "full": {"widths": (32, 64, 96, 128), "blocks": 3, "predict": "eps", "residual": False, "crop": 128, "batch": 256,
-             "steps": 1_000_000, "lr": 1e-4, "warmup": 10_000, "ema": 0.9999, "guidance_width": 64,
-             "content": "gopro", "compile": True},  # fmt: skip
+    # Full GoPro training. Behind each value its source, or "ours" for our choice. The texts of Ren 2023 and of DvSR
+    # (Whang 2022) gave us no loss norm, batch, rate, EMA or number of steps: those are ours, and untested at this length
+    "full": {
+        "widths": (32, 64, 96, 128),  # DvSR, Fig. 10: c, 2c, 3c, 4c; c = 32 as said of its denoiser
+        "blocks": 3, "dropout": 0.0,  # ours: 6.5 M parameters, DvSR's denoiser has about 7 M
+        "predict": "eps", "residual": False,  # Ren 2023, Fig. 2: eps, of the sharp image itself
+        "scales": (1, 2, 3),  # ours: Ren 2023 has several, their number is not known to us
+        "target": "gray", "inject": "features", "how": "add", "stop_gradient": False,  # Ren 2023, Figs. 3 and 12
+        "guidance_width": 64, "guidance_blocks": 3, "guidance_weight": 1.0,  # ours
+        "noise_schedule": "linear", "noise_steps": 2000, "noise_max": 0.01,  # levels: SR3, WaveGrad; values: ours
+        "content": "gopro",  # Ren 2023; the pictures themselves come with --data gopro
+        "crop": 128,  # ours
+        "batch": 256, "steps": 1_000_000,  # ours, after SR3 (Saharia 2021): 256 M crops
+        "accumulate": 1,  # for an 80 GB card; `train --estimate --profile full` says what fits others
+        "loss": "l1",  # ours, after WaveGrad (Chen 2021)
+        "lr": 1e-4, "warmup": 10_000, "weight_decay": 0.0,  # ours: SR3's rate and warm-up; the cosine after it is ours
+        "ema": 0.9999,  # ours, after Ho 2020
+        "clip": 1.0, "clip_guidance": 1.0,  # ours
+        "precision": "auto", "compile": True,  # ours: speed alone
+    },
 }  # fmt: skip
 
 

@@ -1,13 +1,12 @@
-"""Learning: one loss, one loop that yields numbers, checkpoints that survive anything."""
+"""Learning: one loss, one loop that yields numbers, on one process or many."""
 
+import contextlib
 import json
 import math
-import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 
 import torch
 import torch.nn as nn
@@ -15,10 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from .data import Batches, PairedImages, SyntheticPairs, make_contents
 from .guidance import structure_targets
-from .model import Config, Model, build_model, save_model
-from .results import provenance, write_results
+from .model import Config, Model, build_model
+from .processes import rank_and_processes
 from .schedule import q_sample
 
 
@@ -78,16 +76,30 @@ def use_bf16(precision: str, device: torch.device) -> bool:
     return precision == "bf16" or (precision == "auto" and bf16_is_faster(device.type))
 
 
+class CheckpointError(ValueError):
+    """What was read is not a checkpoint of this program, or does not hold what it should."""
+
+
+# May differ from the checkpoint's: the result is the same but for rounding
+_FREE = ("accumulate", "compile")
+# May differ where that is asked for (accept_changes): the network is the same, its training goes on otherwise
+TUNABLE = ("steps", "batch", "lr", "warmup", "weight_decay", "ema", "clip", "clip_guidance", "guidance_weight", "precision")
+
+
 class TrainState:
-    """All that a run is made of: model, EMA, optimiser, step. Weights stay fp32; layout channels_last."""
+    """All that a run is made of: model, EMA, optimiser, step. Weights stay fp32; layout channels_last.
+
+    `data` says what it learns from ({"name": ...}); it travels with the checkpoints.
+    """
 
     def __init__(self, config: Config, device: torch.device | str = "cpu", model: Model | None = None):
-        self.config, self.device, self.step = config, torch.device(device), 0
+        self.config, self.device, self.step, self.data = config, torch.device(device), 0, {}
         self.model = (model or build_model(config)).to(self.device, memory_format=torch.channels_last).train()
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=config.lr, weight_decay=config.weight_decay,
                                            betas=(0.9, 0.99), fused=True)  # fmt: skip
         self.ema = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(config.ema), use_buffers=False)
         self.bf16 = use_bf16(config.precision, self.device)
+        self._not_finite_since = torch.full((), -1, device=self.device)  # stays on the device: reading it waits
 
     @property
     def ema_model(self) -> Model:
@@ -101,21 +113,65 @@ class TrainState:
             return c.lr * (step + 1) / c.warmup
         return c.lr * 0.5 * (1 + math.cos(math.pi * (step - c.warmup) / max(1, c.steps - c.warmup)))
 
+    def note_if_finite(self, value: Tensor) -> None:
+        """Remember this step, on the device, if it is the first whose `value` (a scalar) is not finite."""
+        first_bad = ~torch.isfinite(value) & (self._not_finite_since < 0)
+        self._not_finite_since.masked_fill_(first_bad, self.step)
+
+    def check_finite(self) -> None:
+        """Raises NotFiniteError if a loss or gradient was not finite at any step. Waits for the GPU."""
+        if (step := int(self._not_finite_since)) >= 0:
+            raise NotFiniteError(f"the loss or its gradient is not finite at step {step}; no checkpoint was written since: "
+                                 "lower lr or raise warmup, and go on from the last checkpoint")  # fmt: skip
+
     def state_dict(self) -> dict:
-        return {"config": json.dumps(self.config.to_dict()), "step": self.step, "model": self.model.state_dict(),
+        return {"config": json.dumps(self.config.to_dict()), "data": json.dumps(self.data), "step": self.step,
+                "bf16": f"{self.device.type} {self.bf16}", "model": self.model.state_dict(),
                 "ema": self.ema.state_dict(), "optimizer": self.optimizer.state_dict()}  # fmt: skip
 
-    def load_state_dict(self, state: dict) -> None:
-        """Raises ValueError if the checkpoint belongs to another configuration."""
-        saved = Config.from_dict(json.loads(state["config"]))
-        different = [k for k, v in saved.to_dict().items() if v != getattr(self.config, k)]
-        if different:
-            raise ValueError(f"the checkpoint was written with other settings: {', '.join(different)}; "
-                             "use the same, or another --out folder")  # fmt: skip
+    def load_state_dict(self, state: dict, accept_changes: bool = False) -> None:
+        """Take over what `state_dict` gave; nothing is changed where that fails.
+
+        Args:
+            accept_changes: the settings in TUNABLE, and the data, may differ from the checkpoint's.
+        Raises: CheckpointError if it is not one of ours; ValueError if it belongs to other settings or data.
+        """
+        if not isinstance(state, dict) or set(state) != set(self.state_dict()):
+            raise CheckpointError("it holds other things than a training's state")
+        try:
+            config, data, step = json.loads(state["config"]), json.loads(state["data"]), int(state["step"])
+            kind, _, bf16 = state["bf16"].partition(" ")
+            data.keys(), config.keys()
+        except (ValueError, TypeError, AttributeError) as error:
+            raise CheckpointError(f"its settings cannot be read: {error}") from None
+        saved = Config.from_dict(config).to_dict()
+        self._refuse([k for k, v in saved.items() if v != getattr(self.config, k) and k not in _FREE],
+                     "settings", TUNABLE if accept_changes else ())  # fmt: skip
+        known = data.keys() | self.data.keys() if data and self.data else ()  # one that says nothing is not asked
+        different = sorted(k for k in known if data.get(k) != self.data.get(k))
+        changes = [f"{k} is {self.data.get(k)!r} and was {data.get(k)!r}" for k in different]
+        self._refuse(changes, "data", tuple(changes) if accept_changes else ())
+        for name, module in (("model", self.model), ("ema", self.ema)):
+            shapes = {k: v.shape for k, v in module.state_dict().items()}
+            if shapes != {k: v.shape for k, v in state[name].items()}:
+                raise CheckpointError(f"the weights of its {name} do not fit its settings")
+        try:
+            self.optimizer.load_state_dict(state["optimizer"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise CheckpointError(f"its optimiser's state cannot be used: {error}") from None
+        for group in self.optimizer.param_groups:
+            group["weight_decay"] = self.config.weight_decay
         self.model.load_state_dict(state["model"])
         self.ema.load_state_dict(state["ema"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.step = state["step"]
+        self.step = step
+        if kind == self.device.type and self.config.precision == "auto":  # it is measured: not certainly the same twice
+            self.bf16 = bf16 == "True"
+
+    @staticmethod
+    def _refuse(different: list[str], what: str, allowed: tuple[str, ...]) -> None:
+        if refused := [name for name in different if name not in allowed]:
+            raise ValueError(f"the checkpoint was written with other {what}: {', '.join(refused)}; use the same, or another "
+                             "--out folder (--accept-changes allows other data or settings of the optimisation)")  # fmt: skip
 
 
 @dataclass
@@ -144,35 +200,23 @@ def fit(model: TrainState | Config, batches: Callable[[int], tuple[Tensor, Tenso
 
     Args:
         model: a TrainState (resumed or new), or a Config to start from.
-        batches: step -> (y0, x), both (b, c, h, w) in [-1, 1] on the model's device.
+        batches: step -> (y0, x), both (b, c, h, w) in [-1, 1] on the model's device: this process's share of the
+            step's config.batch crops, b a multiple of config.accumulate.
         config: only to run fewer steps than the state's own configuration says.
     Raises: NotFiniteError.
     """
     state = TrainState(model) if isinstance(model, Config) else model
     config = config or state.config
     core, device = state.model, state.device
-    rank, processes = rank_and_processes()
-    schedule = core.training_schedule()
-    network = _distributed(core, device)
-    forward = torch.compile(network, fullgraph=True) if config.compile else network
+    _, processes = rank_and_processes()
+    network = _distributed(core, device, config)
     while state.step < config.steps:
-        # Noise is a function of (seed, step): a resumed run draws what an uninterrupted one would have
-        # (the factor spreads neighbouring seeds; the CPU's generator reads no more than 32 bits)
-        generator = torch.Generator(device).manual_seed((config.seed * 0x9E3779B1 + (state.step << 8)) % 2**32)
         y0, x = (image.contiguous(memory_format=torch.channels_last) for image in batches(state.step))
-        # Several processes draw the noise of the whole batch and take their share: the sum is one process's
-        noise_level = schedule.random_noise_level(len(y0) * processes, generator)[rank::processes]
-        eps = torch.randn(len(y0) * processes, *y0.shape[1:], generator=generator, device=device)[rank::processes]
-        hidden = None
-        if config.withhold:
-            hidden = (torch.rand(len(y0) * processes, generator=generator, device=device) < config.withhold)[rank::processes]
+        noise_level, eps, hidden = _noise(state, y0)
         for group in state.optimizer.param_groups:
             group["lr"] = state.learning_rate()
-        with torch.autocast(device.type, torch.bfloat16, enabled=state.bf16):
-            denoise, guidance = loss_terms(forward, config, y0, x, noise_level, eps, core, hidden)
         state.optimizer.zero_grad(set_to_none=True)
-        alone = state.step < config.head_start  # times zero, not left out: every parameter keeps its gradient
-        ((0.0 if alone else 1.0) * denoise + config.guidance_weight * guidance).backward()
+        losses = _gradients(state, config, network, y0, x, noise_level, eps, hidden=hidden)
         # One shared clip would let the guidance's large gradients starve the denoiser: clip each on its own
         norm = nn.utils.clip_grad_norm_(core.unet.parameters(), config.clip)
         norm_guidance = torch.zeros_like(norm)
@@ -181,152 +225,73 @@ def fit(model: TrainState | Config, batches: Callable[[int], tuple[Tensor, Tenso
         state.optimizer.step()
         state.ema.update_parameters(core)
         state.step += 1
-        # Looking at a value waits for the GPU: there only now and then, and always before the last record
-        if device.type == "cpu" or state.step % 100 == 0 or state.step == config.steps:
-            if not bool(torch.isfinite(denoise + guidance)):
-                raise NotFiniteError(f"the loss is {denoise.item()} + {guidance.item()} at step {state.step}; "
-                                     "lower lr or raise warmup, and resume from the last checkpoint")  # fmt: skip
-        losses = torch.stack([denoise.detach(), guidance.detach()])
         if processes > 1:
             torch.distributed.all_reduce(losses.div_(processes))
+        state.note_if_finite(losses.sum() + norm.detach() + norm_guidance.detach())
+        # Looking at a value waits for the GPU: there only now and then, and always before the last record
+        if device.type == "cpu" or state.step % 100 == 0 or state.step == config.steps:
+            state.check_finite()
         yield Record(state.step, losses[0], losses[1], norm.detach(), norm_guidance.detach(),
                      state.optimizer.param_groups[0]["lr"])  # fmt: skip
 
 
-# --- several processes --------------------------------------------------------------------------------------
+def _noise(state: TrainState, y0: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+    """(noise levels, eps, which blurry images are withheld) of this process's share: a function of (seed, step) alone.
 
-
-def rank_and_processes() -> tuple[int, int]:
-    """(this process's number, how many there are); (0, 1) without torchrun."""
-    if not torch.distributed.is_initialized():
-        return 0, 1
-    return torch.distributed.get_rank(), torch.distributed.get_world_size()
-
-
-def join_processes(device: torch.device) -> torch.device:
-    """Under torchrun, join the other processes and return this one's own device; else `device` unchanged."""
-    if "LOCAL_RANK" not in os.environ or torch.distributed.is_initialized():
-        return device
-    if device.type == "cuda":
-        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
-        torch.cuda.set_device(device)
-    torch.distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
-    return device
-
-
-def leave_processes() -> None:
-    """Undo `join_processes`."""
-    if torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
-
-
-def _distributed(model: Model, device: torch.device) -> nn.Module:
-    """The model itself, or its DistributedDataParallel wrapper under torchrun."""
-    if not torch.distributed.is_initialized():
-        return model
-    return nn.parallel.DistributedDataParallel(
-        model, device_ids=[device.index] if device.type == "cuda" else None, gradient_as_bucket_view=True)  # fmt: skip
-
-
-# --- checkpoints --------------------------------------------------------------------------------------------
-
-KEEP = 2  # checkpoints: should the newest be damaged, the one before it serves
-
-
-def save_checkpoint(folder: str | Path, state: TrainState) -> Path:
-    """Write checkpoint-STEP.pt: to a temporary file, synced, renamed; older ones than the last two are removed.
-
-    A kill at any moment leaves the previous checkpoints intact.
+    A resumed run draws what an uninterrupted one would have. Several processes draw the noise of the whole batch
+    and take their share: together they see one process's.
     """
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"checkpoint-{state.step:08d}.pt"
-    partial = path.with_suffix(".part")
-    with open(partial, "wb") as file:
-        torch.save(state.state_dict(), file)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
-    for old in _checkpoints(folder)[:-KEEP]:
-        old.unlink()
-    return path
-
-
-def _checkpoints(folder: Path) -> list[Path]:
-    return sorted(folder.glob("checkpoint-*.pt"))
-
-
-def resume(folder: str | Path, state: TrainState) -> tuple[Path | None, list[str]]:
-    """Load the newest readable checkpoint of a folder into `state`.
-
-    Returns: its path (None if there is none), and one sentence for each damaged one that was passed over.
-    Raises: ValueError if the checkpoint belongs to another configuration.
-    """
-    damaged = []
-    for path in reversed(_checkpoints(Path(folder))):
-        try:
-            saved = torch.load(path, map_location=state.device, weights_only=True)
-        except Exception as error:  # whatever a torn file makes torch.load raise: the next older one is tried
-            damaged.append(f"{path.name} is damaged ({type(error).__name__}) and was passed over")
-            continue
-        state.load_state_dict(saved)
-        return path, damaged
-    return None, damaged
-
-
-# --- a whole run --------------------------------------------------------------------------------------------
-
-
-def make_batches(config: Config, device: torch.device, folder: str | None = None) -> Batches:
-    """The training data of a configuration: its synthetic domain, or the real pairs of a folder."""
-    if folder is not None:
-        pairs = PairedImages(folder, seed=config.seed, device=device)
-    else:
-        contents = make_contents(config.content, config.content_count, seed=0)
-        pairs = SyntheticPairs(contents, config.domain, config.seed, device, gray=config.channels == 1)
     rank, processes = rank_and_processes()
-    if config.batch % processes:
-        raise ValueError(f"batch is the total over all processes: {config.batch} does not divide among {processes}")
-    return Batches(pairs, config.batch, config.crop, rank, processes)
+    # The factor spreads neighbouring seeds; the CPU's generator reads no more than 32 bits
+    generator = torch.Generator(y0.device).manual_seed((state.config.seed * 0x9E3779B1 + (state.step << 8)) % 2**32)
+    whole = len(y0) * processes
+    noise_level = state.model.training_schedule().random_noise_level(whole, generator)[rank::processes]
+    eps = torch.randn(whole, *y0.shape[1:], generator=generator, device=y0.device)[rank::processes]
+    hidden = None
+    if state.config.withhold:
+        hidden = torch.rand(whole, generator=generator, device=y0.device)[rank::processes] < state.config.withhold
+    return noise_level, eps, hidden
 
 
-def run(state: TrainState, batches: Batches, out: Path, log_every: int = 100, save_every: int = 500) -> None:
-    """Drain `fit`: progress bar, out/log.csv, checkpoints, and at the end out/weights.safetensors (the EMA).
+def _gradients(state: TrainState, config: Config, network: nn.Module, *share: Tensor, hidden: Tensor | None) -> Tensor:
+    """Add up the gradients of a process's share (y0, x, noise_level, eps; hidden), micro-batch by micro-batch.
 
-    Of several processes, the first writes.
+    Returns: (denoising loss, guidance loss), shape (2,), means over the share. The processes exchange gradients once,
+    with the last micro-batch.
     """
-    from tqdm import tqdm
+    n = config.accumulate
+    losses = torch.zeros(2, device=state.device)
+    share_of_denoising = 0.0 if state.step < config.head_start else 1.0  # zero: every parameter keeps its gradient
+    masks = [None] * n if hidden is None else hidden.chunk(n)
+    for i, (y0, x, noise_level, eps, mask) in enumerate(zip(*(part.chunk(n) for part in share), masks, strict=True)):
+        waits = isinstance(network, nn.parallel.DistributedDataParallel) and i < n - 1
+        with network.no_sync() if waits else contextlib.nullcontext(), _dropout_stream(state, i):
+            with torch.autocast(state.device.type, torch.bfloat16, enabled=state.bf16):
+                denoise, guidance = loss_terms(network, config, y0, x, noise_level, eps, state.model, mask)
+            ((share_of_denoising * denoise + config.guidance_weight * guidance) / n).backward()
+        losses += torch.stack([denoise.detach(), guidance.detach()]) / n
+    return losses
 
-    if rank_and_processes()[0] > 0:
-        for _ in fit(state, batches):
-            pass
+
+@contextlib.contextmanager
+def _dropout_stream(state: TrainState, micro_batch: int) -> Iterator[None]:
+    """Dropout draws from torch's global stream: give it one of this (seed, step, process, micro-batch), and restore it."""
+    if state.config.dropout == 0:
+        yield
         return
-    out.mkdir(parents=True, exist_ok=True)
-    write_results(out / "run.json", provenance() | {
-        "data": batches.pairs.name, "seed": state.config.seed, "steps": state.config.steps,
-        "images_seen": state.config.steps * state.config.batch, "device": state.device.type, "bf16": state.bf16,
-        "config": state.config.to_dict()})  # fmt: skip
-    log = out / "log.csv"
-    rows = _rows_before(log, state.step)
-    bar = tqdm(fit(state, batches), total=state.config.steps, initial=state.step, unit="step", mininterval=1)
-    with open(log, "w") as file:
-        file.writelines(rows)
-        for record in bar:
-            if record.step % log_every == 0 or record.step == state.config.steps:
-                values = record.to_dict()
-                if file.tell() == 0:
-                    file.write(",".join(values) + "\n")
-                file.write(",".join(f"{value:.6g}" for value in values.values()) + "\n")
-                file.flush()
-                bar.set_postfix(denoise=f"{values['denoise']:.4f}", guidance=f"{values['guidance']:.4f}")
-            if record.step % save_every == 0 or record.step == state.config.steps:
-                save_checkpoint(out, state)
-    save_model(state.ema_model, out / "weights.safetensors")
+    rank, processes = rank_and_processes()
+    with torch.random.fork_rng(devices=[state.device] if state.device.type == "cuda" else []):
+        place = (state.step * processes + rank) * state.config.accumulate + micro_batch
+        torch.manual_seed((state.config.seed * 0x9E3779B1 + place * 0x85EBCA6B + 1) % 2**32)
+        yield
 
 
-def _rows_before(log: Path, step: int) -> list[str]:
-    """Lines of an earlier log up to `step`: what came after the checkpoint will be written anew."""
-    if not log.exists() or step == 0:
-        return []
-    header, *rows = log.read_text().splitlines(keepends=True)
-    return [header, *(row for row in rows if row.endswith("\n") and int(float(row.split(",")[0])) <= step)]
+def _distributed(model: Model, device: torch.device, config: Config) -> nn.Module:
+    """What is called in training: the model, compiled where the configuration says so, shared under torchrun."""
+    network = torch.compile(model, fullgraph=True) if config.compile else model
+    if not torch.distributed.is_initialized():
+        return network
+    # static_graph counts the backward passes of a step: it does not go with no_sync
+    return nn.parallel.DistributedDataParallel(
+        network, device_ids=[device.index] if device.type == "cuda" else None, gradient_as_bucket_view=True,
+        static_graph=config.accumulate == 1)  # fmt: skip

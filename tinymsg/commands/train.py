@@ -1,6 +1,8 @@
 """train: profile, settings and arm -> a run folder; goes on after an interruption."""
 
 import argparse
+import contextlib
+import signal
 import sys
 from pathlib import Path
 
@@ -10,16 +12,50 @@ from .shared import DEVICE_HELP, UserError, pick_device, positive
 def add(commands: argparse._SubParsersAction) -> None:
     """Declare the command and its arguments."""
     sub = commands.add_parser("train", help="train a model; the same command goes on after an interruption")
-    sub.add_argument("--out", required=True, metavar="FOLDER", help="where checkpoints, log and final weights go")
+    sub.add_argument("--out", metavar="FOLDER", help="where checkpoints, logs and final weights go")
     sub.add_argument("--arm", choices=("guided", "plain", "regression"), default="guided",
                      help="guided: the whole method; plain: without guidance, widened to as many parameters; "
                           "regression: the same network without diffusion (default: %(default)s)")  # fmt: skip
     sub.add_argument("--profile", choices=("cpu", "gpu", "full"), default="cpu", help="sizes and budget (default: %(default)s)")
-    sub.add_argument("--data", metavar="FOLDER", help="train on real pairs (GoPro layout) instead of synthetic ones")
-    sub.add_argument("--set", nargs="+", metavar="KEY=VALUE", help="change single settings, e.g. --set steps=500 batch=8 widths=32,64,96")
-    sub.add_argument("--log-every", type=positive, default=100, metavar="N", help="steps between lines of log.csv (default: %(default)s)")
-    sub.add_argument("--save-every", type=positive, default=500, metavar="N", help="steps between checkpoints (default: %(default)s)")
+    sub.add_argument(
+        "--set", nargs="+", metavar="KEY=VALUE", help="change single settings, e.g. --set steps=500 batch=8 widths=32,64,96"
+    )
     sub.add_argument("--device", default="auto", help=DEVICE_HELP)
+    sub.add_argument(
+        "--estimate", action="store_true", help="print time, memory and the batch sizes that fit common cards; train nothing"
+    )
+    data = sub.add_argument_group("data")
+    data.add_argument("--data", metavar="DATA", help="train on real pairs instead of synthetic ones: the name of a data set "
+                                                     "(gopro, ...), a packed folder, or a folder of pairs")  # fmt: skip
+    data.add_argument(
+        "--root", default="data", metavar="FOLDER", help="where data sets lie that are given by name (default: %(default)s)"
+    )
+    data.add_argument(
+        "--blur", choices=("blur", "blur_gamma"), default="blur", help="GoPro's choice of blurry pictures (default: %(default)s)"
+    )
+    watch = sub.add_argument_group("validation, by the first process: out/validation.csv, out/validation/STEP.png")
+    watch.add_argument("--validate-every", type=positive, metavar="N",
+                       help="steps between validations (default: none). With --data, the last training sequence is held out "
+                            "for it; the test set is not looked at")  # fmt: skip
+    watch.add_argument("--validation", metavar="DATA", help="validate on these pairs instead")
+    watch.add_argument("--validation-count", type=positive, default=6, metavar="N", help="pictures (default: %(default)s)")
+    watch.add_argument("--validation-size", type=positive, default=256, metavar="PIXELS",
+                       help="of their centres (default: %(default)s; synthetic ones have the training crop's)")  # fmt: skip
+    keep = sub.add_argument_group("logs and checkpoints")
+    keep.add_argument(
+        "--log-every", type=positive, default=100, metavar="N", help="steps between lines of log.csv (default: %(default)s)"
+    )
+    keep.add_argument("--tensorboard", action="store_true", help="log for TensorBoard too, to out/tensorboard")
+    keep.add_argument(
+        "--save-every", type=positive, default=500, metavar="N", help="steps between checkpoints (default: %(default)s)"
+    )
+    keep.add_argument("--save-minutes", type=float, default=15, metavar="M",
+                      help="and minutes, for slow steps; 0 turns that off (default: %(default)s)")  # fmt: skip
+    keep.add_argument("--accept-changes", action="store_true",
+                      help="go on from a checkpoint although the data, or settings of the optimisation (lr, steps, ...), "
+                           "have changed")  # fmt: skip
+    keep.add_argument("--timeout-minutes", type=float, default=10, metavar="M",
+                      help="under torchrun: how long they wait for one that is silent (default: %(default)s)")  # fmt: skip
     sub.set_defaults(run=run)
 
 
@@ -27,40 +63,94 @@ def run(args: argparse.Namespace) -> int:
     """Carry it out; returns the exit status."""
     import torch
 
-    from .. import train
+    from .. import processes, train
+    from ..checkpoint import training_lock
 
     config = _config(args)
-    device = train.join_processes(pick_device(args.device))
+    if args.estimate:
+        return _estimate(args, config)
+    if args.out is None:
+        raise UserError("--out FOLDER is missing: where checkpoints, logs and final weights go")
+    if args.validation is not None and args.validate_every is None:
+        raise UserError("--validation needs --validate-every N")
+    device = processes.join_processes(pick_device(args.device), args.timeout_minutes)
+    first = processes.rank_and_processes()[0] == 0
+    try:
+        with contextlib.ExitStack() as held:
+            processes.from_first(lambda: held.enter_context(training_lock(args.out)))
+            return _train(args, config, device)
+    except KeyboardInterrupt:
+        print("\nstopped at once; the same command goes on from the last checkpoint", file=sys.stderr)
+        return 130
+    except torch.OutOfMemoryError:
+        raise UserError(f"out of memory on {device}: raise accumulate (--set accumulate=4), or lower batch or crop; "
+                        "--estimate says what fits") from None  # fmt: skip
+    except OSError as error:
+        raise UserError(f"{args.out}: {error.strerror or error}; the last checkpoint there is intact") from None
+    except (train.NotFiniteError, ValueError) as error:
+        raise UserError(str(error)) from None
+    except RuntimeError as error:
+        if processes.rank_and_processes()[1] == 1 or not _lost_a_process(error):
+            raise
+        who = "the first process" if first else f"process {processes.rank_and_processes()[0]}"
+        raise UserError(f"{who} stops: another process of this training ended or does not answer "
+                        f"({str(error).splitlines()[0][:200]}); the last checkpoint is intact") from None  # fmt: skip
+    finally:
+        processes.leave_processes()
+
+
+def _train(args: argparse.Namespace, config, device) -> int:
+    """Resume, say what will be done, do it; the folder is ours."""
+    from .. import processes, runs, train
+    from ..checkpoint import resume
+    from ..estimate import estimate_line
+
     out = Path(args.out)
     state = train.TrainState(config, device)
-    try:
-        path, damaged = train.resume(out, state)
-        batches = train.make_batches(config, device, args.data)
-    except ValueError as error:
-        raise UserError(str(error)) from None
-    for sentence in damaged:
-        print(sentence, file=sys.stderr)
-    if train.rank_and_processes()[0] == 0:
+    data = runs.open_data(config, device, args.data, args.blur, args.root, args.validate_every is not None, args.validation,
+                          args.validation_count, args.validation_size)  # fmt: skip
+    state.data = data.identity
+    path, passed_over = resume(out, state, args.accept_changes)
+    rank, count = processes.rank_and_processes()
+    if rank == 0:
+        for sentence in passed_over:
+            print(sentence, file=sys.stderr)
         if path is not None:
             print(f"resuming from {path} at step {state.step}")
         parameters = sum(p.numel() for p in state.model.parameters()) / 1e6
         print(f"{config.kind}, guidance scales {config.scales or 'none'}, {parameters:.2f} M parameters, "
               f"{'bf16' if state.bf16 else 'fp32'} on {device}: {config.steps} steps of {config.batch} crops "
-              f"{config.crop}x{config.crop} of {batches.pairs.name}")  # fmt: skip
-    try:
-        train.run(state, batches, out, log_every=args.log_every, save_every=args.save_every)
-    except KeyboardInterrupt:
-        print(f"\nstopped at step {state.step}; the same command goes on from there", file=sys.stderr)
-        return 130
-    except torch.OutOfMemoryError:
-        raise UserError(f"out of memory on {device}: lower batch or crop (--set batch=8 crop=64)") from None
-    except (train.NotFiniteError, ValueError) as error:
-        raise UserError(str(error)) from None
-    except OSError as error:
-        raise UserError(f"{out}: {error.strerror}; the last checkpoint there is intact") from None
-    finally:
-        train.leave_processes()
+              f"{config.crop}x{config.crop} of {data.batches.pairs.name}")  # fmt: skip
+        print(estimate_line(state, count), flush=True)
+    plan = runs.Plan(args.log_every, args.save_every, args.save_minutes, args.validate_every or 0, args.tensorboard)
+    stopped = runs.run(state, data.batches, out, plan, data.validation)
+    if stopped and rank == 0:
+        print(f"\nstopped at step {state.step} by {signal.Signals(stopped).name}, checkpoint written; "
+              "the same command goes on from there", file=sys.stderr)  # fmt: skip
+    return 128 + stopped if stopped else 0
+
+
+def _estimate(args: argparse.Namespace, config) -> int:
+    """Print what a training would take; needs no data."""
+    from .. import estimate, train
+
+    state = train.TrainState(config, pick_device(args.device))
+    parameters = sum(p.numel() for p in state.model.parameters()) / 1e6
+    print(f"{args.profile}, {args.arm}: {parameters:.2f} M parameters, {estimate.gigaflops(config):.1f} GFLOP to train on one "
+          f"crop, {config.batch} crops of {config.crop}x{config.crop} a step")  # fmt: skip
+    print(f"on {state.device}, {'bf16' if state.bf16 else 'fp32'}: {estimate.estimate_line(state)}")
+    print(f"\nwhat fits (computed for bf16 on CUDA, eager; {estimate.CONTEXT / 1e9:.1f} GB for CUDA itself, "
+          f"{estimate.SPARE:.0%} spare), with --set accumulate=...:\n\n{estimate.table_text(config)}")  # fmt: skip
     return 0
+
+
+def _lost_a_process(error: RuntimeError) -> bool:
+    """Whether an error is how gloo, NCCL or the store say that another process is gone or silent."""
+    import torch
+
+    text = str(error).lower()
+    signs = ("connection closed", "connection reset", "timed out", "timeout", "broken pipe", "connection refused", "nccl")
+    return isinstance(error, torch.distributed.DistError) or any(sign in text for sign in signs)
 
 
 def _config(args: argparse.Namespace):

@@ -1,0 +1,128 @@
+"""The estimate holds against what is measured here."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from tinymsg.estimate import (
+    CARDS,
+    CONTEXT,
+    SPARE,
+    Memory,
+    batch_table,
+    duration,
+    estimate_line,
+    gigaflops,
+    memory_model,
+    saved_bytes,
+    seconds_a_step,
+    table_text,
+)  # fmt: skip
+from tinymsg.model import PROFILES, Config, build_model, count_parameters
+from tinymsg.train import TrainState
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.mark.parametrize("changes", [{}, {"scales": ()}, {"how": "both"}, {"kind": "regression", "scales": ()},
+                                     {"dims": 1, "channels": 1, "widths": (16, 16), "scales": (1,)}])  # fmt: skip
+@pytest.mark.parametrize("bf16", [False, True])
+def test_saved_bytes_scale_with_the_batch(tiny_config, changes, bf16):
+    config = tiny_config(crop=32, **changes)
+    model = build_model(config).to(memory_format=torch.channels_last).train()
+    one, two, seven = (saved_bytes(model, config, n, bf16, gpu=True)[0] for n in (1, 2, 7))
+    assert one + 6 * (two - one) == pytest.approx(seven, rel=0.02) and two > 1.5 * one
+
+
+def test_number_types_are_counted(tiny_config):
+    """bf16 saves memory; CUDA's fp32 GroupNorm gives part of it back."""
+    model = build_model(tiny_config(crop=32)).train()
+    half, cuda, full = (
+        saved_bytes(model, tiny_config(crop=32), 2, bf16, gpu)[0] for bf16, gpu in ((True, False), (True, True), (False, False))
+    )
+    assert half < 0.65 * full and half < cuda < full
+
+
+PEAK = """
+import resource, torch
+from tinymsg.model import Config
+from tinymsg.train import TrainState, fit
+torch.set_num_threads(1)
+for batch in (24, 48):
+    config = Config(widths=(32, 32), scales=(1,), crop=64, batch=batch, steps=2, content_count=1, precision="fp32")
+    image = torch.ones(batch, 3, 64, 64)
+    list(fit(TrainState(config), lambda step: (image, image)))
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads the peak of resident memory")
+def test_the_prediction_for_another_batch_holds_against_a_real_step():
+    """Peak memory of whole training steps, as the system saw it, with 24 and with 48 crops: the difference as predicted."""
+    done = subprocess.run([sys.executable, "-c", PEAK], capture_output=True, text=True, cwd=ROOT, env={  # freed memory goes back at once
+        "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "MALLOC_TRIM_THRESHOLD_": "0", "MALLOC_MMAP_THRESHOLD_": "65536"})  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    smaller, larger = map(int, done.stdout.split())
+    memory = memory_model(Config(widths=(32, 32), scales=(1,), crop=64, content_count=1, precision="fp32"), "cpu", bf16=False)
+    assert larger - smaller == pytest.approx(memory.total(48, 48) - memory.total(24, 24), rel=0.2)
+
+
+def test_fitting():
+    memory = Memory(fixed=1e9, micro=1e8, batch=1e6)
+    assert memory.total(10, 20) == pytest.approx(1e9 + 1e9 + 2e7)
+    card = (1e9 + 8e8 + 64e6 + CONTEXT) / (1 - SPARE)
+    assert memory.fitting(card + 1, 64) == 8 and memory.fitting(card - 1e6, 64) == 4
+    assert memory.fitting(1e9, 64) == 0 and memory.fitting(1e15, 48) == 48
+
+
+def test_the_table_of_the_full_profile():
+    config = Config(**PROFILES["full"])
+    rows = batch_table(config)
+    assert [row["card"] for row in rows] == list(CARDS)
+    for row in rows:
+        for n in (1, 8):
+            assert row[n]["micro_batch"] * row[n]["accumulate"] * n == config.batch == 256
+            assert row[n]["gb"] <= row["card"] * (1 - SPARE) + CONTEXT / 1e9
+    ones = [row[1]["micro_batch"] for row in rows]
+    assert ones == sorted(ones) and ones[0] >= 4 and ones[-1] > ones[0]
+    text = table_text(config)
+    assert text.count("\n") == 5 and f"| 8 GB | {ones[0]} x {256 // ones[0]} |" in text
+    assert "does not fit" in table_text(config, (1,))
+
+
+def test_gigaflops(tiny_config):
+    """Counted, against a closed form for one known layer: conv_out alone differs between one and three channels."""
+    plain = {"scales": (), "widths": (16,), "crop": 32}
+    difference = gigaflops(tiny_config(**plain, channels=3)) - gigaflops(tiny_config(**plain, channels=1))
+    # conv_in reads 4 channels more, conv_out writes 2 more; 3x3 taps, 16 channels on the other side, 2 operations, times 3
+    assert difference == pytest.approx(3 * 2 * 9 * 16 * (4 + 2) * 32 * 32 / 1e9, rel=1e-3)
+    assert gigaflops(Config(**PROFILES["full"])) == pytest.approx(50, rel=0.1)
+
+
+def test_timing_leaves_the_state_alone(tiny_config):
+    state = TrainState(tiny_config(dropout=0.2))
+    before = {name: value.clone() for name, value in state.model.state_dict().items()}
+    stream = torch.random.get_rng_state()
+    one, four = seconds_a_step(state, crops=1), seconds_a_step(state, crops=2)
+    assert one > 0 and four > 0 and state.step == 0
+    assert all(torch.equal(before[name], value) for name, value in state.model.state_dict().items())
+    assert all(p.grad is None for p in state.model.parameters()) and torch.equal(stream, torch.random.get_rng_state())
+
+
+def test_the_line(tiny_config, monkeypatch):
+    monkeypatch.setattr("tinymsg.estimate.seconds_a_step", lambda state, processes: 36.0)
+    state = TrainState(tiny_config(steps=1000))
+    state.step = 500
+    line = estimate_line(state)
+    assert line.startswith("estimate: 5.0 hours for 500 steps of 36 s (0 crops/s), ") and "GB a process" in line
+    assert count_parameters(state.model) * 20 / 1e9 < float(line.split("), ")[1].split()[0]) < 0.1
+    assert [duration(s) for s in (5, 119, 120, 7200, 864000)] == [
+        "5 seconds",
+        "119 seconds",
+        "2.0 minutes",
+        "2.0 hours",
+        "10.0 days",
+    ]

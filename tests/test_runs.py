@@ -1,0 +1,230 @@
+"""Whole runs: data, logs, validation, signals."""
+
+import json
+import math
+import os
+import signal
+import sys
+import types
+
+import pytest
+import torch
+from miniatures import make_gopro
+from PIL import Image
+
+from tinymsg import runs
+from tinymsg.checkpoint import resume, save_checkpoint
+from tinymsg.data import Batches, SyntheticPairs, scene_contents
+from tinymsg.model import load_model
+from tinymsg.runs import Plan, make_batches, open_data, run
+from tinymsg.train import NotFiniteError, TrainState
+from tinymsg.validation import Validation
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def batches():
+    return Batches(SyntheticPairs(scene_contents(8), "gopro_like"), batch=2, size=16)
+
+
+def steps_of(path) -> list[str]:
+    return [line.split(",")[0] for line in path.read_text().splitlines()[1:]]
+
+
+def test_run_logs_saves_and_goes_on_as_if_never_stopped(tiny_config, batches, tmp_path):
+    config = tiny_config()
+    run(TrainState(config), batches, tmp_path / "straight", Plan(1, 2))
+    state = TrainState(config)
+
+    class Killed(Exception):
+        pass
+
+    def until_four(step):
+        if step == 4:
+            raise Killed
+        return batches(step)
+
+    until_four.pairs = batches.pairs
+    with pytest.raises(Killed):
+        run(state, until_four, tmp_path / "split", Plan(1, 3))
+    again = TrainState(config)
+    assert resume(tmp_path / "split", again)[0].name == "checkpoint-00000003.pt"
+    run(again, batches, tmp_path / "split", Plan(1, 3))
+    log = (tmp_path / "straight" / "log.csv").read_text()
+    assert (tmp_path / "split" / "log.csv").read_text() == log
+    lines = log.splitlines()
+    assert lines[0].startswith("step,denoise,guidance") and [line.split(",")[0] for line in lines[1:]] == list("123456")
+    weights = [tmp_path / name / "weights.safetensors" for name in ("straight", "split")]
+    assert weights[0].read_bytes() == weights[1].read_bytes()
+    ema = again.ema_model.state_dict()
+    assert all(torch.equal(v, ema[k].half().float()) for k, v in load_model(weights[0]).state_dict().items())
+
+
+def test_make_batches(tiny_config, tmp_path):
+    batches = make_batches(tiny_config(domain="noise", seed=4), torch.device("cpu"))
+    y0, x = batches(0)
+    assert y0.shape == x.shape == (2, 3, 16, 16)
+    assert batches.pairs.seed == 4 and "noise on scenes(count=8" in batches.pairs.name
+    assert make_batches(tiny_config(channels=1), torch.device("cpu"))(0)[0].shape == (2, 1, 16, 16)
+    for side in ("blur", "sharp"):
+        (tmp_path / side).mkdir()
+        Image.new("RGB", (20, 24), (90, 80, 70)).save(tmp_path / side / "1.png")
+    assert make_batches(tiny_config(), torch.device("cpu"), str(tmp_path))(0)[0].shape == (2, 3, 16, 16)
+    with pytest.raises(ValueError, match="unknown content"):
+        make_batches(tiny_config(content="paintings"), torch.device("cpu"))
+    with pytest.raises(ValueError, match="batch is the total .* 2 does not divide among 1 x 2|accumulate must divide"):
+        make_batches(tiny_config(batch=3, accumulate=2), CPU)
+
+
+def test_gopro_by_folder_and_what_is_recorded(tiny_config, tmp_path):
+    folder = make_gopro(tmp_path, train=6, frames=2, size=(40, 32)) / "GOPRO_Large/train"
+    plain = open_data(tiny_config(), CPU, str(folder))
+    assert plain.validation is None and plain.identity == {"name": "12 pairs of train (blur)", "pairs": 12, "blur": "blur"}
+    gamma = open_data(tiny_config(), CPU, str(folder), "blur_gamma")
+    assert gamma.identity["blur"] == "blur_gamma"
+    assert torch.equal(plain.batches(0)[0], gamma.batches(0)[0]) and not torch.equal(plain.batches(0)[1], gamma.batches(0)[1])
+    watched = open_data(tiny_config(), CPU, str(folder), validate=True, pictures=4, size=24)
+    assert watched.identity["held_out"] == "the 2 pairs of the training sequence GOPR0377_07_05"
+    assert [tuple(image.shape) for image in watched.validation.pictures] == [(2, 3, 24, 24)] * 2
+    other = open_data(tiny_config(), CPU, str(folder), validate=True, validation=str(tmp_path / "GOPRO_Large/test"))
+    assert len(other.batches.pairs) == 12 and "held_out" not in other.identity and "test" in other.validation.name
+
+
+def test_plan_of_one_run(tiny_config, batches, tmp_path):
+    """Rows, checkpoints, validations where they are due; run.json says on what."""
+    config = tiny_config(steps=5)
+    watched = open_data(config, CPU, validate=True, pictures=2).validation
+    state = TrainState(config)
+    state.data = {"name": "x"}
+    assert run(state, batches, tmp_path, Plan(log_every=2, save_every=4, validate_every=2), watched) == 0
+    assert (
+        steps_of(tmp_path / "log.csv")
+        == steps_of(tmp_path / "speed.csv")
+        == steps_of(tmp_path / "validation.csv")
+        == ["2", "4", "5"]
+    )
+    assert sorted(p.name for p in tmp_path.glob("checkpoint*")) == ["checkpoint-00000004.pt", "checkpoint-00000005.pt"]
+    assert sorted(p.name for p in (tmp_path / "validation").iterdir()) == ["00000002.png", "00000004.png", "00000005.png"]
+    said = json.loads((tmp_path / "run.json").read_text())
+    assert said["source"] == {"name": "x"} and "2 fresh crops" in said["validation"] and said["processes"] == 1
+    header, *rows = (tmp_path / "speed.csv").read_text().splitlines()
+    for row in rows:
+        speed = dict(zip(header.split(","), map(float, row.split(",")), strict=True))
+        assert 0 < speed["waiting_for_data"] < 1 and speed["peak_memory_gb"] > 0.05
+        assert speed["crops_a_second"] == pytest.approx(config.batch / speed["seconds_a_step"], rel=1e-3)
+
+
+def test_looking_changes_nothing(tiny_config, batches, tmp_path):
+    """With and without validation, TensorBoard, other intervals: the same losses and weights to the bit."""
+    config = tiny_config()
+    watched = open_data(config, CPU, validate=True, pictures=2).validation
+    run(TrainState(config), batches, tmp_path / "a", Plan(1, 0))
+    before = torch.random.get_rng_state()
+    run(TrainState(config), batches, tmp_path / "b", Plan(1, 1, save_minutes=1e-9, validate_every=1), watched)
+    assert torch.equal(before, torch.random.get_rng_state())
+    for name in ("log.csv", "weights.safetensors"):
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+
+
+def test_saves_by_the_clock(tiny_config, batches, tmp_path, monkeypatch):
+    saved = []
+    monkeypatch.setattr(runs, "save_checkpoint", lambda out, state: saved.append(state.step))
+    now = iter(range(0, 1000, 25))  # seconds: each look at the clock is 25 later
+    monkeypatch.setattr(runs.time, "monotonic", lambda: next(now))
+    run(TrainState(tiny_config()), batches, tmp_path, Plan(save_every=0, save_minutes=1))
+    assert saved == [3, 5] or saved == [3, 6], saved
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_writes_a_checkpoint_and_stops(tiny_config, batches, tmp_path, number):
+    def told_at_three(step):
+        if step == 3:
+            os.kill(os.getpid(), number)
+        return batches(step)
+
+    told_at_three.pairs = batches.pairs
+    before = signal.getsignal(number)
+    state = TrainState(tiny_config())
+    assert run(state, told_at_three, tmp_path / "told", Plan(1, 100)) == number
+    assert signal.getsignal(number) is before and state.step == 4
+    assert not (tmp_path / "told" / "weights.safetensors").exists()
+    again = TrainState(tiny_config())
+    assert resume(tmp_path / "told", again)[0].name == "checkpoint-00000004.pt"
+    assert run(again, batches, tmp_path / "told", Plan(1, 100)) == 0
+    run(TrainState(tiny_config()), batches, tmp_path / "whole", Plan(1, 100))
+    for name in ("log.csv", "weights.safetensors"):
+        assert (tmp_path / "told" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+def test_not_finite_keeps_the_last_good_checkpoint(tiny_config, batches, tmp_path):
+    def poisoned(step):
+        y0, x = batches(step)
+        return (y0 * math.inf if step == 3 else y0), x
+
+    poisoned.pairs = batches.pairs
+    with pytest.raises(NotFiniteError, match="not finite at step 4"):
+        run(TrainState(tiny_config()), poisoned, tmp_path, Plan(1, 1))
+    state = TrainState(tiny_config())
+    assert resume(tmp_path, state)[0].name == "checkpoint-00000003.pt"
+    assert all(torch.isfinite(p).all() for p in state.model.parameters())
+
+
+def test_a_torn_log_is_mended(tiny_config, batches, tmp_path):
+    """A row half written, and rows beyond the checkpoint, are dropped; nothing is there twice."""
+    state = TrainState(tiny_config())
+    state.step = 2
+    save_checkpoint(tmp_path, state)
+    (tmp_path / "log.csv").write_text("step,denoise\n1,0.5\n2,0.4\n3,0.3\n4,0.")
+    logs = runs.Logs(tmp_path, 2, tensorboard=False)
+    logs.write("log", {"step": 3, "denoise": 0.25})
+    logs.close()
+    assert (tmp_path / "log.csv").read_text() == "step,denoise\n1,0.5\n2,0.4\n3,0.25\n"
+    for torn in ("", "step,den"):  # killed before, or within, the header
+        (tmp_path / "validation.csv").write_text(torn)
+        logs = runs.Logs(tmp_path, 2, tensorboard=False)
+        logs.write("validation", {"step": 3, "psnr": 20.0})
+        logs.close()
+        assert (tmp_path / "validation.csv").read_text() == "step,psnr\n3,20\n"
+
+
+def test_tensorboard(tiny_config, batches, tmp_path):
+    """Scalars and strips are there, and a resumed run shows no step twice."""
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    config = tiny_config(steps=4)
+    watched = open_data(config, CPU, validate=True, pictures=1).validation
+    run(TrainState(config), batches, tmp_path, Plan(1, 2, validate_every=2, tensorboard=True), watched)
+    for path in tmp_path.glob("checkpoint-*4.pt"):
+        path.unlink()
+    state = TrainState(config)
+    resume(tmp_path, state)
+    assert state.step == 2
+    run(state, batches, tmp_path, Plan(1, 2, validate_every=2, tensorboard=True), watched)
+    events = EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    assert [e.step for e in events.Scalars("log/denoise")] == [1, 2, 3, 4]
+    assert [e.step for e in events.Scalars("validation/psnr")] == [2, 4]
+    assert [e.step for e in events.Images("validation/blurry, restored, sharp")] == [2, 4]
+
+
+def test_without_tensorboard_one_sentence(tiny_config, batches, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", types.ModuleType("torch.utils.tensorboard"))
+    with pytest.raises(ValueError, match="TensorBoard is not installed here: pip install"):
+        run(TrainState(tiny_config()), batches, tmp_path, Plan(tensorboard=True))
+
+
+def test_a_look_does_not_count_as_learning(tiny_config, batches, tmp_path, monkeypatch):
+    """Time spent validating is not in the speed."""
+
+    class Slow(Validation):
+        def __call__(self, state, folder):
+            import time
+
+            time.sleep(0.5)
+            return super().__call__(state, folder)
+
+    watched = open_data(tiny_config(), CPU, validate=True, pictures=1).validation
+    run(TrainState(tiny_config(steps=4)), batches, tmp_path, Plan(4, 0, validate_every=2), Slow(watched.pictures, "x"))
+    assert float((tmp_path / "speed.csv").read_text().splitlines()[1].split(",")[1]) < 0.25

@@ -1,0 +1,114 @@
+"""Validation: what is held out is never learned from, and every look is the same look."""
+
+import pytest
+import torch
+from miniatures import make_gopro
+from PIL import Image
+
+from tinymsg.data import PairedImages, read_image
+from tinymsg.evaluate import psnr
+from tinymsg.sample import restore
+from tinymsg.train import TrainState, loss_terms
+from tinymsg.validation import (
+    LEVELS,
+    VALIDATION_SEED,
+    Validation,
+    WithoutHeldOut,
+    centre_crops,
+    choose_held_out,
+    picture_names,
+    synthetic_validation,
+)  # fmt: skip
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def plain_pairs(tmp_path):
+    """Twelve pairs in six sequences, each picture of one gray of its own."""
+    for i in range(12):
+        for side in ("blur", "sharp"):
+            path = tmp_path / f"seq{i // 2}" / side / f"{i % 2}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (24 + 8 * (i % 2), 32), (20 * i,) * 3).save(path)
+    return PairedImages(tmp_path)
+
+
+def grays(images: torch.Tensor) -> set[int]:
+    return {round((float(image.mean()) + 1) / 2 * 255 / 20) for image in images}
+
+
+def test_the_last_sequence_is_held_out(plain_pairs):
+    names = picture_names(plain_pairs)
+    assert names[:3] == ["seq0/0", "seq0/1", "seq1/0"]
+    assert choose_held_out(names) == ([10, 11], "the 2 pairs of the training sequence seq5")
+    assert choose_held_out([f"{i:03d}" for i in range(40)]) == ([38, 39], "the last 2 of 40 training pairs")
+    assert choose_held_out(["a/1", "b/1", "b/2"])[0] == [2], "a sequence that is most of the data is not given up"
+
+
+def test_what_is_held_out_is_never_learned_from(plain_pairs):
+    kept = WithoutHeldOut(plain_pairs, [10, 11])
+    y0, _ = kept.crops(torch.arange(300), 16)
+    assert grays(y0) == set(range(10)) and len(kept) == 10
+    before, _ = plain_pairs.crops(torch.arange(300), 16)
+    unaffected = [i for i, image in enumerate(before) if grays([image]) <= set(range(10))]
+    assert torch.equal(before[unaffected], y0[unaffected]) and 200 < len(unaffected) < 300
+    half, _ = kept.crops(torch.arange(150, 300), 16)
+    assert torch.equal(half, y0[150:]), "a crop does not depend on its batch"
+    for wrong in ([], list(range(12))):
+        with pytest.raises(ValueError, match="cannot hold out .* give --validation DATA"):
+            WithoutHeldOut(plain_pairs, wrong)
+
+
+def test_centre_crops(plain_pairs):
+    y0, x = centre_crops(plain_pairs, list(range(12)), 4, 20)
+    assert y0.shape == x.shape == (4, 3, 16, 16) and sorted(grays(y0)) == [0, 3, 6, 9]
+    assert centre_crops(plain_pairs, [3], 4, 999)[0].shape == (1, 3, 32, 32)
+    with pytest.raises(ValueError, match="under 8 pixels"):
+        centre_crops(plain_pairs, [3], 4, 7)
+
+
+def test_a_look_closed_form(tiny_config, tmp_path):
+    """The row is what one computes by hand with the averaged weights; the strip shows blurry, restored, sharp."""
+    config = tiny_config()
+    look = synthetic_validation(config, 2, CPU)
+    y0, x = look.pictures
+    state = TrainState(config)
+    with torch.no_grad():
+        for p in state.ema_model.parameters():
+            p.add_(0.02 * torch.randn(p.shape, generator=torch.Generator().manual_seed(1)))
+    row = look(state, tmp_path)
+    restored = restore(state.ema_model, x, "ancestral", 5, 0.9, generator=torch.Generator().manual_seed(VALIDATION_SEED))
+    assert row["psnr"] == pytest.approx(float(psnr((restored + 1) / 2, (y0 + 1) / 2).mean()), rel=1e-4)
+    eps = torch.randn(y0.shape, generator=torch.Generator().manual_seed(VALIDATION_SEED + 1))
+    with torch.no_grad():
+        expected = [float(loss_terms(state.ema_model, config, y0, x, torch.full((2,), level), eps)[0]) for level in LEVELS]
+    assert [row[f"denoise_{level}"] for level in LEVELS] == pytest.approx(expected)
+    assert row["denoise"] == pytest.approx(sum(expected) / len(expected)) and row["step"] == 0 and 0 < row["ssim"] < 1
+    strip = read_image(tmp_path / "00000000.png") * 2 - 1
+    assert strip.shape == (3, 32, 48)
+    left = strip[:, :16, :16]
+    assert float((left - x[0]).abs().max()) < 0.01
+    assert look(state, tmp_path) == row, "a second look sees the same"
+
+
+@pytest.mark.parametrize(
+    "changes", [{"kind": "regression", "scales": ()}, {"channels": 1}, {"predict": "eps", "residual": False}]
+)
+def test_every_kind_of_model_is_validated(tiny_config, tmp_path, changes):
+    config = tiny_config(**changes)
+    row = synthetic_validation(config, 2, CPU)(TrainState(config), tmp_path)
+    assert all(value == value for value in row.values())
+
+
+def test_without_ssim_the_rest_goes_on(tiny_config, tmp_path, monkeypatch):
+    monkeypatch.setattr("tinymsg.validation.available", lambda metrics: (("psnr",), {"ssim": "no torchmetrics"}))
+    row = synthetic_validation(tiny_config(), 1, CPU)(TrainState(tiny_config()), tmp_path)
+    assert row["ssim"] != row["ssim"] and row["psnr"] > 0  # NaN: not measured
+
+
+def test_gopro_fixed_pictures(tiny_config, tmp_path):
+    pairs = PairedImages(make_gopro(tmp_path, train=2, frames=3, size=(48, 40)) / "GOPRO_Large/train")
+    look = Validation(centre_crops(pairs, [3, 5], 2, 24), "two")
+    row = look(TrainState(tiny_config()), tmp_path / "v")
+    assert row["psnr"] > 10

@@ -1,0 +1,181 @@
+"""Before a training starts: how much memory it takes, what fits which card, and how long it will be.
+
+Memory is computed: autograd's saved tensors are counted in two forward passes on the CPU, of one crop and of two,
+with the number types that the device would use; weights, gradients, optimiser and EMA are counted from their sizes.
+torch.compile recomputes part of what eager mode saves: compiled trainings take less than the figure.
+"""
+
+import time
+from dataclasses import dataclass
+
+import torch
+import torch.nn as nn
+from torch import Tensor
+
+from .model import Config, Model, build_model, count_parameters
+from .train import TrainState, loss_terms
+
+CARDS = (8, 16, 24, 80)  # GB
+CONTEXT = 0.8e9  # bytes: CUDA itself, cuDNN's and cuBLAS's workspaces; our allowance, not measured
+SPARE = 0.1  # share of a card that is left to the allocator's gaps; our allowance
+_STATE_BYTES = 20  # a parameter, all fp32: weight, gradient, two moments of AdamW, EMA
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes that a training step takes: `fixed` + `micro` a crop of the micro-batch + `batch` a crop of the share."""
+
+    fixed: float
+    micro: float
+    batch: float
+
+    def total(self, micro_batch: int, share: int) -> float:
+        """Of a process that takes `share` crops a step, `micro_batch` at a time."""
+        return self.fixed + self.micro * micro_batch + self.batch * share
+
+    def fitting(self, card: float, share: int) -> int:
+        """The largest micro-batch that divides `share` and fits `card` bytes; 0 if none does."""
+        room = card * (1 - SPARE) - CONTEXT
+        return next((n for n in range(share, 0, -1) if share % n == 0 and self.total(n, share) <= room), 0)
+
+
+def saved_bytes(model: Model, config: Config, crops: int, bf16: bool, gpu: bool) -> tuple[int, int]:
+    """(all, the largest single one): bytes of the tensors that autograd keeps between forward and backward pass.
+
+    Args:
+        model: on the CPU.
+        gpu: count GroupNorm in fp32, as CUDA's autocast computes it (the CPU's keeps bf16).
+    """
+    sizes: dict[int, int] = {}
+    weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
+
+    def note(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            sizes[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    height = config.crop if config.dims == 2 else 1
+    images = torch.zeros(2, crops, config.channels, height, config.crop).unbind()
+    y0, x = (image.contiguous(memory_format=torch.channels_last) for image in images)
+    fp32 = [m.register_forward_pre_hook(lambda module, args: tuple(a.float() for a in args))
+            for m in model.modules() if gpu and isinstance(m, nn.GroupNorm)]  # fmt: skip
+    try:
+        with torch.random.fork_rng(devices=[]), torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor), \
+                torch.autocast("cpu", torch.bfloat16, enabled=bf16):  # fmt: skip
+            losses = loss_terms(model, config, y0, x, torch.full((crops,), 0.5), torch.zeros_like(y0))
+    finally:
+        for hook in fp32:
+            hook.remove()
+    del losses  # kept until here: a freed tensor's address could be counted twice, or not at all
+    return sum(sizes.values()), max(sizes.values())
+
+
+def memory_model(config: Config, device_type: str = "cuda", bf16: bool = True) -> Memory:
+    """The memory of a training step of this configuration on a kind of device."""
+    model = build_model(config).to(memory_format=torch.channels_last).train()
+    (one, largest), (two, _) = (saved_bytes(model, config, crops, bf16, device_type == "cuda") for crops in (1, 2))
+    per_crop = two - one
+    # In the backward pass the gradients of one layer's input and output stand beside what was saved
+    image = 4 * config.channels * config.crop * (config.crop if config.dims == 2 else 1)
+    fixed = _STATE_BYTES * count_parameters(model) + max(one - per_crop, 0)
+    return Memory(fixed, per_crop + 2 * largest, 3 * image)  # three images: y0, x, eps
+
+
+def batch_table(config: Config, cards: tuple[int, ...] = CARDS, processes: tuple[int, ...] = (1, 8)) -> list[dict]:
+    """What fits: one row a card, {"card", and for each number of processes "micro_batch", "accumulate", "gb"}.
+
+    The total batch stays config.batch: micro_batch x accumulate x processes.
+    """
+    memory = memory_model(config)
+    rows = []
+    for card in cards:
+        row: dict = {"card": card}
+        for n in processes:
+            if config.batch % n == 0:
+                share = config.batch // n
+                micro = memory.fitting(card * 1e9, share)
+                row[n] = {"micro_batch": micro, "accumulate": share // micro if micro else None,
+                          "gb": (memory.total(micro, share) + CONTEXT) / 1e9 if micro else None}  # fmt: skip
+        rows.append(row)
+    return rows
+
+
+def table_text(config: Config, cards: tuple[int, ...] = CARDS) -> str:
+    """`batch_table` in Markdown."""
+    rows = batch_table(config, cards)
+    processes = [n for n in rows[0] if n != "card"]
+    heads = [f"on {n} {'card' if n == 1 else 'cards'}: crops at a time x accumulate | memory" for n in processes]
+    lines = ["| card | " + " | ".join(heads) + " |", "|---" * (1 + 2 * len(processes)) + "|"]
+    for row in rows:
+        cells = []
+        for fit in (row[n] for n in processes):
+            fits = (
+                f"{fit['micro_batch']} x {fit['accumulate']} | {fit['gb']:.1f} GB" if fit["micro_batch"] else "does not fit | -"
+            )
+            cells.append(fits)
+        lines.append(f"| {row['card']} GB | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def gigaflops(config: Config) -> float:
+    """10^9 floating-point operations to train on one crop, as torch counts them; a backward pass counts as two forward ones."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    with torch.device("meta"):
+        model = Model(config)
+        image = torch.zeros(1, config.channels, config.crop if config.dims == 2 else 1, config.crop)
+        level = torch.full((1,), 0.5)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model(image, image, level)
+    return 3 * counter.get_total_flops() / 1e9
+
+
+def seconds_a_step(state: TrainState, processes: int = 1, crops: int | None = None, repeats: int = 2) -> float:
+    """Timed: forward and backward pass of some crops, eager, scaled to the process's share of a step.
+
+    Weights, optimiser and step are left as they were.
+
+    Args:
+        crops: how many to time with (default: a micro-batch, at most 4 on the CPU).
+    """
+    config, device = state.config, state.device
+    share = config.batch // processes
+    crops = crops or min(share // config.accumulate or 1, 4 if device.type == "cpu" else 64)
+    shape = (crops, config.channels, config.crop if config.dims == 2 else 1, config.crop)
+    y0 = torch.zeros(shape, device=device).contiguous(memory_format=torch.channels_last)
+    level = torch.full((crops,), 0.5, device=device)
+    times = []
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):  # dropout must not use up the stream
+        for _ in range(1 + repeats):  # the first warms up
+            start = time.perf_counter()
+            with torch.autocast(device.type, torch.bfloat16, enabled=state.bf16):
+                denoise, guidance = loss_terms(state.model, config, y0, y0, level, y0)
+            (denoise + guidance).backward()
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            times.append(time.perf_counter() - start)
+            state.model.zero_grad(set_to_none=True)
+    return min(times[1:]) * share / crops
+
+
+def estimate_line(state: TrainState, processes: int = 1) -> str:
+    """One sentence: time and memory of what is left of a run, on this device."""
+    config = state.config
+    seconds = seconds_a_step(state, processes)
+    memory = memory_model(config, state.device.type, state.bf16)
+    share = config.batch // processes
+    gb = memory.total(share // config.accumulate, share) / 1e9
+    left = config.steps - state.step
+    compiled = "; compiled, less of both" if config.compile else ""
+    rate = f"{config.batch / seconds:,.0f} crops/s"
+    return (f"estimate: {duration(left * seconds)} for {left:,} steps of {seconds:.3g} s ({rate}), "
+            f"{gb:.2g} GB a process beside PyTorch itself{compiled}")  # fmt: skip
+
+
+def duration(seconds: float) -> str:
+    """Seconds in the unit that reads best."""
+    for unit, size in (("days", 86400), ("hours", 3600), ("minutes", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.1f} {unit}"
+    return f"{seconds:.0f} seconds"

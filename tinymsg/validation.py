@@ -1,0 +1,130 @@
+"""Validation while a model trains: fixed pictures and fixed noise, never seen in training, never the test set."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from .data import Pairs, to_display, write_image
+from .evaluate import VALIDATION_SEED, available, domain_pairs, measure
+from .model import Config, Model
+from .rng import Draws
+from .sample import restore
+from .train import TrainState, loss_terms
+
+LEVELS = (0.1, 0.3, 0.5, 0.7, 0.9)  # noise levels (sqrt(alpha_bar)) of the denoising loss
+METRICS = ("psnr", "ssim")
+
+
+class WithoutHeldOut:
+    """Training pairs without some pictures: an index that draws one of those is replaced by another.
+
+    Works for every source whose crops draw the picture first, from Draws(seed, index): PairedImages and PackedPairs.
+
+    Args:
+        held_out: numbers of pictures.
+    """
+
+    def __init__(self, pairs: Pairs, held_out: list[int]):
+        if not held_out or len(held_out) >= len(pairs):
+            raise ValueError(f"{pairs.name}: cannot hold out {len(held_out)} of {len(pairs)} pairs for validation; "
+                             "give --validation DATA")  # fmt: skip
+        self.pairs, self.held_out = pairs, torch.tensor(held_out)
+        self.name = f"{pairs.name}, without {len(held_out)} held out"
+
+    def __len__(self) -> int:
+        return len(self.pairs) - len(self.held_out)
+
+    def crops(self, index: Tensor, size: int) -> tuple[Tensor, Tensor]:
+        """(y0, x), as of the source, never from a picture that is held out."""
+        index = index.cpu()
+        attempt = index
+        while (taken := torch.isin(Draws(self.pairs.seed, attempt).integers(len(self.pairs)), self.held_out)).any():
+            attempt = torch.where(taken, attempt + 2**40, attempt)  # beyond any index of a training
+        return self.pairs.crops(attempt, size)
+
+
+def picture_names(pairs: Pairs) -> list[str]:
+    """SEQUENCE/NAME of every pair."""
+    if hasattr(pairs, "names"):
+        return list(pairs.names)
+    return [f"{blurry.parent.parent.name}/{blurry.stem}" for _, blurry in pairs.paths]
+
+
+def choose_held_out(names: list[str]) -> tuple[list[int], str]:
+    """(numbers of the pairs to hold out, the same in words).
+
+    The last sequence: neighbouring frames show the same scene, so single frames held out would be known from
+    their neighbours. Where names tell no sequences, or the last is over a fifth of all, the last twentieth.
+    """
+    sequences = [name.rpartition("/")[0] for name in names]
+    last = [i for i, sequence in enumerate(sequences) if sequence == max(sequences)]
+    if len(last) <= len(names) / 5:
+        return last, f"the {len(last)} pairs of the training sequence {sequences[last[0]]}"
+    last = list(range(len(names) - max(1, len(names) // 20), len(names)))
+    return last, f"the last {len(last)} of {len(names)} training pairs"
+
+
+def centre_crops(pairs: Pairs, numbers: list[int], count: int, size: int, multiple: int = 8) -> tuple[Tensor, Tensor]:
+    """(y0, x), both (n, 3, s, s): `count` of the given whole pictures, evenly spaced, cut to their centres.
+
+    s is `size`, or less where a picture is smaller, rounded down to a multiple of `multiple`.
+    """
+    count = min(count, len(numbers))
+    images = [torch.cat(pairs.image(numbers[i * len(numbers) // count])) for i in range(count)]
+    side = min(size, *(edge for image in images for edge in image.shape[-2:])) // multiple * multiple
+    if side == 0:
+        raise ValueError(f"{pairs.name}: pictures under {multiple} pixels cannot be restored")
+    places = [((image.shape[-2] - side) // 2, (image.shape[-1] - side) // 2) for image in images]
+    y0, x = torch.stack([image[..., top : top + side, left : left + side]
+                         for image, (top, left) in zip(images, places, strict=True)], dim=1)  # fmt: skip
+    return y0, x
+
+
+@dataclass(frozen=True)
+class Validation:
+    """`validation(state, folder)` scores the averaged weights. It draws from its own generators alone, so that a
+    training goes on as if nobody had looked.
+
+    pictures: (y0, x), both (n, c, h, w) in [-1, 1], on the model's device; name: what they are.
+    """
+
+    pictures: tuple[Tensor, Tensor]
+    name: str
+    sampler: str = "ancestral"
+    steps: int = 5
+    max_noise: float = 0.9
+
+    def __call__(self, state: TrainState, folder: Path) -> dict[str, float]:
+        """One row for the log: step, psnr, ssim (NaN where it cannot be computed), the losses at fixed noise.
+
+        Writes folder/STEP.png: blurry, restored, sharp, a row a picture.
+        """
+        model = state.ema_model
+        y0, x = self.pictures
+        generator = torch.Generator(x.device).manual_seed(VALIDATION_SEED)
+        restored = restore(model, x, self.sampler, self.steps, self.max_noise, generator=generator)
+        usable, _ = available(METRICS)
+        scores = {name: sum(values) / len(x) for name, values in measure(restored, y0, usable).items()}
+        row = {"step": state.step} | {name: scores.get(name, float("nan")) for name in METRICS} | self._losses(state, model)
+        strip = torch.cat([torch.cat(list(images), dim=-2) for images in (x, restored, y0)], dim=-1)
+        write_image(Path(folder) / f"{state.step:08d}.png", to_display(strip).expand(3, -1, -1))
+        return row
+
+    def _losses(self, state: TrainState, model: Model) -> dict[str, float]:
+        y0, x = self.pictures
+        eps = torch.randn(y0.shape, generator=torch.Generator(x.device).manual_seed(VALIDATION_SEED + 1), device=x.device)
+        row, guidance = {}, 0.0
+        for value in LEVELS:
+            level = torch.full((len(x),), value, device=x.device)
+            with torch.inference_mode(), torch.autocast(x.device.type, torch.bfloat16, enabled=state.bf16):
+                denoise, guidance = loss_terms(model, model.config, y0, x, level, eps)
+            row[f"denoise_{value}"] = float(denoise)
+        return {"denoise": sum(row.values()) / len(row), "guidance": float(guidance)} | row  # guidance sees no noise
+
+
+def synthetic_validation(config: Config, count: int, device: torch.device) -> Validation:
+    """Fresh pairs of the training domain, from other sharp pictures than training's (where the content is endless)."""
+    pairs = domain_pairs(config.domain, config.content, count, VALIDATION_SEED, device, gray=config.channels == 1)
+    return Validation(pairs.crops(torch.arange(count), config.crop), f"{count} fresh crops of {pairs.name}")
