@@ -202,17 +202,17 @@ POINTS = {"half a checkpoint is written": _half_a_checkpoint, "before a checkpoi
           "half a row of the log is written": _half_a_row, "while the log is trimmed": _while_the_log_is_trimmed}  # fmt: skip
 
 
-def kill_at_points(trainings: Forked, folder: Path, data: Path, steps: int = 16, say=print) -> None:
-    """Die at each of POINTS, with a checkpoint there and without one; compare as `kill_many` does."""
+def kill_at_points(trainings: Forked, folder: Path, data: Path, attempts: int = 1, steps: int = 16, say=print) -> None:
+    """Die at each of POINTS, `attempts` times with a few good steps between; compare as `kill_many` does."""
     whole, log = folder / "whole", folder / "messages.txt"
     wait(trainings, trainings.start(arguments(whole, data, steps), log), log)
     for name, prepare in POINTS.items():
         torn = folder / name.replace(" ", "_")
-        for attempt in range(2):  # from the start; then from wherever the first time led, three good steps later
+        for attempt in range(attempts):
             pid = trainings.start(arguments(torn, data, steps), log, prepare)
             status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
             assert status == -signal.SIGKILL, f"{name}: ended with {status}: {log.read_text()[-2000:]}"
-            if attempt == 0:
+            if attempt < attempts - 1:
                 strike(trainings, trainings.start(arguments(torn, data, steps), log), torn, "first steps", 0)
         wait(trainings, trainings.start(arguments(torn, data, steps), log), log)
         compare(whole, torn, log)
@@ -282,7 +282,7 @@ def main() -> None:
 
         torch.set_num_threads(1)
     if args.how == "points":
-        kill_at_points(Forked(), args.folder, args.data)
+        kill_at_points(Forked(), args.folder, args.data, args.kills)
         return
     trainings = Forked() if args.how == "fast" else Real(args.how == "two")
     kill_many(trainings, args.folder, args.data, args.steps, args.kills, args.seed)

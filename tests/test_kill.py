@@ -35,7 +35,7 @@ def kill(how: str, folder: Path, data: Path, *options: str) -> str:
 
 def test_killed_at_random_moments(packed, tmp_path):
     """A few kills, each of a true process that has just been forked."""
-    said = kill("fast", tmp_path, packed, "--kills", "5", "--steps", "20", "--seed", "1")
+    said = kill("fast", tmp_path, packed, "--kills", "4", "--steps", "16", "--seed", "1")
     assert (
         "every completed training equals the whole one" in said
         and "packed pairs of gopro" in (tmp_path / "messages.txt").read_text()
@@ -44,7 +44,12 @@ def test_killed_at_random_moments(packed, tmp_path):
 
 def test_killed_at_the_worst_moments(packed, tmp_path):
     """Half a checkpoint, not yet synced, not yet named, the older one not yet gone, half a row, half a trimmed log."""
-    assert kill("points", tmp_path, packed).count("equal") == 6
+    assert kill("points", tmp_path, packed, "--kills", "1").count("equal") == 6
+
+
+@pytest.mark.slow
+def test_killed_twice_at_the_worst_moments(packed, tmp_path):
+    assert kill("points", tmp_path, packed, "--kills", "2").count("equal") == 6
 
 
 @pytest.mark.slow
