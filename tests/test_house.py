@@ -13,7 +13,7 @@ LIBRARY = ROOT / "tinymsg"
 MODULES = sorted(LIBRARY.glob("*.py"))
 COMMANDS = sorted((LIBRARY / "commands").glob("*.py"))
 # Each module imports only from those before it
-ORDER = ("rng", "scenes", "blur", "data", "schedule", "unet", "guidance", "model", "results", "train", "sample", "evaluate",
+ORDER = ("rng", "scenes", "blur", "data", "datasets", "schedule", "unet", "guidance", "model", "results", "train", "sample", "evaluate",
          "toy", "checks", "explore", "commands", "__main__")  # fmt: skip
 
 

@@ -1,0 +1,240 @@
+"""The paper's data sets on disk: which blurry picture belongs to which sharp one.
+
+`find_pairs` reads each set in the layout of its own archive, as the scripts in data_scripts/ unpack it. Pairs are
+matched by name, never by the order of two listings.
+"""
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+from .data import IMAGE_SUFFIXES
+
+BLURS = ("blur", "blur_gamma")  # of GoPro: frames averaged as stored, or in linear light under a gamma of 2.2
+REALBLUR = {"J": "RealBlur-J_ECC_IMCORR_centroid_itensity_ref",  # "itensity" is theirs
+            "R": "RealBlur-R_BM3D_ECC_IMCORR_centroid_itensity_ref"}  # fmt: skip
+
+
+class Pair(NamedTuple):
+    """One blurry picture and what it should have been."""
+
+    name: str  # unique within its split, e.g. GOPR0384_11_00/000001
+    sharp: Path | tuple[Path, ...]  # Koehler: every sharp frame of the exposure, in time
+    blurry: Path
+
+
+class _Absent(Exception):
+    """What is missing and where it was looked for: the first half of a sentence."""
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """What is known of a published set. `find(root, split, blur)` lists its pairs, without asking whether the files exist."""
+
+    title: str
+    counts: dict[str, int]  # pairs a split, as published
+    find: Callable[[Path, str, str], list[Pair]]
+    script: str  # of data_scripts/, which fetches it
+    licence: str
+    citation: str
+    frames: range | None = None  # how many sharp frames belong to one blurry picture, where it is more than one
+
+
+def find_pairs(name: str, root: str | Path = "data", split: str = "test", blur: str = "blur",
+               complete: bool = True) -> list[Pair]:  # fmt: skip
+    """The pairs of a split, sorted by name.
+
+    Args:
+        name: of DATASETS.
+        root: the folder that the data scripts fill (their --folder).
+        split: train or test. REDS has no published test targets: its validation clips are "test" (or "val") here.
+        blur: blur or blur_gamma, GoPro's choice; the other sets have one kind of blur.
+        complete: False takes the pairs that are there; True insists on the published number.
+    Raises: ValueError, one sentence: what is missing, where it was looked for, which script fetches it.
+    """
+    known = get_dataset(name)
+    if split not in known.counts:
+        raise ValueError(f"{known.title} has no split {split!r}; it has {', '.join(known.counts)}")
+    if blur not in BLURS:
+        raise ValueError(f"unknown blur {blur!r}; known: {', '.join(BLURS)}")
+    if blur != "blur" and name != "gopro":
+        raise ValueError(f"{known.title} has one kind of blur; {blur} is a choice of gopro alone")
+    try:
+        pairs = sorted(known.find(Path(root), split, blur))
+        there = [pair for pair in pairs if pair.blurry.is_file() and all(path.is_file() for path in sharp_paths(pair))]
+        _insist(known, split, pairs, there, complete)
+    except _Absent as absent:
+        script = f"python data_scripts/{known.script} --folder {root}"
+        raise ValueError(f"{known.title}, {split}: {absent}; {script} fetches it") from None
+    twice = next((a.name for a, b in zip(there, there[1:], strict=False) if a.name == b.name), None)
+    if twice:
+        raise ValueError(f"{known.title}, {split}: two pairs are named {twice}; move one away, below {root}")
+    return there
+
+
+def sharp_paths(pair: Pair) -> tuple[Path, ...]:
+    """The sharp picture or pictures of a pair, always as a tuple."""
+    return pair.sharp if isinstance(pair.sharp, tuple) else (pair.sharp,)
+
+
+def get_dataset(name: str) -> DataSet:
+    """A registered data set."""
+    if name == "bsds500":
+        raise ValueError("bsds500 holds sharp pictures only, no pairs: train on it with --set content=FOLDER")
+    if name not in DATASETS:
+        raise ValueError(f"unknown data set {name!r}; known: {', '.join(DATASETS)}")
+    return DATASETS[name]
+
+
+def _insist(known: DataSet, split: str, pairs: list[Pair], there: list[Pair], complete: bool) -> None:
+    """Raise _Absent for what is missing: always if nothing is left, and for anything if `complete`."""
+    if pairs and (complete or not there) and len(there) < len(pairs):
+        first = next(pair for pair in pairs if pair not in there)
+        lost = next((path for path in (first.blurry, *sharp_paths(first)) if not path.is_file()), first.blurry)
+        raise _Absent(f"{len(pairs) - len(there)} of {len(pairs)} pairs lack a picture, the first: {lost}")
+    if not complete and there:
+        return
+    if len(there) != known.counts[split]:
+        where = there[0].blurry.parent if there else "the folders that were found"
+        raise _Absent(f"{len(there)} pairs instead of {known.counts[split]} (the first in {where})")
+    short = next((pair for pair in there if known.frames and len(sharp_paths(pair)) not in known.frames), None)
+    if short:
+        raise _Absent(f"{len(sharp_paths(short))} sharp frames instead of {known.frames[0]} to {known.frames[-1]} "
+                      f"belong to {short.blurry}")  # fmt: skip
+
+
+# --- layouts ------------------------------------------------------------------------------------------------
+
+
+def _folder(root: Path, *candidates: str) -> Path:
+    """The first of some folders that is there."""
+    for candidate in candidates:
+        if (root / candidate).is_dir():
+            return root / candidate
+    raise _Absent(f"there is no {' or '.join(str(root / candidate) for candidate in candidates)}")
+
+
+def _pictures(folder: Path) -> list[Path]:
+    """The pictures in a folder (archives made on a Mac carry ._NAME.png beside NAME.png: those are none)."""
+    if not folder.is_dir():
+        raise _Absent(f"there is no {folder}")
+    return sorted(p for p in folder.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES and not p.name.startswith("."))
+
+
+def _flat(folder: Path) -> list[Pair]:
+    """The mirrors of Restormer and MPRNet: input/NAME beside target/NAME, the sequence within the name."""
+    return [Pair(path.stem, folder / "target" / path.name, path) for path in _pictures(folder / "input")]
+
+
+def _flat_folders(title: str, split: str) -> list[str]:
+    """Where those mirrors unpack to."""
+    return [f"{title}/{split}", f"{split}/{title}"] + ([title] if split == "test" else [])
+
+
+def _gopro(root: Path, split: str, blur: str) -> list[Pair]:
+    folder = _folder(root, f"GOPRO_Large/{split}", *_flat_folders("GoPro", split))
+    if (folder / "input").is_dir():
+        if blur != "blur":
+            raise _Absent(f"{folder} is a flattened mirror, which holds blur and not {blur}")
+        return _flat(folder)
+    sequences = sorted(path for path in folder.iterdir() if (path / blur).is_dir())
+    if not sequences:
+        raise _Absent(f"there is no SEQUENCE/{blur} below {folder}")
+    return [Pair(f"{sequence.name}/{path.stem}", sequence / "sharp" / path.name, path)
+            for sequence in sequences for path in _pictures(sequence / blur)]  # fmt: skip
+
+
+def _hide(root: Path, split: str, blur: str) -> list[Pair]:
+    folder = _folder(root, "HIDE_dataset", *_flat_folders("HIDE", split))
+    if (folder / "input").is_dir():
+        return _flat(folder)
+    parts = ("test/test-close-ups", "test/test-long-shot") if split == "test" else ("train",)
+    return [Pair(f"{Path(part).name}/{path.stem}", folder / "GT" / path.name, path)
+            for part in parts for path in _pictures(folder / part)]  # fmt: skip
+
+
+_REALBLUR_PATH = re.compile(r"(?:.*/)?(RealBlur-[JR]_\w+)/(\w+)/(gt|blur)/(?:gt|blur)_(\w+)\.\w+")
+
+
+def _realblur(letter: str, root: Path, split: str, blur: str) -> list[Pair]:
+    """By the official lists, one `gt_path blur_path` a line (the last without a line end)."""
+    try:
+        base = _folder(root, f"RealBlur/{REALBLUR[letter]}", REALBLUR[letter]).parent
+    except _Absent:
+        flat = [root / folder for folder in _flat_folders(f"RealBlur_{letter}", split)]
+        if folder := next((folder for folder in flat if (folder / "input").is_dir()), None):
+            return _flat(folder)
+        raise
+    name = f"RealBlur_{letter}_{split}_list.txt"
+    places = [folder / name for folder in dict.fromkeys((base, base / "datalist", root, root / "datalist"))]
+    if not (path := next((place for place in places if place.is_file()), None)):
+        raise _Absent(f"there is no official list {' or '.join(map(str, places))}")
+    lines = [line for line in path.read_text().splitlines() if line.strip()]
+    return [_realblur_pair(letter, base, path, number, line) for number, line in enumerate(lines, 1)]
+
+
+def _realblur_pair(letter: str, base: Path, path: Path, number: int, line: str) -> Pair:
+    sides = [_REALBLUR_PATH.fullmatch(part) for part in line.split()]
+    if len(sides) != 2 or not all(sides) or [side[3] for side in sides] != ["gt", "blur"]:
+        raise _Absent(f"line {number} of {path} is not `gt_path blur_path`: {line[:200]!r}")
+    if {side[1] for side in sides} != {REALBLUR[letter]}:
+        raise _Absent(f"line {number} of {path} names a picture of {sides[0][1]}, which is not RealBlur-{letter}: the wrong list")
+    (gt, gt_number), (blurry, blur_number) = ((side[2], side[4]) for side in sides)
+    if (gt, gt_number) != (blurry, blur_number):
+        raise _Absent(f"line {number} of {path} pairs two different pictures: {line[:200]!r}")
+    sharp, blurry = (base / part[part.index(REALBLUR[letter]) :] for part in line.split())
+    return Pair(f"{gt}/{gt_number}", sharp, blurry)
+
+
+def _reds(side: str, ending: str, root: Path, split: str, blur: str) -> list[Pair]:
+    """CCC/FFFFFFFF.png; `ending` keeps the frames whose number ends so (the 300 of the JPEG track: every tenth)."""
+    blurry = _folder(root, f"REDS/val/{side}", f"REDS/{side}", f"val/{side}", side)
+    sharp = _folder(root, "REDS/val/val_sharp", "REDS/val_sharp", "val/val_sharp", "val_sharp")
+    clips = sorted(path for path in blurry.iterdir() if path.is_dir())
+    return [Pair(f"{clip.name}/{path.stem}", sharp / clip.name / f"{path.stem}.png", path)
+            for clip in clips for path in _pictures(clip) if path.stem.endswith(ending)]  # fmt: skip
+
+
+def _kohler(root: Path, split: str, blur: str) -> list[Pair]:
+    """Blurry<i>_<k>.png, and Image<i>/Kernel<k>/GroundTruth<i>_<k>_<n>.png for each n-th frame of its exposure."""
+    folder = _folder(root, "Kohler", "kohler", "Koehler", "BenchmarkECCV2012")
+    blurry = folder / "BlurryImages" if (folder / "BlurryImages").is_dir() else folder
+    pairs = []
+    for image in range(1, 5):
+        inner = Path(f"GroundTruth_pngs_Image{image}/Image{image}")
+        sharp = folder / inner if (folder / inner).is_dir() else folder / inner.name
+        for trajectory in range(1, 13):
+            stem = f"GroundTruth{image}_{trajectory}_"
+            frames = sorted((sharp / f"Kernel{trajectory}").glob(f"{stem}*.png"), key=lambda p: int(p.stem.rpartition("_")[2]))
+            frames = frames or [sharp / f"Kernel{trajectory}" / f"{stem}1.png"]  # not there: to be named as missing
+            pairs.append(Pair(f"{image}_{trajectory:02d}", tuple(frames), blurry / f"Blurry{image}_{trajectory}.png"))
+    return pairs
+
+
+def _levin(root: Path, split: str, blur: str) -> list[Pair]:
+    folder = _folder(root, "levin", "Levin", "LevinEtalCVPR09Data")
+    return [Pair(f"im{image}_kernel{kernel}", folder / "gt" / f"im{image}.png", folder / f"im{image}_kernel{kernel}_img.png")
+            for image in range(1, 5) for kernel in range(1, 9)]  # fmt: skip
+
+
+_CC_BY = "CC BY 4.0"
+_REALBLUR = "Rim, Lee, Won, Cho: Real-world blur dataset for learning and benchmarking deblurring algorithms, ECCV 2020"
+DATASETS: dict[str, DataSet] = {
+    "gopro": DataSet("GoPro", {"train": 2103, "test": 1111}, _gopro, "gopro.py", _CC_BY,
+        "Nah, Kim, Lee: Deep multi-scale convolutional neural network for dynamic scene deblurring, CVPR 2017"),
+    "hide": DataSet("HIDE", {"train": 6397, "test": 2025}, _hide, "hide.py", "not stated by its authors",
+        "Shen, Wang, Lu, Shen, Ling, Xu, Shao: Human-aware motion deblurring, ICCV 2019"),
+    "realblur_j": DataSet("RealBlur-J", {"train": 3758, "test": 980}, partial(_realblur, "J"), "realblur.py", _CC_BY, _REALBLUR),
+    "realblur_r": DataSet("RealBlur-R", {"train": 3758, "test": 980}, partial(_realblur, "R"), "realblur.py", _CC_BY, _REALBLUR),
+    "reds": DataSet("REDS", {"test": 3000, "val": 3000}, partial(_reds, "val_blur", ""), "reds.py", _CC_BY,
+        "Nah, Baik, Hong, Moon, Son, Timofte, Lee: NTIRE 2019 challenge on video deblurring and super-resolution, CVPRW 2019"),
+    "reds_val300": DataSet("REDS val-300", {"test": 300, "val": 300}, partial(_reds, "val_blur_jpeg", "9"), "reds.py", _CC_BY,
+        "Nah, Son, Lee, Timofte, Lee: NTIRE 2021 challenge on image deblurring, CVPRW 2021"),
+    "kohler": DataSet("Köhler", {"test": 48}, _kohler, "kohler.py", "not stated by its authors",
+        "Köhler, Hirsch, Mohler, Schölkopf, Harmeling: Recording and playback of camera shake, ECCV 2012", range(198, 201)),
+    "levin": DataSet("Levin", {"test": 32}, _levin, "levin.py", "not stated by its authors",
+        "Levin, Weiss, Durand, Freeman: Understanding and evaluating blind deconvolution algorithms, CVPR 2009"),
+}  # fmt: skip
