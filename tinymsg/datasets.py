@@ -215,7 +215,10 @@ def _kohler(root: Path, split: str, blur: str) -> list[Pair]:
 
 
 def _levin(root: Path, split: str, blur: str) -> list[Pair]:
-    folder = _folder(root, "levin", "Levin", "LevinEtalCVPR09Data")
+    """The PNG copy in SelfDeblur's repository, gray."""
+    if (root / "LevinEtalCVPR09Data").is_dir() and not (root / "SelfDeblur-master").is_dir():
+        raise _Absent(f"{root / 'LevinEtalCVPR09Data'} holds MATLAB files, which are not read; the PNG copy is not there")
+    folder = _folder(root, "SelfDeblur-master/datasets/levin", "levin")
     return [Pair(f"im{image}_kernel{kernel}", folder / "gt" / f"im{image}.png", folder / f"im{image}_kernel{kernel}_img.png")
             for image in range(1, 5) for kernel in range(1, 9)]  # fmt: skip
 
