@@ -89,7 +89,7 @@ def fit_pristine(folder: str | Path) -> Pristine:
             kept.append(features[torch.isfinite(features).all(dim=1)])
     patches = torch.cat(kept) if kept else torch.zeros(0, 36)
     if len(patches) < 37:
-        raise ValueError(f"{folder} gives {len(patches)} sharp patches of {PATCH}x{PATCH}; at least 37 are needed: more or larger pictures")
+        raise ValueError(f"{folder} gives {len(patches)} sharp patches of {PATCH}x{PATCH}, and 37 are needed: give more pictures")
     source = f"own model of {len(patches)} patches of {len(paths)} pictures of {Path(folder).name}"
     return Pristine(patches.mean(dim=0), torch.cov(patches.T), source, fitted_here=True)
 

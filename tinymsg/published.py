@@ -1,7 +1,8 @@
 """Scores that others published, as data with their source: to stand beside our own, never to be mixed with them.
 
 All models were trained on GoPro. None of these numbers was measured here; how each was measured is only partly known.
-KID is given times 1000, as DvSR's table says; the paper's own KID column is taken to be so too.
+KID is given times 1000, as DvSR's table says; the paper's own KID column is taken to be so too. Where DvSR's table has a
+method, other values of it from reprints are left out.
 """
 
 from typing import NamedTuple
