@@ -28,7 +28,8 @@ def plain_scores(estimate: Tensor, truths: list[Tensor]) -> Scores:
 def realblur_scores(estimate: Tensor, truths: list[Tensor]) -> Scores:
     """RealBlur's own protocol (Rim 2020): intensity, then a homography, then scores where both pictures are.
 
-    Without it, the shift between the two cameras counts as error: the same restoration scores more than 1 dB less.
+    Without it, the shift between the two cameras counts as error: the same restoration scores more than 1 dB less. The
+    intensity is matched before the pictures are aligned, as in the authors' script.
     Raises: MetricUnavailable without OpenCV; ValueError where no homography can be found.
     """
     (truth,) = truths
@@ -56,6 +57,8 @@ def kohler_scores(estimate: Tensor, truths: list[Tensor], reach: int = 20) -> Sc
 
     The authors' script registers to a fraction of a pixel: whole pixels are our simplification, and score no higher.
     """
+    for truth in truths:
+        _same_size(estimate, truth)
     rows = [_shifted(match_intensity(estimate, truth), truth, reach) for truth in truths]
     return {name: max(row[name] for row in rows) for name in ("psnr", "ssim")}
 

@@ -50,7 +50,8 @@ def set_distances(estimates: str | Path | list[Path], truth: str | Path | list[P
         pieces: None takes each picture whole (the network sees it at 299x299); else its pieces of that many pixels.
         weights: a file with the Inception weights, instead of their download at first use.
         remember: a folder for the truth's features, so that many estimates cost one pass over it.
-    Raises: MetricUnavailable, with the reason: weights not to be had, fewer than two pictures, torch-fidelity not there.
+    Raises: MetricUnavailable, with the reason: weights not to be had, torch-fidelity not there; ValueError for fewer
+        than two pictures.
     """
     import warnings
 
@@ -62,7 +63,7 @@ def set_distances(estimates: str | Path | list[Path], truth: str | Path | list[P
     first, second = (_Pieces(pictures, pieces) for pictures in lists)
     smaller = min(len(first), len(second))
     if smaller < 2:
-        raise MetricUnavailable(f"FID and KID need two pictures or pieces on each side, got {len(first)} and {len(second)}")
+        raise ValueError(f"FID and KID need two pictures or pieces on each side, got {len(first)} and {len(second)}")
     stamps = [f"{path.absolute()} {path.stat().st_size} {path.stat().st_mtime_ns}" for path in lists[1]]
     name = hashlib.sha256(f"{EXTRACTOR} {pieces} {weights} {stamps}".encode()).hexdigest()[:24] if remember else None
     device = torch.device(device)

@@ -278,7 +278,7 @@ def _score_pair(test: TestSet, row: Row, pair: Pair, out: Path, ledger: Ledger, 
 
 
 def score_whole_set(test: TestSet, row: Row, out: Path, ledger: Ledger, scorer: Scorer) -> dict:
-    """FID and KID of those of a row's pictures that are there, by name: a number, or a sentence that says why there is none."""
+    """FID and KID of those of a row's pictures that are there: numbers and how many pictures, or why there is none."""
     if row.kind == "sharp" or test.protocol == "kohler":
         return {}
     wanted = [name for name in SET_METRICS if scorer.unavailable.get(name) != "not asked for"]
@@ -290,15 +290,15 @@ def score_whole_set(test: TestSet, row: Row, out: Path, ledger: Ledger, scorer: 
     images = digest([pair.name for _, pair in there])
     key = {"set": test.identity, "images": images, "pieces": scorer.pieces, "network": EXTRACTOR} | row.key()
     if not ledger.get(key):
-        if len(there) < 2:
-            return dict.fromkeys(wanted, "FID and KID need two pictures at least")
         if wanted[0] in scorer.unavailable:
             return {}
         try:
             found = set_distances([path for path, _ in there], [sharp_paths(pair)[0] for _, pair in there], scorer.device,
                                   scorer.pieces, scorer.inception, out / "features")  # fmt: skip
-        except MetricUnavailable as error:
+        except MetricUnavailable as error:  # for every set
             scorer.unavailable |= dict.fromkeys(wanted, str(error))
             return {}
+        except ValueError as error:  # for this one
+            return dict.fromkeys(wanted, str(error))
         ledger.add(key, {name: round(value, 5) for name, value in found.items()})
-    return {name: ledger.get(key)[name] for name in wanted}
+    return {name: ledger.get(key)[name] for name in wanted} | {"pictures": len(there)}

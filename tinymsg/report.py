@@ -38,8 +38,10 @@ def collect(test: TestSet, rows: list[Row], ledger: Ledger, scorer: Scorer, whol
                 table[row.label][metric] = describe(numbers)
             else:
                 table[row.label][metric] = {"n": 0, "why": found[0] if found else "no picture was scored"}
-        for metric, value in whole.get(row.label, {}).items():
-            table[row.label][metric] = {"n": 0, "why": value} if isinstance(value, str) else {"mean": value, "n": len(test.pairs)}
+        distances = dict(whole.get(row.label, {}))
+        pictures = distances.pop("pictures", 0)
+        for metric, value in distances.items():
+            table[row.label][metric] = {"n": 0, "why": value} if isinstance(value, str) else {"mean": value, "n": pictures}
     summary = {"title": test.title, "data": test.identity, "pictures": len(test.pairs), "of": test.total,
                "protocol": test.protocol, "rows": table}  # fmt: skip
     return summary, values

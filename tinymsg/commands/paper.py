@@ -140,7 +140,8 @@ def _entries(args: argparse.Namespace, device, ledger) -> tuple[list, dict]:
             raise UserError(f"{source} says no setting of its own: give --grid, or --steps and --max-noise")
         asked |= {"samples": args.samples} if model.config.kind == "diffusion" else {"steps": 1, "samples": 1}
         entry = paper.Entry(label, model, sha256(path), Setting(**(own | asked)), args.seed)
-        settings[label] = {"source": source, "sha256": entry.weights, "chosen": "given" if args.steps or args.max_noise else "the weights' own"}
+        chosen = "given" if args.steps or args.max_noise else "the weights' own"
+        settings[label] = {"source": source, "sha256": entry.weights, "chosen": chosen}
         if args.grid and model.config.kind == "diffusion":
             entry, found = _search(args, entry, device, ledger)
             settings[label] |= found
