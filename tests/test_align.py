@@ -58,7 +58,7 @@ def test_realblur_gives_a_warped_and_gained_picture_its_score_back(wide, truth, 
     found = realblur_scores(gain * (seen / gain + noise), [truth])
     unaligned = plain_scores(seen + gain * noise, [truth])
     assert found["psnr"] == pytest.approx(ideal["psnr"], abs=1.0)  # sampling twice smooths the noise a little
-    assert found["ssim"] == pytest.approx(ideal["ssim"], abs=0.03)
+    assert found["ssim"] == pytest.approx(ideal["ssim"], abs=0.06)
     assert unaligned["psnr"] < ideal["psnr"] - 4
 
 
