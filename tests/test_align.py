@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from tinymsg.align import (
-    IDENTICAL, PROTOCOLS, best_shift, kohler_scores, masked_ssim, match_intensity, plain_scores, realblur_scores, register_homography,
-    shifted_scores,
+    IDENTICAL, PROTOCOLS, best_shift, kohler_scores, masked_ssim, match_intensity, plain_scores, realblur_scores,
+    register_homography, shifted_scores,
 )  # fmt: skip
 from tinymsg.data import photo
 from tinymsg.evaluate import MetricUnavailable, psnr, ssim
@@ -120,7 +120,9 @@ def test_best_shift_is_the_least_sum_of_squares(truth):
     a = torch.rand(3, 24, 28, generator=torch.Generator().manual_seed(0))
     b = torch.rand(3, 24, 28, generator=torch.Generator().manual_seed(1))
     core = b[:, 4:-4, 4:-4]
-    tried = {(y, x): float(((a[:, 4 + y : 20 + y, 4 + x : 24 + x] - core) ** 2).sum()) for y in range(-4, 5) for x in range(-4, 5)}
+    tried = {
+        (y, x): float(((a[:, 4 + y : 20 + y, 4 + x : 24 + x] - core) ** 2).sum()) for y in range(-4, 5) for x in range(-4, 5)
+    }
     assert best_shift(a, b, 4) == min(tried, key=tried.get)
 
 

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 
 from tinymsg.data import photo, write_image
-from tinymsg.niqe import KEYS, Pristine, fit_aggd, fit_pristine, load_pristine, niqe, patch_features
+from tinymsg.niqe import KEYS, Pristine, fit_aggd, fit_pristine, load_pristine, niqe_score, patch_features
 
 
 @pytest.fixture(scope="module")
@@ -61,9 +61,9 @@ def test_the_second_scale_is_the_picture_halved(photographs):
 def test_blur_noise_and_flatness_are_less_natural(photographs, pristine):
     generator = torch.Generator().manual_seed(0)
     for image in photographs:
-        sharp = niqe(image, pristine)
-        blurred = niqe(F.avg_pool2d(F.pad(image[None], (4,) * 4, mode="reflect"), 9, 1)[0], pristine)
-        noisy = niqe((image + 0.2 * torch.randn(image.shape, generator=generator)).clamp(0, 1), pristine)
+        sharp = niqe_score(image, pristine)
+        blurred = niqe_score(F.avg_pool2d(F.pad(image[None], (4,) * 4, mode="reflect"), 9, 1)[0], pristine)
+        noisy = niqe_score((image + 0.2 * torch.randn(image.shape, generator=generator)).clamp(0, 1), pristine)
         assert 0 < sharp < min(blurred, noisy)
 
 
@@ -73,7 +73,7 @@ def test_the_distance_is_that_of_the_two_gaussians(photographs):
     step = torch.zeros(36, dtype=torch.float64)
     step[0] = 2.0
     covariance = 2 * torch.eye(36, dtype=torch.float64) - torch.cov(features.T)  # so that the pooled one is the identity
-    assert niqe(photographs[0], Pristine(features.mean(dim=0) + step, covariance, "made", True)) == pytest.approx(2.0)
+    assert niqe_score(photographs[0], Pristine(features.mean(dim=0) + step, covariance, "made", True)) == pytest.approx(2.0)
 
 
 def test_own_model_round_trip_and_is_marked(pristine, tmp_path):
@@ -117,7 +117,7 @@ def test_mistakes_are_one_sentence(tmp_path, pristine):
     with pytest.raises(ValueError, match="1 sharp patches"):
         fit_pristine(tmp_path)
     with pytest.raises(ValueError, match="at least 96x96, got 50x200"):
-        niqe(torch.rand(3, 200, 50), pristine)
+        niqe_score(torch.rand(3, 200, 50), pristine)
     with pytest.raises(ValueError, match="two patches of 96x96 that are not flat, got 0"):
-        niqe(torch.full((3, 96, 288), 0.5), pristine)
-    assert math.isfinite(niqe(torch.rand(3, 96, 192), pristine))
+        niqe_score(torch.full((3, 96, 288), 0.5), pristine)
+    assert math.isfinite(niqe_score(torch.rand(3, 96, 192), pristine))

@@ -94,7 +94,7 @@ def fit_pristine(folder: str | Path) -> Pristine:
     return Pristine(patches.mean(dim=0), torch.cov(patches.T), source, fitted_here=True)
 
 
-def niqe(image: Tensor, pristine: Pristine) -> float:
+def niqe_score(image: Tensor, pristine: Pristine) -> float:
     """Score of one picture (3, h, w) in [0, 1]: lower is better; what fills no whole patch is left out.
 
     Raises: ValueError for less than two patches of 96x96 that are not flat.

@@ -24,7 +24,7 @@ from .datasets import Pair, find_pairs, get_dataset, sharp_paths
 from .evaluate import METRICS, MetricUnavailable, Setting, available, measure
 from .ledger import Ledger, digest
 from .model import Config, Model
-from .niqe import WHERE, Pristine, niqe
+from .niqe import WHERE, Pristine, niqe_score
 from .published import COLUMNS
 from .sample import prepare, restore_steps
 from .fid import EXTRACTOR, SET_METRICS, set_distances
@@ -173,7 +173,7 @@ class Scorer:
             scores |= {m: round(found[m], 5) for m in ("psnr", "ssim") if m in metrics}
         if "niqe" in metrics:
             try:
-                scores[self.stored("niqe")] = round(niqe(estimate.cpu(), self.pristine), 5)
+                scores[self.stored("niqe")] = round(niqe_score(estimate.cpu(), self.pristine), 5)
             except ValueError as error:
                 scores[self.stored("niqe")] = str(error)
         if "lpips" in metrics:

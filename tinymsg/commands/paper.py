@@ -13,20 +13,38 @@ def add(commands: argparse._SubParsersAction) -> None:
         "Killed or stopped, the same command goes on where it was. The restored pictures are kept in OUT/pictures, about 2 MB "
         "each: 18 GB for two rows of all four sets. Exit status 1: some pictures failed, and are named."))  # fmt: skip
     option = sub.add_argument
-    option("--weights", nargs="+", default=["scenes-guided"], metavar="[ROW=]NAME",
-           help="shipped weights or .safetensors files, each with a name for its row (default: %(default)s)")
-    option("--sets", nargs="+", default=["gopro", "hide", "realblur_j", "reds_val300"], metavar="NAME",
-           help="test sets (default: the paper's, of REDS 300 compressed pictures; also reds, realblur_r, kohler, levin)")
+    option(
+        "--weights",
+        nargs="+",
+        default=["scenes-guided"],
+        metavar="[ROW=]NAME",
+        help="shipped weights or .safetensors files, each with a name for its row (default: %(default)s)",
+    )
+    option(
+        "--sets",
+        nargs="+",
+        default=["gopro", "hide", "realblur_j", "reds_val300"],
+        metavar="NAME",
+        help="test sets (default: the paper's, of REDS 300 compressed pictures; also reds, realblur_r, kohler, levin)",
+    )
     option("--pairs", nargs="+", default=[], metavar="FOLDER", help="folders of your own pairs, instead of --sets")
     option("--out", required=True, metavar="FOLDER", help="for pictures, scores.jsonl, table.md and table.json")
     option("--root", default="data", metavar="FOLDER", help="where the data scripts put the sets (default: %(default)s)")
     option("--blur", choices=("blur", "blur_gamma"), default="blur", help="GoPro's kind of blur (default: %(default)s)")
     option("--limit", type=positive, metavar="N", help="only N pictures of each set, evenly spread; marked in the table")
     option("--incomplete", action="store_true", help="take what is there of a set that lacks pictures; marked in the table")
-    option("--align", choices=("plain", "realblur", "shift", "kohler"),
-           help="how picture and truth are laid on each other for PSNR and SSIM (default: each set's own protocol)")
-    option("--metrics", nargs="+", default=["lpips", "niqe", "fid", "kid", "psnr", "ssim"], metavar="NAME",
-           help="which to compute (default: the paper's, %(default)s)")
+    option(
+        "--align",
+        choices=("plain", "realblur", "shift", "kohler"),
+        help="how picture and truth are laid on each other for PSNR and SSIM (default: each set's own protocol)",
+    )
+    option(
+        "--metrics",
+        nargs="+",
+        default=["lpips", "niqe", "fid", "kid", "psnr", "ssim"],
+        metavar="NAME",
+        help="which to compute (default: the paper's, %(default)s)",
+    )
     option("--seed", type=int, default=0, metavar="N", help="of the noise (default: %(default)s)")
     option("--niqe-parameters", metavar="FILE", help="NIQE's pristine model: the authors' .mat, or a .npz")
     option("--inception", metavar="FILE", help="torch-fidelity's Inception weights, instead of their download")
@@ -35,9 +53,13 @@ def add(commands: argparse._SubParsersAction) -> None:
     option("--device", default="auto", help=DEVICE_HELP)
     option = sub.add_argument_group("the sampler's setting", "by default that which the weights were published with").add_argument
     option("--grid", action="store_true", help="choose steps and noise by DvSR's grid, on pairs held out of GoPro's training")
-    option("--choose", default="compromise", metavar="METRIC",
-           help="by what the grid's best is chosen: psnr, ssim, lpips, spectral, or compromise: the truest spectrum within "
-                "0.5 dB of the best PSNR (default)")
+    option(
+        "--choose",
+        default="compromise",
+        metavar="METRIC",
+        help="by what the grid's best is chosen: psnr, ssim, lpips, spectral, or compromise: the truest spectrum within "
+        "0.5 dB of the best PSNR (default)",
+    )
     option("--grid-steps", type=positive, nargs="+", metavar="N", help="the grid's steps (default: DvSR's 10 .. 500)")
     option("--grid-noise", type=share, nargs="+", metavar="B", help="its maximum noise (default: DvSR's 0.01 .. 0.5)")
     option("--validation", type=positive, default=8, metavar="N", help="pairs for the grid (default: %(default)s)")
@@ -45,8 +67,13 @@ def add(commands: argparse._SubParsersAction) -> None:
     option("--steps", type=positive, metavar="N", help="network evaluations a sample")
     option("--max-noise", type=share, metavar="B", help="largest noise step, between 0 and 1")
     option("--sampler", choices=("ancestral", "ddim", "dpm_solver"), help="how noise is taken away")
-    option("--samples", type=positive, default=4, metavar="K",
-           help="samples whose mean is the row -SA; 1: no such row (default: %(default)s)")
+    option(
+        "--samples",
+        type=positive,
+        default=4,
+        metavar="K",
+        help="samples whose mean is the row -SA; 1: no such row (default: %(default)s)",
+    )
     sub.set_defaults(run=run)
 
 
