@@ -129,6 +129,21 @@ def test_rows(tiny_model, entry):
     assert rows_of([replace(entry, label="other name")])[2].folder() == rows[2].folder()
 
 
+def test_auto_precision_is_settled_once_for_all_runs(tiny_model, tmp_path, monkeypatch):
+    """A race that a busy machine may decide otherwise the next time must not mix two kinds of pictures."""
+    answers = iter([True, False])
+    monkeypatch.setattr(paper, "use_bf16", lambda *_: next(answers))
+    for _ in range(2):
+        model = tiny_model(precision="auto")
+        paper.settle_precision(model, Ledger(tmp_path / "scores.jsonl"), torch.device("cpu"))
+        assert model.config.precision == "bf16"
+    keys = [rows_of([Entry("a", tiny_model(precision=p), "0", SETTING)])[2].key() for p in ("fp32", "bf16")]
+    assert keys[0] != keys[1]
+    fixed = tiny_model(precision="fp32")
+    paper.settle_precision(fixed, Ledger(tmp_path / "scores.jsonl"), torch.device("cpu"))
+    assert fixed.config.precision == "fp32"
+
+
 # --- restoring ------------------------------------------------------------------------------------------------------
 
 

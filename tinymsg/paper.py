@@ -27,6 +27,7 @@ from .model import Config, Model
 from .niqe import WHERE, Pristine, niqe_score
 from .published import COLUMNS
 from .sample import prepare, restore_steps
+from .train import use_bf16
 from .fid import EXTRACTOR, SET_METRICS, set_distances
 
 SETS = ("gopro", "hide", "realblur_j", "reds_val300")  # over which the paper's Table 3 takes the mean
@@ -75,12 +76,31 @@ class Row:
         if self.entry is None:
             return {"row": self.kind}
         setting = asdict(replace(self.entry.setting, samples=self.samples))
-        return {"row": "model", "weights": self.entry.weights, "setting": setting, "seed": self.entry.seed}
+        precision = self.entry.model.config.precision
+        return {
+            "row": "model",
+            "weights": self.entry.weights,
+            "setting": setting,
+            "precision": precision,
+            "seed": self.entry.seed,
+        }
 
     def folder(self) -> str:
         """Name of the folder of its pictures: another one for another key, whatever the row is called."""
         s = self.entry.setting
         return f"{s.sampler}-{s.steps}-{s.max_noise}-x{self.samples}-{digest(self.key())}"
+
+
+def settle_precision(model: Model, ledger: Ledger, device: torch.device) -> None:
+    """Replace the model's precision "auto" by what it means here, once for all runs that share a ledger.
+
+    On a CPU "auto" is a short race of the two types, which a busy machine can decide differently from run to run.
+    """
+    if model.config.precision == "auto":
+        key = {"precision": "auto", "device": device.type}
+        if not ledger.get(key):
+            ledger.add(key, {"bf16": use_bf16("auto", device)})
+        model.config = replace(model.config, precision="bf16" if ledger.get(key)["bf16"] else "fp32")
 
 
 def rows_of(entries: list[Entry]) -> list[Row]:

@@ -113,8 +113,10 @@ def _preface(results: dict) -> list[str]:
     for label, entry in results["settings"].items():
         s = entry["setting"]
         averaged = f", `{label}-SA` the mean of {s['samples']}." if s["samples"] > 1 else "."
-        lines.append(f"{label}: {entry['source']}, SHA-256 {entry['sha256'][:12]}; {s['sampler']}, {s['steps']} steps, "
-                     f"max_noise {s['max_noise']} ({entry['chosen']}); `{label}` is one sample{averaged}")  # fmt: skip
+        lines.append(
+            f"{label}: {entry['source']}, SHA-256 {entry['sha256'][:12]}, {entry['config']['precision']}; {s['sampler']}, "
+            f"{s['steps']} steps, max_noise {s['max_noise']} ({entry['chosen']}); `{label}` is one sample{averaged}"
+        )
     return lines
 
 

@@ -160,6 +160,7 @@ def _entries(args: argparse.Namespace, device, ledger) -> tuple[list, dict]:
         if label in settings or label in ("sharp", "blurry") or label.endswith("-SA"):
             raise UserError(f"a row cannot be named {label!r}: the name is taken; give another by --weights ROW={source}")
         model, card = load_weights(source, device)
+        paper.settle_precision(model, ledger, device)
         path = Path(source) if Path(source).is_file() else WEIGHTS / f"{source}.safetensors"
         own = {k: v for k, v in card.get("setting", {}).items() if k != "samples"}
         asked = {k: v for k in ("sampler", "steps", "max_noise") if (v := getattr(args, k)) is not None}
