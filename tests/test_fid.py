@@ -8,42 +8,17 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from stand_ins import register_colours
 
 from tinymsg import fid
 from tinymsg.evaluate import MetricUnavailable
 from tinymsg.fid import SET_METRICS, set_distances
 
-STAND_IN = "tinymsg-test-colours"
-
 
 @pytest.fixture(autouse=True)
 def colours(monkeypatch):
-    """In the place of Inception: two features a picture, its mean red and mean green in units of 16."""
-    from torch_fidelity.feature_extractor_base import FeatureExtractorBase
-    from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY
-
-    class Colours(FeatureExtractorBase):
-        seen = 0
-
-        def __init__(self, name, features_list, **_):
-            super().__init__(name, features_list)
-
-        @staticmethod
-        def get_provided_features_list():
-            return ("colours",)
-
-        @staticmethod
-        def get_default_feature_layer_for_metric(metric):
-            return "colours"
-
-        def forward(self, image):
-            assert image.dtype == torch.uint8 and image.shape[1] == 3
-            Colours.seen += len(image)
-            return (image[:, :2].double().mean(dim=(2, 3)) / 16,)
-
-    monkeypatch.setitem(FEATURE_EXTRACTORS_REGISTRY, STAND_IN, Colours)
-    monkeypatch.setattr(fid, "EXTRACTOR", STAND_IN)
-    return Colours
+    """In the place of Inception: two features a picture."""
+    return register_colours(monkeypatch)
 
 
 def gaussian_pictures(folder: Path, mean, covariance, count=40, seed=0, sizes=((6, 5), (4, 9))) -> tuple[Path, np.ndarray]:

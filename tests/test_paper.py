@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from stand_ins import register_colours
 
 from tinymsg import paper
 from tinymsg.__main__ import ALLOCATOR, main
@@ -423,6 +424,38 @@ def test_own_pairs_and_only_scoring(weights, root, typed, tmp_path, capsys):
     assert results["sets"]["mine"]["rows"]["tiny"]["psnr"]["n"] == 2 and "1.png" in results["failures"][0]
     assert "(2 of 3 pictures)" in (tmp_path / "out/table.md").read_text()
     assert "1 pictures failed" in capsys.readouterr().out
+
+
+def test_every_metric_of_the_paper_in_one_run(weights, root, typed, tmp_path, monkeypatch):
+    """LPIPS, FID and KID by stand-ins for their networks; NIQE by a file like the authors', then by a model of one's own."""
+    monkeypatch.setitem(METRICS, "lpips", lambda a, b: (a - b).abs().mean(dim=(1, 2, 3)))
+    register_colours(monkeypatch)
+    for i in range(3):
+        pixels = np.random.default_rng(i).integers(0, 256, (224, 264, 3), dtype=np.uint8)
+        miniatures.write_picture(tmp_path / "mine/target" / f"{i}.png", miniatures.blurred(pixels, 3))
+        miniatures.write_picture(tmp_path / "mine/input" / f"{i}.png", miniatures.blurred(pixels, 9))
+    np.savez(tmp_path / "authors.npz", mu_pris_param=np.ones((1, 36)), cov_pris_param=np.eye(36))
+    arguments = [*command(weights, root, "--pairs", "mine", "--niqe-parameters"), "authors.npz"]
+    arguments[arguments.index("--metrics") + 1 : arguments.index("--pairs")] = ["lpips", "niqe", "fid", "kid", "psnr", "ssim"]
+    assert typed(arguments, tmp_path) == 0
+    results = json.loads((tmp_path / "out/table.json").read_text())
+    rows = results["sets"]["mine"]["rows"]
+    assert results["unavailable"] == {} and set(rows["tiny-SA"]) == {"lpips", "niqe", "fid", "kid", "psnr", "ssim"}
+    assert list(rows["sharp"]) == ["niqe"] and all(cell["n"] == 3 for row in rows.values() for cell in row.values())
+    assert rows["tiny"]["fid"]["mean"] > 0.1 > abs(rows["blurry"]["fid"]["mean"])  # this blur keeps the mean colour
+    assert "authors.npz" in results["niqe"]["source"] and "‡" not in (tmp_path / "out/table.md").read_text()
+    monkeypatch.setattr(paper, "draws", lambda *_: pytest.fail("restored again"))
+    arguments[-1] = str(root / "GOPRO_Large")
+    assert typed(arguments, tmp_path) == 2  # too small to fit a model to
+    for i in range(40):
+        miniatures.write_picture(
+            tmp_path / "sharp" / f"{i}.png", np.random.default_rng(i).integers(0, 256, (96, 96, 3), dtype=np.uint8)
+        )
+    arguments[-1] = "sharp"
+    assert typed(arguments, tmp_path) == 0
+    again = json.loads((tmp_path / "out/table.json").read_text())
+    assert again["niqe"]["fitted_here"] and again["sets"]["mine"]["rows"]["tiny"]["niqe"] != rows["tiny"]["niqe"]
+    assert "‡" in (tmp_path / "out/table.md").read_text() and again["sets"]["mine"]["rows"]["tiny"]["fid"] == rows["tiny"]["fid"]
 
 
 def test_ctrl_c_is_safe(root, weights, typed, tmp_path, monkeypatch, capsys):

@@ -20,8 +20,10 @@ PATCH = 96  # pixels; half as many at the second scale
 SHARPEST = 0.75  # share of the picture's sharpest patch, below which a patch is no model of sharpness (Mittal 2013, Sec. II.C)
 # Names of (mean, covariance): the authors' modelparameters.mat, then the copies that went into other packages, then ours
 KEYS = (("mu_prisparam", "cov_prisparam"), ("mu_pris_param", "cov_pris_param"), ("mean", "covariance"))
-WHERE = ("give the authors' modelparameters.mat (from their NIQE release) by --niqe-parameters, or fit a model of your own by "
-         "tinymsg.niqe.fit_pristine(folder), whose values cannot be compared with published ones")  # fmt: skip
+WHERE = (
+    "give the authors' modelparameters.mat (from their NIQE release) by --niqe-parameters, or a folder of sharp pictures "
+    "to fit a model of your own to, whose values cannot be compared with published ones"
+)
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,7 @@
 """The paper's table: our scores beside published ones, each marked ours or published, and what is missing said."""
 
+from pathlib import Path
+
 import torch
 
 from .evaluate import bootstrap_interval
@@ -42,7 +44,7 @@ def collect(test: TestSet, rows: list[Row], ledger: Ledger, scorer: Scorer, whol
         pictures = distances.pop("pictures", 0)
         for metric, value in distances.items():
             table[row.label][metric] = {"n": 0, "why": value} if isinstance(value, str) else {"mean": value, "n": pictures}
-    summary = {"title": test.title, "data": test.identity, "pictures": len(test.pairs), "of": test.total,
+    summary = {"title": test.title, "data": Path(test.identity).name, "pictures": len(test.pairs), "of": test.total,
                "protocol": test.protocol, "rows": table}  # fmt: skip
     return summary, values
 
@@ -172,6 +174,7 @@ def _notes(results: dict) -> list[str]:
     notes.append("LPIPS: AlexNet, version 0.1. All scores are of 8-bit pictures; equal pictures count 100 dB.")
     notes.append("Published KID is taken to be times 1000, as DvSR's is. Published GoPro scores are, as far as is known, of its "
                  "`blur`, not `blur_gamma`. Others give DeblurGAN-v2 GoPro 29.55/0.934 and HIDE 26.61/0.875.")  # fmt: skip
-    notes.append("Which part of REDS the paper used is not known; reds_val300 (compressed, 300 pictures) is our choice.")
+    if any(name.startswith("reds") for name in (*results["sets"], *results["missing"])):
+        notes.append("Which part of REDS the paper used is not known; reds_val300 (compressed, 300 pictures) is our choice.")
     notes += [f"Failed: {sentence}" for sentence in results["failures"]]
     return [f"- {note}" for note in notes]

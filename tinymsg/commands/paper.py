@@ -46,7 +46,11 @@ def add(commands: argparse._SubParsersAction) -> None:
         help="which to compute (default: the paper's, %(default)s)",
     )
     option("--seed", type=int, default=0, metavar="N", help="of the noise (default: %(default)s)")
-    option("--niqe-parameters", metavar="FILE", help="NIQE's pristine model: the authors' .mat, or a .npz")
+    option(
+        "--niqe-parameters",
+        metavar="FILE",
+        help="NIQE's pristine model: the authors' .mat, a .npz, or a folder of sharp pictures to fit one to (marked)",
+    )
     option("--inception", metavar="FILE", help="torch-fidelity's Inception weights, instead of their download")
     option("--pieces", type=positive, metavar="PIXELS", help="FID and KID of pieces of that size (default: whole pictures)")
     option("--no-restore", action="store_true", help="only score the pictures that are there, and write the table anew")
@@ -125,9 +129,11 @@ def _open(args: argparse.Namespace) -> tuple[list, dict[str, str]]:
 
 
 def _pristine(args: argparse.Namespace):
-    from ..niqe import load_pristine
+    from ..niqe import fit_pristine, load_pristine
 
-    return load_pristine(args.niqe_parameters) if args.niqe_parameters else None
+    if args.niqe_parameters is None:
+        return None
+    return (fit_pristine if Path(args.niqe_parameters).is_dir() else load_pristine)(args.niqe_parameters)
 
 
 def _inception(args: argparse.Namespace) -> Path | None:
