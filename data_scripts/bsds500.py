@@ -1,32 +1,51 @@
-"""BSDS500 (Arbelaez 2011): 500 natural photographs, for research and education. Run: python data_scripts/bsds500.py
+"""BSDS500 (Arbelaez 2011): 500 sharp natural photographs, 481x321 or upright. Run: python data_scripts/bsds500.py
 
-Then: python -m tinymsg train --set content=data/BSDS500-master/BSDS500/data/images/train --out runs/photos-guided
+Leaves data/BSDS500-master/BSDS500/data/images/{train,val,test}/NUMBER.jpg (and the rest of its repository).
 """
 
 import sys
 from pathlib import Path
 
-from fetch import Archive, main
+from archive import NOT_STATED, Archive, DataSet
+from fetch import command_line, run
+from pictures import wrong_pictures
 
-BSDS500 = Archive(
-    name="BSDS500-master.zip",
-    mirrors=("https://github.com/BIDS/BSDS500/archive/refs/heads/master.zip",),
-    licence="non-commercial research and education",
-    citation="Arbelaez, Maire, Fowlkes, Malik: Contour detection and hierarchical image segmentation, TPAMI 2011",
-    md5="7bfe17302a219367694200a61ce8256c",
-    size=80_000_000,
-)
+MIRRORS = {
+    "BSDS500-master.zip": ("https://github.com/BIDS/BSDS500/archive/refs/heads/master.zip",),
+}
+PAGES = ("https://github.com/BIDS/BSDS500",)
+MD5 = {"BSDS500-master.zip": "7bfe17302a219367694200a61ce8256c"}
+PLACE = "BSDS500-master/BSDS500/data/images"
+UNPACKED = 120_000_000
 IMAGES = {"train": 200, "val": 100, "test": 200}
+PIXELS = ((481, 321), (321, 481))
 
 
 def missing(folder: Path) -> str | None:
-    """None if every picture is there, else what is not."""
-    for split, expected in IMAGES.items():
-        found = len(list((folder / "BSDS500-master/BSDS500/data/images" / split).glob("*.jpg")))
-        if found != expected:
-            return f"{split} has {found} of {expected} pictures"
-    return None
+    """None if every photograph is there, else what is not."""
+    place = folder / PLACE
+    problems = (wrong_pictures(place, f"{split}/*.jpg", expected, PIXELS) for split, expected in IMAGES.items())
+    return next(filter(None, problems), None)
+
+
+def data_set() -> DataSet:
+    """What to fetch."""
+    return DataSet(
+        key="bsds500",
+        title="BSDS500: 200, 100 and 200 photographs for training, validation and test",
+        licence=f"of the images {NOT_STATED}; offered for non-commercial research and education",
+        citation="Arbelaez, Maire, Fowlkes, Malik: Contour detection and hierarchical image segmentation, TPAMI 2011",
+        archives=(Archive("BSDS500-master.zip", MIRRORS["BSDS500-master.zip"], "BSDS500-master", missing, unpacked=UNPACKED,
+                          md5=MD5.get("BSDS500-master.zip"), pages=PAGES),),
+        next_commands=(f"python -m tinymsg train --set content={{folder}}/{PLACE}/train --out runs/photos",),
+        notes=("Sharp photographs only: blur is made while training",),
+    )  # fmt: skip
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Command line; returns the exit code."""
+    return run(data_set, command_line(__doc__).parse_args(arguments))
 
 
 if __name__ == "__main__":
-    sys.exit(main(BSDS500, missing, __doc__.splitlines()[0]))
+    sys.exit(main())

@@ -1,172 +1,190 @@
-"""What all data scripts share: download with mirrors and resume, verify, unpack safely. Standard library only."""
+"""The command line that all data scripts share: what is missing is fetched, checked, unpacked, verified and moved into place.
+
+Exit codes: 0 complete, 1 failed (one sentence says why), 2 wrong usage, 130 interrupted (the next run goes on from there).
+Standard library only. archive.py says what a data set is; download.py, unpack.py and pictures.py do the work.
+"""
 
 import argparse
-import hashlib
-import os
+import contextlib
 import shutil
+import signal
 import sys
-import urllib.error
-import urllib.request
-import zipfile
-from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+from archive import Archive, Damaged, DataSet, FetchError, Record, check_known, check_space, readable
+from download import Fetched, fetch_archive
+from unpack import arrange, merge, unpack_archive
+
+try:
+    import fcntl
+except ImportError:  # Windows: two runs at once are then the user's to avoid
+    fcntl = None
 
 
-class FetchError(Exception):
-    """Why the data could not be had, in one sentence."""
-
-
-@dataclass(frozen=True)
-class Archive:
-    """One downloadable file of a data set."""
-
-    name: str  # file name it gets in the download folder
-    mirrors: tuple[str, ...]  # tried in order
-    licence: str
-    citation: str
-    size: int | None = None  # bytes, for the free-space check before the server has told
-    md5: str | None = None  # where the publisher or a known project gives one
-    unpacked: int = 0  # bytes after unpacking, roughly
-    max_unpacked: int = 40 * 10**9  # refuse an archive that claims more: a zip bomb or the wrong file
-
-
-def check_space(folder: Path, need: int) -> None:
-    """Raise FetchError unless `folder`'s disk has `need` bytes free."""
-    free = shutil.disk_usage(folder).free
-    if free < need:
-        raise FetchError(f"{need / 1e9:.1f} GB are needed below {folder}, {free / 1e9:.1f} GB are free")
-
-
-def download(archive: Archive, folder: Path, report: Callable[[str], None] = print) -> Path:
-    """Fetch an archive, from where an earlier attempt stopped; the file gets its name when it is whole.
-
-    Raises: FetchError if no mirror gives the whole, right file. What was there before stays.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    target, partial = folder / archive.name, folder / (archive.name + ".part")
-    if target.exists():
-        verify(target, archive)
-        report(f"{target} is here already")
-        return target
-    check_space(folder, max((archive.size or 0) - (partial.stat().st_size if partial.exists() else 0), 0))
-    failures = []
-    for url in archive.mirrors:
-        try:
-            _download_from(url, partial, report)
-            verify(partial, archive)
-        except (FetchError, OSError) as error:
-            failures.append(f"{url}: {error}")
-            report(f"this mirror failed: {failures[-1]}")
-            continue
-        partial.replace(target)
-        return target
-    raise FetchError("no mirror worked: " + "; ".join(failures) + f". Fetch it by hand and pass --from-archive FILE ({archive.name})")
-
-
-def _download_from(url: str, partial: Path, report: Callable[[str], None]) -> None:
-    have = partial.stat().st_size if partial.exists() else 0
-    request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
-    try:
-        response = urllib.request.urlopen(request, timeout=60)
-    except urllib.error.HTTPError as error:
-        if error.code == 416 and have:  # nothing left to send: the partial file is whole, or not this file at all
-            return
-        raise FetchError(f"the server answered {error.code} {error.reason}") from None
-    except urllib.error.URLError as error:
-        raise FetchError(f"not reachable ({error.reason})") from None
-    with response:
-        if "text/html" in response.headers.get("Content-Type", ""):
-            raise FetchError("the server sent a web page instead of the archive")
-        resumed = response.status == 206
-        have = have if resumed else 0  # a server that ignores the range sends everything again
-        length = response.headers.get("Content-Length")
-        total = have + int(length) if length else None
-        if total is not None:
-            check_space(partial.parent, total - have)
-        with open(partial, "ab" if resumed else "wb") as file:
-            while chunk := response.read(1 << 20):
-                file.write(chunk)
-                have += len(chunk)
-                if have % (256 << 20) < len(chunk):
-                    report(f"{have / 1e9:.2f} of {total / 1e9:.2f} GB" if total else f"{have / 1e9:.2f} GB")
-    if total is not None and have < total:
-        raise FetchError(f"the connection ended at {have} of {total} bytes; run the script again to go on")
-
-
-def verify(path: Path, archive: Archive) -> None:
-    """Compare size and checksum where they are known. A wrong file is removed, so that the next run starts clean."""
-    if archive.md5 is None:
-        return
-    digest = hashlib.md5()
-    with open(path, "rb") as file:
-        while chunk := file.read(1 << 22):
-            digest.update(chunk)
-    if digest.hexdigest() != archive.md5:
-        path.unlink()
-        raise FetchError(f"checksum {digest.hexdigest()} instead of {archive.md5}: damaged or another version; removed")
-
-
-def unpack(path: Path, folder: Path, archive: Archive, report: Callable[[str], None] = print) -> None:
-    """Unpack a zip below `folder`: no path outside it, no links, no more bytes than it may have.
-
-    Unpacks beside the target and renames each top folder at the end: an interruption leaves nothing half there.
-    """
-    try:
-        with zipfile.ZipFile(path) as file:
-            members = file.infolist()
-            for member in members:
-                name = PurePosixPath(member.filename.replace("\\", "/"))
-                if name.is_absolute() or ".." in name.parts:
-                    raise FetchError(f"{path.name} holds a path that leaves the folder: {member.filename}")
-                if (member.external_attr >> 16) & 0o170000 == 0o120000:
-                    raise FetchError(f"{path.name} holds a link: {member.filename}")
-            total = sum(member.file_size for member in members)
-            if total > archive.max_unpacked:
-                raise FetchError(f"{path.name} would unpack to {total / 1e9:.0f} GB; at most {archive.max_unpacked / 1e9:.0f} GB are expected")
-            folder.mkdir(parents=True, exist_ok=True)
-            check_space(folder, total)
-            staging = folder / f".unpacking-{os.getpid()}"
-            try:
-                report(f"unpacking {len(members)} files")
-                for member in members:
-                    file.extract(member, staging)
-                for top in staging.iterdir():
-                    if (folder / top.name).exists():
-                        raise FetchError(f"{folder / top.name} exists; move it away first")
-                    top.rename(folder / top.name)
-            finally:
-                shutil.rmtree(staging, ignore_errors=True)
-    except (zipfile.BadZipFile, EOFError) as error:
-        raise FetchError(f"{path.name} is not a whole zip archive ({error})") from None
-
-
-def main(archive: Archive, done: Callable[[Path], str | None], description: str, arguments: list[str] | None = None) -> int:
-    """Command line of a data script: download, verify, unpack; nothing to do when `done(folder)` says so.
-
-    done: returns None if the unpacked data is complete, else what is missing.
-    """
-    parser = argparse.ArgumentParser(description=description)
+def command_line(description: str) -> argparse.ArgumentParser:
+    """The options of every data script; a script adds its own."""
+    parser = argparse.ArgumentParser(description=description.split("\n\n")[0])
     parser.add_argument("--folder", type=Path, default=Path("data"), help="where the data goes (default: %(default)s)")
-    parser.add_argument("--from-archive", type=Path, metavar="FILE", help="an archive that you downloaded by hand")
-    args = parser.parse_args(arguments)
+    parser.add_argument("--from-archive", type=Path, nargs="+", default=[], metavar="FILE",
+                        help="archives that you fetched by hand; only what is not among them is downloaded")  # fmt: skip
+    parser.add_argument("--any-checksum", action="store_true", help="go on though a checksum is not the published or recorded "
+                        "one; counts and sizes are still verified")  # fmt: skip
+    return parser
+
+
+def run(describe: Callable[[], DataSet], args: argparse.Namespace) -> int:
+    """Bring the data set that `describe` returns below args.folder; returns the exit code."""
     try:
-        if done(args.folder) is None:
-            print(f"complete below {args.folder}; nothing to do")
-            return 0
-        print(f"Licence: {archive.licence}\nCite: {archive.citation}")
-        if args.from_archive is not None and not args.from_archive.is_file():
-            raise FetchError(f"{args.from_archive}: no such file")
-        path = args.from_archive or download(archive, args.folder)
-        unpack(path, args.folder, archive)
-        missing = done(args.folder)
-        if missing:
-            raise FetchError(f"unpacked, but {missing}")
+        with _terminable():
+            _complete(describe(), args)
     except FetchError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    except OSError as error:
+        print(f"error: {error.filename or args.folder}: {error.strerror or error}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
-        print("stopped; the next run goes on from here", file=sys.stderr)
+        print("\nstopped; the next run goes on from here", file=sys.stderr)
         return 130
-    print(f"complete below {args.folder}")
     return 0
+
+
+def _complete(data: DataSet, args: argparse.Namespace) -> None:
+    """Do what run() does, with exceptions."""
+    record = Record(args.folder, data.key)
+    needed = [archive for archive in data.archives if archive.missing(args.folder) is not None]
+    for note in data.notes:
+        print(note)
+    if needed:
+        print(f"{data.title}\nLicence: {data.licence}\nCite: {data.citation}")
+        by_hand = _match_by_hand(args.from_archive, data.archives)
+        _check_room(needed, by_hand, args.folder)
+        args.folder.mkdir(parents=True, exist_ok=True)
+        with _alone(args.folder, data.key):
+            for archive in needed:
+                _bring(archive, by_hand.get(archive.name), data, record, args)
+    if record.choices != data.choices:
+        changed = [f"{name} {record.choices[name]} -> {value}" for name, value in data.choices.items()
+                   if record.choices.get(name, value) != value]  # fmt: skip
+        print(f"choice changed: {', '.join(changed)}" if changed else f"recorded in {record.path}: {data.choices}")
+        record.choices = dict(data.choices)
+        record.save(data)
+    print(f"complete below {args.folder}" + ("" if needed else "; nothing to do"))
+    print("Next:", *(f"  {line}" for line in next_lines(data, args.folder)), sep="\n")
+
+
+def next_lines(data: DataSet, folder: Path) -> list[str]:
+    """What to type next, with the folder named where it is not the library's default."""
+    root = "" if folder == Path("data") else f" --root {folder}"
+    return [command.format(folder=folder, root=root) for command in data.next_commands]
+
+
+def _bring(archive: Archive, file: Path | None, data: DataSet, record: Record, args: argparse.Namespace) -> None:
+    """One archive: from its file or a mirror into place."""
+    if file is not None:
+        fetched = Fetched(file, "", check_known(file, archive, print, args.any_checksum))
+    else:
+        fetched = fetch_archive(archive, args.folder, print, args.any_checksum)
+    size = fetched.path.stat().st_size
+    print(f"{fetched.path}: {readable(size)}, SHA-256 {fetched.sha256}")
+    known = record.archives.get(archive.name)
+    if known and known["sha256"] != fetched.sha256 and not args.any_checksum:
+        raise FetchError(f"{fetched.path} is not the {archive.name} of before: {record.path} has SHA-256 {known['sha256']}, "
+                         f"from {known['from']} on {known['on']}; one of them is damaged, or the publisher changed it. "
+                         f"--any-checksum takes the new one")  # fmt: skip
+    try:
+        _into_place(archive, fetched.path, args.folder)
+    except Damaged as error:
+        if not fetched.source:
+            raise FetchError(f"{error}; fetch it again") from None
+        fetched.path.unlink()
+        raise FetchError(f"{error}; removed, so that the next run fetches it again") from None
+    source = fetched.source or (known or {}).get("from", "") if file is None else f"by hand: {file.name}"
+    record.remember(archive.name, fetched.sha256, size, source or "found in the data folder")
+    record.save(data)
+    if archive.plain and fetched.source:
+        fetched.path.unlink()  # it was copied into its place
+    elif file is None:
+        print(f"{fetched.path} is no longer needed; delete it if space is short")
+
+
+def _into_place(archive: Archive, path: Path, folder: Path) -> None:
+    """Unpack to a folder beside the target, verify there, and rename: an interruption leaves nothing half there."""
+    staging = folder / f".unpacking-{archive.name}"
+    shutil.rmtree(staging, ignore_errors=True)  # of a run that was killed
+    try:
+        if archive.plain:
+            (staging / "verified" / archive.into).mkdir(parents=True)
+            shutil.copyfile(path, staging / "verified" / archive.into / archive.name)
+        else:
+            print(f"unpacking {path.name}")
+            unpack_archive(archive, path, staging / "raw")
+            arrange(staging / "raw", staging / "verified", archive.into)
+        problem = archive.missing(staging / "verified")
+        if problem:
+            problem = problem.replace(f"{staging / 'verified'}/", "")
+            raise FetchError(f"{path.name} is not what was published: {problem}; nothing was put below {folder}")
+        merge(staging / "verified", folder, archive.into)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+    still = archive.missing(folder)
+    if still:
+        raise FetchError(
+            f"{path.name} is in place, but {still}: there is more below {folder / archive.into} than the archive holds"
+        )
+
+
+def _match_by_hand(files: Sequence[Path], archives: Sequence[Archive]) -> dict[str, Path]:
+    """Which file is which archive: by name, and the only one left over is the only archive left over."""
+    for file in files:
+        if not file.is_file():
+            raise FetchError(f"{file}: no such file")
+    names = {archive.name.lower(): archive.name for archive in archives}
+    matched = {names[file.name.lower()]: file for file in files if file.name.lower() in names}
+    rest = [file for file in files if file not in matched.values()]
+    left = [archive.name for archive in archives if archive.name not in matched and not archive.plain]
+    if rest and (len(rest) > 1 or len(left) != 1):
+        raise FetchError(f"which archive is {rest[0].name}? Name it like one of {', '.join(names.values())}")
+    return matched | dict(zip(left, rest, strict=False))
+
+
+def _check_room(needed: Sequence[Archive], by_hand: dict[str, Path], folder: Path) -> None:
+    """Before anything is fetched: the rest of the downloads, and all that will be unpacked, must fit."""
+    need = 0
+    for archive in needed:
+        parts = [folder / archive.name, folder / f"{archive.name}.part"]
+        have = sum(part.stat().st_size for part in parts if part.exists())
+        need += 0 if archive.name in by_hand else max((archive.size or 0) - have, 0)
+        need += archive.expected_unpacked
+    check_space(folder, need)
+
+
+@contextlib.contextmanager
+def _alone(folder: Path, key: str) -> Iterator[None]:
+    """Two runs would write into the same files: the second one says so and ends."""
+    path = folder / f".{key}.lock"
+    with open(path, "w") as file:
+        if fcntl is not None:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                raise FetchError(f"another run is fetching into {folder}; let it finish") from None
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _terminable() -> Iterator[None]:
+    """SIGTERM ends a run as Ctrl-C does: partial downloads are kept, staging folders removed."""
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -25,7 +25,8 @@ def sharp_pixels(seed: int, size: tuple[int, int], channels: int = 3) -> np.ndar
     pixels = np.full((h, w, channels), rng.integers(0, 256, channels), np.uint8)
     for _ in range(12):
         top, left = rng.integers(0, h), rng.integers(0, w)
-        pixels[top : top + rng.integers(2, h // 2 + 3), left : left + rng.integers(2, w // 2 + 3)] = rng.integers(0, 256, channels)
+        tall, wide = rng.integers(2, h // 2 + 3), rng.integers(2, w // 2 + 3)
+        pixels[top : top + tall, left : left + wide] = rng.integers(0, 256, channels)
     return pixels
 
 
@@ -110,7 +111,7 @@ def make_reds(folder: Path, clips: int = 2, frames: int = 10, size: tuple[int, i
 
 
 def make_bsds500(folder: Path, train: int = 2, val: int = 1, test: int = 2, size: tuple[int, int] = (48, 32)) -> Path:
-    """BSDS500-master/BSDS500/data/images/{train,val,test}/N.jpg, every second one upright; with a Thumbs.db, as it really has."""
+    """BSDS500-master/BSDS500/data/images/{train,val,test}/N.jpg, every second one upright; with a Thumbs.db."""
     root = folder / "BSDS500-master/BSDS500/data/images"
     seed = 12000
     for split, count in {"train": train, "val": val, "test": test}.items():
@@ -122,14 +123,15 @@ def make_bsds500(folder: Path, train: int = 2, val: int = 1, test: int = 2, size
 
 
 def make_kohler(folder: Path, images: int = 4, kernels: int = 12, frames: int = 3, size: tuple[int, int] = (40, 40)) -> Path:
-    """Kohler/{Blurry<i>_<j>.png, Image<i>/Kernel<j>/GroundTruth<i>_<j>_<k>.png}: `frames` (really 198 to 200) sharp ones a shot."""
+    """Kohler/{Blurry<i>_<j>.png, Image<i>/Kernel<j>/GroundTruth<i>_<j>_<k>.png}, `frames` sharp ones a shot (really 199)."""
     root = folder / "Kohler"
     for i in range(1, images + 1):
         sharp = sharp_pixels(15000 + i, size)
         for j in range(1, kernels + 1):
             write_picture(root / f"Blurry{i}_{j}.png", blurred(sharp, 3 + j % 4))
             for k in range(1, frames + 1):
-                write_picture(root / f"Image{i}/Kernel{j}/GroundTruth{i}_{j}_{k}.png", np.roll(sharp, k - 1 - frames // 2, axis=1))
+                moved = np.roll(sharp, k - 1 - frames // 2, axis=1)
+                write_picture(root / f"Image{i}/Kernel{j}/GroundTruth{i}_{j}_{k}.png", moved)
     return folder
 
 
@@ -154,7 +156,8 @@ def make_levin_mat(folder: Path, images: int = 4, kernels: int = 8) -> Path:
     root.mkdir(parents=True)
     for i in range(images):
         for k in range(1, kernels + 1):
-            (root / f"im0{5 + i}_flit0{k}.mat").write_bytes(b"MATLAB 5.0 MAT-file, a miniature".ljust(124) + b"\x00\x01IM" + bytes(64))
+            header = b"MATLAB 5.0 MAT-file, a miniature".ljust(124) + b"\x00\x01IM"
+            (root / f"im0{5 + i}_flit0{k}.mat").write_bytes(header + bytes(64))
     return folder
 
 

@@ -242,6 +242,8 @@ def test_realblur_without_its_list(tmp_path):
     miniatures.make_realblur(tmp_path, lists=False)
     with pytest.raises(ValueError, match=says("no official list", "RealBlur/RealBlur_R_test_list.txt", "realblur.py")):
         find_pairs("realblur_r", tmp_path)
+    with pytest.raises(ValueError, match=says("no official list", "RealBlur_J_train_list.txt", "realblur.py", "--train fetches it")):
+        find_pairs("realblur_j", tmp_path, "train")
     touch(tmp_path, "datalist/RealBlur_R_test_list.txt")
     top = REALBLUR["R"]
     (tmp_path / "datalist/RealBlur_R_test_list.txt").write_text(

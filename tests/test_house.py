@@ -13,8 +13,8 @@ LIBRARY = ROOT / "tinymsg"
 MODULES = sorted(LIBRARY.glob("*.py"))
 COMMANDS = sorted((LIBRARY / "commands").glob("*.py"))
 # Each module imports only from those before it
-ORDER = ("rng", "scenes", "blur", "data", "datasets", "schedule", "unet", "guidance", "model", "results", "train", "sample",
-         "evaluate", "fid", "niqe", "align", "published", "ledger", "paper", "choose", "report",
+ORDER = ("rng", "scenes", "blur", "data", "datasets", "packed", "packing", "schedule", "unet", "guidance", "model", "results",
+         "train", "sample", "evaluate", "fid", "niqe", "align", "published", "ledger", "paper", "choose", "report",
          "toy", "checks", "explore", "commands", "__main__")  # fmt: skip
 
 

@@ -68,6 +68,7 @@ def find_pairs(name: str, root: str | Path = "data", split: str = "test", blur: 
         _insist(known, split, pairs, there, complete)
     except _Absent as absent:
         script = f"python data_scripts/{known.script} --folder {root}"
+        script += " --train" if known.script == "realblur.py" and split == "train" else ""  # its training lists are extra
         raise ValueError(f"{known.title}, {split}: {absent}; {script} fetches it") from None
     twice = next((a.name for a, b in zip(there, there[1:], strict=False) if a.name == b.name), None)
     if twice:
@@ -92,7 +93,7 @@ def get_dataset(name: str) -> DataSet:
 def _insist(known: DataSet, split: str, pairs: list[Pair], there: list[Pair], complete: bool) -> None:
     """Raise _Absent for what is missing: always if nothing is left, and for anything if `complete`."""
     if pairs and (complete or not there) and len(there) < len(pairs):
-        first = next(pair for pair in pairs if pair not in there)
+        first = min(set(pairs) - set(there))
         lost = next((path for path in (first.blurry, *sharp_paths(first)) if not path.is_file()), first.blurry)
         raise _Absent(f"{len(pairs) - len(there)} of {len(pairs)} pairs lack a picture, the first: {lost}")
     if not complete and there:

@@ -1,0 +1,436 @@
+"""Packing: whatever happens on the way, the result is the same, whole and right; and the command, as a user types it."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import miniatures
+import numpy as np
+import pytest
+from PIL import Image
+
+from tinymsg import packing
+from tinymsg.__main__ import main
+from tinymsg.data import ImageError
+from tinymsg.datasets import Pair, find_pairs
+from tinymsg.packed import PackedPairs, open_frames, read_manifest
+from tinymsg.packing import folder_pairs, pack
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture
+def root(tmp_path) -> Path:
+    """A miniature GoPro (6 pairs to train on) and RealBlur (sizes differ), to be changed at will."""
+    miniatures.make_gopro(tmp_path / "data")
+    return miniatures.make_realblur(tmp_path / "data")
+
+
+@pytest.fixture(scope="module")
+def expected(tmp_path_factory) -> dict[str, bytes]:
+    """The files of an uninterrupted pack of `root`'s GoPro."""
+    folder = miniatures.make_gopro(tmp_path_factory.mktemp("uninterrupted"))
+    pack(gopro(folder), folder / "out", "gopro", workers=1)
+    return content(folder / "out")
+
+
+def gopro(root: Path) -> list[Pair]:
+    return find_pairs("gopro", root, "train", complete=False)
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+
+def run(*arguments) -> int:
+    return main(["pack", *map(str, arguments)])
+
+
+# --- what is packed ---------------------------------------------------------------------------------------------
+
+
+def test_pixels_are_the_pictures(root, tmp_path):
+    pairs = gopro(root)
+    manifest = pack(pairs, tmp_path / "out", "gopro", workers=1)
+    assert sorted(content(tmp_path / "out")) == ["manifest.json", "pairs.npy"] and not (tmp_path / "out.part").exists()
+    frames = np.load(tmp_path / "out/pairs.npy")  # any program reads it
+    assert frames.shape == (6, 2, 32, 48, 3) and frames.dtype == np.uint8
+    for frame, pair in zip(frames, pairs, strict=True):
+        assert np.array_equal(frame[0], np.array(Image.open(pair.sharp))) and np.array_equal(
+            frame[1], np.array(Image.open(pair.blurry))
+        )
+    assert [row[0] for row in manifest["pairs"]] == [pair.name for pair in pairs]
+    assert manifest == read_manifest(tmp_path / "out") and manifest["tinymsg"] == packing.__version__
+
+
+def test_sizes_that_differ_are_padded_with_zeros(root, tmp_path):
+    pairs = find_pairs("realblur_r", root, "test", complete=False)
+    manifest = pack(pairs, tmp_path / "out", "realblur_r", "test", workers=1)
+    frames = open_frames(tmp_path / "out", manifest["shape"])
+    for frame, pair, (_, h, w, _) in zip(frames, pairs, manifest["pairs"], strict=True):
+        for side, path in ((0, pair.sharp), (1, pair.blurry)):
+            pixels = np.array(Image.open(path))
+            assert pixels.shape == (h, w, 3) and np.array_equal(frame[side, :h, :w], pixels)
+            assert not frame[side, h:].any() and not frame[side, :, w:].any()
+
+
+def test_pictures_that_are_turned_gray_or_deep(tmp_path):
+    """Sizes are read from headers, pixels by read_image: they must agree whatever the file is."""
+    folder = tmp_path / "mine"
+    pixels = miniatures.sharp_pixels(0, (12, 8))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by a quarter
+    for side in ("blur", "sharp"):
+        (folder / side).mkdir(parents=True)
+        Image.fromarray(pixels).save(folder / side / "a.jpg", exif=exif)
+        Image.fromarray(pixels).save(folder / side / "b.png", exif=exif)
+        Image.fromarray(pixels[..., 0]).save(folder / side / "c.png")
+        Image.fromarray(pixels[..., 0].astype(np.uint16) * 257).save(folder / side / "d.png")
+    manifest = pack(folder_pairs(folder), tmp_path / "out", "mine", workers=1)
+    assert [row[:3] for row in manifest["pairs"]] == [
+        ["blur/a.jpg", 12, 8], ["blur/b.png", 12, 8], ["blur/c.png", 8, 12], ["blur/d.png", 8, 12]]  # fmt: skip
+    frames = open_frames(tmp_path / "out", manifest["shape"])
+    assert np.array_equal(frames[1, 0, :12, :8], np.rot90(pixels, -1))
+    for gray in (frames[2], frames[3]):
+        assert np.array_equal(gray[1, :8, :12], np.repeat(pixels[..., :1], 3, axis=2))
+
+
+def test_workers_do_not_change_the_result(root, tmp_path):
+    manifests = [pack(gopro(root), tmp_path / f"out{workers}", "gopro", workers=workers) for workers in (1, 2)]
+    assert manifests[0] == manifests[1] and content(tmp_path / "out1") == content(tmp_path / "out2")
+
+
+def test_pictures_that_cannot_be_packed(root, tmp_path):
+    pairs, out = gopro(root), tmp_path / "out"
+    with pytest.raises(ValueError, match="no pairs to pack"):
+        pack([], out, "gopro")
+    with pytest.raises(ValueError, match="two pairs are named GOPR0372_07_00/000047"):
+        pack([pairs[0], *pairs], out, "gopro")
+    with pytest.raises(ValueError, match="2 sharp frames and no one target"):
+        pack([Pair("a", (pairs[0].sharp, pairs[1].sharp), pairs[0].blurry)], out, "kohler")
+    whole = pairs[3].sharp.read_bytes()
+    miniatures.write_picture(pairs[3].sharp, miniatures.sharp_pixels(1, (47, 32)))
+    with pytest.raises(ImageError, match="000047.png: sizes of the pair differ, 32x48 and 32x47"):
+        pack(pairs, out, "gopro", workers=1)
+    pairs[3].sharp.write_bytes(b"<html>")
+    with pytest.raises(ImageError, match="sharp/000047.png: not a picture that can be read"):
+        pack(pairs, out, "gopro", workers=1)
+    assert not out.exists()
+    for workers in (1, 2):  # whose end is missing: the header is right
+        pairs[3].sharp.write_bytes(whole[: len(whole) // 2])
+        with pytest.raises(ImageError, match="sharp/000047.png: damaged or unreadable"):
+            pack(pairs, out, "gopro", workers=workers)
+        assert not out.exists()
+        pairs[3].sharp.write_bytes(whole)
+        pack(pairs, out, "gopro", workers=workers, verify=True)  # goes on
+        shutil.rmtree(out)
+
+
+# --- interruptions ----------------------------------------------------------------------------------------------
+
+
+class Stop(BaseException):
+    """As sudden as a kill, but in this process."""
+
+
+@pytest.fixture
+def broken_at(monkeypatch):
+    """broken_at(owner, name, n): the n-th call from now on of a function does not happen, nor anything after it."""
+
+    def arm(owner, name: str, n: int) -> None:
+        original, calls = getattr(owner, name), iter(range(10**6))
+
+        def wrapped(*args, **kwargs):
+            if next(calls) == n:
+                raise Stop
+            return original(*args, **kwargs)
+
+        monkeypatch.setattr(owner, name, wrapped)
+
+    return arm
+
+
+@pytest.mark.parametrize(("owner", "name", "n"), [
+    (packing, "_note", 0), (packing, "_note", 1), (packing, "_note", 4), (packing, "_decode_one", 3), (packing, "_decode_one", 6),
+    (packing, "_allocate", 0), (packing, "frame_hashes", 0), (packing, "_write_manifest", 0), (packing, "_compare", 0),
+    (packing, "_sync", 0), (packing, "_sync", 1), (packing, "_sync", 2), (packing, "_sync", 3),
+    (Path, "replace", 0), (Path, "unlink", 0),
+])  # fmt: skip
+def test_a_stop_at_any_place_changes_nothing(root, tmp_path, expected, broken_at, monkeypatch, owner, name, n):
+    pairs = gopro(root)
+    with monkeypatch.context():
+        broken_at(owner, name, n)
+        with pytest.raises(Stop):
+            pack(pairs, tmp_path / "out", "gopro", workers=1)
+    monkeypatch.undo()
+    late = (name, n) in (("_sync", 3), ("unlink", 0))  # after the folder got its name
+    assert (tmp_path / "out").exists() == late
+    pack(pairs, tmp_path / "out", "gopro", workers=1)
+    assert content(tmp_path / "out") == expected and not (tmp_path / "out.part").exists()
+
+
+def interrupted(root: Path, out: Path, broken_at, monkeypatch, after: int) -> Path:
+    """An unfinished pack of `after` pairs; returns its folder."""
+    broken_at(packing, "_note", 1 + after)
+    with pytest.raises(Stop):
+        pack(gopro(root), out, "gopro", workers=1)
+    monkeypatch.undo()
+    return out.with_name(out.name + ".part")
+
+
+def decoded(monkeypatch) -> list[int]:
+    """The numbers of the pairs that are decoded and written from now on."""
+    numbers, original = [], packing._decode_one
+    monkeypatch.setattr(packing, "_decode_one", lambda job, pixels, offset: (
+        numbers.append(job.number) if pixels else None, original(job, pixels, offset))[1])  # fmt: skip
+    return numbers
+
+
+def test_only_what_is_missing_is_decoded(root, tmp_path, broken_at, monkeypatch):
+    interrupted(root, tmp_path / "out", broken_at, monkeypatch, after=4)
+    numbers = decoded(monkeypatch)
+    pack(gopro(root), tmp_path / "out", "gopro", workers=1)
+    assert numbers == [4, 5]
+    pack(gopro(root), tmp_path / "out", "gopro", workers=1)
+    assert numbers == [4, 5]  # packed already
+
+
+@pytest.mark.parametrize("damage", ["torn line", "garbage", "pixels lost", "file lost", "picture changed", "journal lost"])
+def test_what_a_power_cut_leaves_is_repaired(root, tmp_path, expected, broken_at, monkeypatch, damage):
+    work = interrupted(root, tmp_path / "out", broken_at, monkeypatch, after=4)
+    journal, pixels = work / "journal.jsonl", work / "pairs.npy"
+    missing = [4, 5]
+    if damage == "torn line":
+        journal.write_bytes(journal.read_bytes()[:-20])
+        missing = [3, 4, 5]
+    elif damage == "garbage":
+        journal.write_bytes(journal.read_bytes() + b"\xff\x00\xfe\n" + b'{"number": 5}\n')
+    elif damage == "pixels lost":
+        holey = bytearray(pixels.read_bytes())
+        holey[-5 * 2 * 32 * 48 * 3 : -4 * 2 * 32 * 48 * 3] = bytes(2 * 32 * 48 * 3)  # the second pair
+        pixels.write_bytes(holey)
+        missing = [4, 5, 1]
+    elif damage == "file lost":
+        pixels.unlink()
+        missing = [4, 5, 0, 1, 2, 3]
+    elif damage == "picture changed":
+        miniatures.write_picture(gopro(root)[2].blurry, miniatures.sharp_pixels(99, (48, 32)))
+        missing = [2, 4, 5]
+    elif damage == "journal lost":
+        journal.unlink()
+        missing = [0, 1, 2, 3, 4, 5]
+    numbers = decoded(monkeypatch)
+    pack(gopro(root), tmp_path / "out", "gopro", workers=1)
+    assert numbers == missing
+    assert (content(tmp_path / "out") == expected) == (damage != "picture changed")
+
+
+def test_a_disk_that_loses_what_it_is_given(root, tmp_path, monkeypatch):
+    original = packing._decode_one
+
+    def forgetful(job, pixels, offset):
+        return original(job, None if job.number == 2 else pixels, offset)
+
+    monkeypatch.setattr(packing, "_decode_one", forgetful)
+    with pytest.raises(ValueError, match="other bytes than were written, first for GOPR0372_07_00/000049: check the disk"):
+        pack(gopro(root), tmp_path / "out", "gopro", workers=1)
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_unfinished_pack_of_something_else(root, tmp_path, broken_at, monkeypatch):
+    work = interrupted(root, tmp_path / "out", broken_at, monkeypatch, after=2)
+    other = find_pairs("gopro", root, "train", "blur_gamma", complete=False)
+    with pytest.raises(
+        ValueError, match=r"out.part is an unfinished pack of something else \(source gopro, split train, blur blur,"
+    ):
+        pack(other, tmp_path / "out", "gopro", blur="blur_gamma", workers=1)
+    with pytest.raises(ValueError, match="unfinished pack of something else"):
+        pack(gopro(root)[:5], tmp_path / "out", "gopro", workers=1)
+    shutil.rmtree(work)
+    pack(other, tmp_path / "out", "gopro", blur="blur_gamma", workers=1)
+
+
+def test_two_at_once(root, tmp_path):
+    with packing._journal(tmp_path / "out.part"), pytest.raises(ValueError, match="another process is packing into .*out.part"):
+        pack(gopro(root), tmp_path / "out", "gopro", workers=1)
+
+
+def test_too_little_space(root, tmp_path, monkeypatch):
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(packing.shutil, "disk_usage", lambda path: usage._replace(free=50_000))
+    with pytest.raises(ValueError, match=r"0.00 GB are needed for .*pairs.npy, 0.00 GB are free"):
+        pack(gopro(root), tmp_path / "out", "gopro", workers=1)
+
+
+def gone(group: int) -> bool:
+    """Whether no process of a group is left, after at most five seconds."""
+    for _ in range(500):
+        try:
+            os.killpg(group, 0)
+        except ProcessLookupError:
+            return True
+        time.sleep(0.01)
+    return False
+
+
+@pytest.fixture
+def many(tmp_path) -> Path:
+    """A GoPro of 240 pairs: four pictures under many names."""
+    miniatures.make_gopro(tmp_path / "few", train=1, test=0, frames=4, size=(320, 180))
+    source = tmp_path / "few/GOPRO_Large/train/GOPR0372_07_00"
+    for kind in ("sharp", "blur"):
+        for i, path in enumerate(sorted((source / kind).iterdir())):
+            targets = [tmp_path / f"data/GOPRO_Large/train/GOPR{k}/{kind}/{i}.png" for k in range(100, 160)]
+            miniatures.link_many(path, targets)
+    return tmp_path / "data"
+
+
+def start(root: Path, *more: str) -> subprocess.Popen:
+    command = [sys.executable, "-m", "tinymsg", "pack", "gopro", "--incomplete", "--root", str(root), *more]
+    return subprocess.Popen(command, cwd=ROOT, start_new_session=True, stderr=subprocess.PIPE, text=True)
+
+
+def lines_of(journal: Path) -> int:
+    return journal.read_bytes().count(b"\n") if journal.exists() else 0
+
+
+def wait_for_more(process: subprocess.Popen, journal: Path, lines: int) -> int:
+    """Wait until an earlier run's journal has so many more lines; returns how many it had."""
+    before = lines_of(journal)
+    while process.poll() is None and lines_of(journal) < before + lines:
+        time.sleep(0.002)
+    return before
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="SIGKILL")
+def test_killed_again_and_again(many, tmp_path):
+    work, out = tmp_path / "data/packed/gopro-train.part", tmp_path / "data/packed/gopro-train"
+    journal = work / "journal.jsonl"
+    for workers in ("1", "1", "2"):
+        process = start(many, "--workers", workers)
+        before = wait_for_more(process, journal, 20)
+        os.kill(process.pid, signal.SIGKILL)  # the parent alone: its workers must notice
+        assert process.wait() == -signal.SIGKILL and before + 20 <= lines_of(journal) < 241 and not out.exists()
+        process.stderr.close()
+        assert gone(process.pid)
+    process = start(many, "--workers", "2")
+    before = wait_for_more(process, journal, 20)
+    os.killpg(process.pid, signal.SIGINT)  # Ctrl-C
+    assert process.wait() == 130 and process.stderr.read().endswith(f"stopped; the same command goes on from {work}\n")
+    process.stderr.close()
+    assert gone(process.pid) and before + 20 <= lines_of(journal) < 241
+    pack(gopro(many), out, "gopro", workers=1)
+    pack(gopro(many), tmp_path / "uninterrupted", "gopro", workers=1)
+    assert content(out) == content(tmp_path / "uninterrupted")
+
+
+# --- an `out` that is there -------------------------------------------------------------------------------------
+
+
+def test_what_is_there_is_never_overwritten(root, tmp_path):
+    out = tmp_path / "out"
+    pack(gopro(root), out, "gopro", workers=1)
+    before = content(out)
+    for pairs, source, blur, message in (
+        (
+            find_pairs("gopro", root, "train", "blur_gamma", complete=False),
+            "gopro",
+            "blur_gamma",
+            "with blur blur, not blur_gamma",
+        ),
+        (find_pairs("realblur_j", root, complete=False), "realblur_j", "blur", "source gopro, not realblur_j"),
+        (gopro(root)[:5], "gopro", "blur", "holds 6 other pairs than the 5 of gopro"),
+    ):
+        with pytest.raises(ValueError, match=f"{message}.*choose another --out"):
+            pack(pairs, out, source, blur=blur, workers=1)
+    (tmp_path / "other").mkdir()
+    pack(gopro(root), tmp_path / "other", "gopro", workers=1)  # an empty folder is no loss
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos/holiday.jpg").write_bytes(b"precious")
+    (tmp_path / "file").write_bytes(b"precious")
+    for name in ("photos", "file"):
+        with pytest.raises(ValueError, match=f"{name} exists and is no packed folder"):
+            pack(gopro(root), tmp_path / name, "gopro", workers=1)
+    assert (
+        content(out) == before
+        and (tmp_path / "photos/holiday.jpg").read_bytes() == (tmp_path / "file").read_bytes() == b"precious"
+    )
+
+
+@pytest.mark.parametrize("damage", ["pixel", "picture", "short"])
+def test_verify_compares_file_and_pictures(root, tmp_path, damage):
+    pairs, out = gopro(root), tmp_path / "out"
+    pack(pairs, out, "gopro", workers=1)
+    pack(pairs, out, "gopro", workers=1, verify=True)
+    if damage == "picture":
+        miniatures.write_picture(pairs[3].sharp, miniatures.sharp_pixels(99, (48, 32)))
+        message = "the pictures of GOPR0373_07_01/000047 are not those that were packed"
+    else:
+        bytes_ = bytearray((out / "pairs.npy").read_bytes())
+        bytes_[-1] ^= 1
+        (out / "pairs.npy").write_bytes(bytes_ if damage == "pixel" else bytes_[:-1])
+        message = "pair GOPR0373_07_01/000049 is damaged" if damage == "pixel" else "pairs.npy is damaged"
+    with pytest.raises(ValueError, match=message):
+        pack(pairs, out, "gopro", workers=1, verify=True)
+
+
+# --- the command ------------------------------------------------------------------------------------------------
+
+
+def test_a_data_set_by_name(root, capsys):
+    assert run("gopro", "--root", root, "--workers", 1) == 2
+    error = capsys.readouterr().err
+    assert "6 pairs instead of 2103" in error and f"data_scripts/gopro.py --folder {root} fetches it" in error
+    assert run("gopro", "--root", root, "--workers", 1, "--incomplete") == 0
+    out = root / "packed/gopro-train"
+    said = capsys.readouterr().out
+    assert said.startswith(f"{out}: 6 pairs of gopro train (blur), frames of 48x32, 0.00 GB, SHA-256 ") and said.count("\n") == 1
+    assert run("gopro", "--root", root, "--workers", 1, "--incomplete", "--verify") == 0
+    assert capsys.readouterr().out == said.rstrip("\n") + ", was packed already, verified against the pictures\n"
+    assert run("gopro", "--root", root, "--incomplete", "--blur", "blur_gamma") == 2
+    assert f"{out} holds gopro train with blur blur, not blur_gamma: choose another --out" in capsys.readouterr().err
+    assert run("gopro", "--root", root, "--incomplete", "--workers", 1, "--blur", "blur_gamma", "--out", root / "gamma") == 0
+    assert json.loads((root / "gamma/manifest.json").read_text())["blur"] == "blur_gamma"
+    assert run("realblur_j", "--split", "test", "--root", root, "--workers", 1, "--incomplete") == 0
+    assert len(PackedPairs(root / "packed/realblur_j-test")) == 4
+
+
+def test_a_folder_of_ones_own(root, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for side in ("input", "target"):
+        for i in range(3):
+            miniatures.write_picture(tmp_path / "mine" / side / f"{i}.png", miniatures.sharp_pixels(i, (20, 16)))
+    assert run("mine", "--workers", 1) == 0
+    assert run(tmp_path / "mine/", "--workers", 1) == 0  # by another name for the same folder
+    assert "data/packed/mine-train: 3 pairs of mine train" in capsys.readouterr().out
+    assert PackedPairs("data/packed/mine-train").names == ["input/0.png", "input/1.png", "input/2.png"]
+    assert run("data/packed/mine-train") == 0 and "packed already" in capsys.readouterr().out
+    shutil.rmtree("mine")  # the pictures are not needed any more
+    assert run("data/packed/mine-train", "--verify") == 0 and "every checksum is right" in capsys.readouterr().out
+    Path("data/packed/mine-train/pairs.npy").write_bytes(Path("data/packed/mine-train/pairs.npy").read_bytes()[:-1] + b"!")
+    assert run("data/packed/mine-train", "--verify") == 2 and "1 of 3 pairs are damaged" in capsys.readouterr().err
+
+
+def test_mistakes_are_one_sentence(root, tmp_path, capsys, monkeypatch):
+    for arguments, message in (
+        (["nowhere"], "nowhere is neither a data set (gopro, hide,"),
+        (["bsds500"], "bsds500 is neither a data set"),
+        ([str(root / "packed")], "is neither a data set"),
+        ([str(root / "GOPRO_Large/train/GOPR0372_07_00/sharp")], "no pairs below"),
+        (["reds", "--root", str(root)], "REDS has no split 'train'; it has test, val"),
+    ):
+        assert run(*arguments) == 2
+        error = capsys.readouterr().err
+        assert message in error and error.count("\n") == 1
+
+    def full(job, pixels, offset):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(packing, "_decode_one", full)
+    assert run("gopro", "--root", root, "--workers", 1, "--incomplete") == 2
+    assert f"No space left on device; what is done stays in {root}/packed/gopro-train.part" in capsys.readouterr().err
