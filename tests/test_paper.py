@@ -183,6 +183,27 @@ def test_each_picture_is_restored_once_and_scored_as_it_is_on_disk(root, entry, 
     assert again.path.read_bytes() == before
 
 
+def test_a_picture_of_ours_that_a_power_cut_emptied_is_made_anew(root, entry, tmp_path):
+    test, rows = open_set("gopro", root, complete=False, limit=1), rows_of([entry])
+    finish(test, rows, tmp_path)
+    lost = pictures(tmp_path)[0]
+    whole = lost.read_bytes()
+    lost.write_bytes(b"")
+    (tmp_path / "scores.jsonl").unlink()
+    _, failures = finish(test, rows, tmp_path)
+    assert len(failures) == 1 and "removed: the same command restores it anew" in failures[0]
+    _, failures = finish(test, rows, tmp_path)
+    assert failures == [] and lost.read_bytes() == whole
+    assert len(list(root.rglob("test/*/blur/*.png"))) == 3  # nothing of the data was removed
+
+
+def test_realblur_without_opencv_is_said_at_once(root, monkeypatch):
+    monkeypatch.setattr(paper, "find_spec", lambda name: None)
+    with pytest.raises(ValueError, match="opencv-python-headless.*--align plain"):
+        open_set("realblur_j", root, complete=False)
+    assert open_set("realblur_j", root, complete=False, protocol="plain").protocol == "plain"
+
+
 def test_a_metric_that_comes_later_needs_no_restoring(root, entry, tmp_path):
     test, rows = open_set("gopro", root, complete=False), rows_of([entry])
     finish(test, rows, tmp_path)

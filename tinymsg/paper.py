@@ -13,6 +13,7 @@ REDS, fits compressed input; FID and KID see whole pictures; NIQE is `niqe.py`, 
 import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, replace
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -136,6 +137,8 @@ def _protocol(name: str, asked: str | None) -> str:
     protocol = asked or PROTOCOL_OF.get(name, "plain")
     if protocol not in PROTOCOLS:
         raise ValueError(f"unknown protocol {protocol!r}; known: {', '.join(PROTOCOLS)}")
+    if protocol == "realblur" and find_spec("cv2") is None:
+        raise ValueError("RealBlur's protocol needs opencv-python-headless, of the extra `full`; --align plain does without it")
     return protocol
 
 
@@ -185,9 +188,9 @@ class Scorer:
         """Of the sharp pictures themselves, only what needs no other picture."""
         return tuple(m for m in self.metrics if row.kind != "sharp" or m == "niqe")
 
-    def score(self, path: Path, truths: list[Tensor], protocol: str, metrics: tuple[str, ...]) -> dict:
+    def score(self, estimate: Tensor, truths: list[Tensor], protocol: str, metrics: tuple[str, ...]) -> dict:
         """Scores of one picture by stored name; a sentence in the place of a number that there cannot be."""
-        estimate, truths, scores = read_image(path).to(self.device), [truth.to(self.device) for truth in truths], {}
+        estimate, truths, scores = estimate.to(self.device), [truth.to(self.device) for truth in truths], {}
         if {"psnr", "ssim"} & set(metrics):
             found = PROTOCOLS[protocol](estimate, truths)
             scores |= {m: round(found[m], 5) for m in ("psnr", "ssim") if m in metrics}
@@ -293,8 +296,18 @@ def _score_pair(test: TestSet, row: Row, pair: Pair, out: Path, ledger: Ledger, 
     known = ledger.get(key)
     metrics = tuple(m for m in scorer.wanted(row) if scorer.stored(m) not in known)
     if metrics and path.is_file():
-        truths = [read_image(sharp) for sharp in sharp_paths(pair)]
-        ledger.add(key, scorer.score(path, truths, test.protocol, metrics))
+        estimate, truths = _read_own(path, row), [read_image(sharp) for sharp in sharp_paths(pair)]
+        ledger.add(key, scorer.score(estimate, truths, test.protocol, metrics))
+
+
+def _read_own(path: Path, row: Row) -> Tensor:
+    try:
+        return read_image(path)
+    except ImageError as error:
+        if row.kind == "model":  # written by us, and lost since, as by a power cut
+            path.unlink(missing_ok=True)
+            raise ImageError(f"{error}; removed: the same command restores it anew") from None
+        raise
 
 
 def score_whole_set(test: TestSet, row: Row, out: Path, ledger: Ledger, scorer: Scorer) -> dict:
