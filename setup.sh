@@ -94,7 +94,7 @@ rm -f "$done_stamp"
 : >"$busy_stamp"
 say "installing what pyproject.toml asks for, at the versions of constraints.txt"
 say "(with PyTorch's GPU libraries up to 6 GB of disk and some minutes the first time; safe to interrupt)"
-"$venv/bin/python" -m pip install --disable-pip-version-check -c constraints.txt -e '.[course,test]' ||
+"$venv/bin/python" -m pip install --disable-pip-version-check -c constraints.txt -e '.[course,full,test]' ||
     fail "pip could not finish (see above); once that is mended, the same command goes on from here"
 "$venv/bin/python" -c 'import torch, torchvision.ops' ||
     fail "torch and torchvision do not work together (see above): they must come from the same build"

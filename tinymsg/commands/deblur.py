@@ -44,7 +44,7 @@ def run(args: argparse.Namespace) -> int:
             if target.exists() and not args.overwrite:
                 raise ImageError(f"{target} exists; --overwrite replaces it")
             x = to_model(read_image(source))[None].to(device)
-            _check_memory(source, x, model.config)
+            check_memory(source, x, model.config)
             # Seeded a file: a picture's result does not depend on which others were given
             generator = torch.Generator(device).manual_seed(args.seed)
             with tqdm(desc=source.name, unit="step", leave=False) as bar:
@@ -101,7 +101,7 @@ def _jobs(inputs: list[Path], output: Path) -> list[tuple[Path, Path]]:
 _BYTES_PER_PIXEL_AND_CHANNEL = {True: 35, False: 65}
 
 
-def _check_memory(source: Path, x, config) -> None:
+def check_memory(source: Path, x, config) -> None:
     """Refuse, before the system would kill us, a picture that cannot fit."""
     import torch
 

@@ -1,0 +1,133 @@
+"""The sampler's setting is chosen on pictures that are in no test set, cell by cell, and the search resumes."""
+
+import json
+import sys
+
+import miniatures
+import pytest
+import torch
+
+from tinymsg import choose
+from tinymsg.__main__ import main
+from tinymsg.choose import GRID_MAX_NOISE, GRID_STEPS, Centres, choose_setting, held_out, validation_pairs
+from tinymsg.data import ImageError
+from tinymsg.datasets import Pair, find_pairs
+from tinymsg.evaluate import MetricUnavailable, Setting, choose_cell
+from tinymsg.ledger import Ledger
+from tinymsg.model import save_model
+from tinymsg.paper import Entry
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    return miniatures.make_gopro(tmp_path_factory.mktemp("data"), train=6)
+
+
+@pytest.fixture
+def entry(tiny_model):
+    return Entry("tiny", tiny_model(), "0" * 64, Setting("ddim", samples=3))
+
+
+def test_the_grid_is_dvsrs():
+    assert GRID_STEPS == (10, 20, 30, 50, 100, 200, 300, 500) and GRID_MAX_NOISE == (0.01, 0.02, 0.05, 0.1, 0.2, 0.5)
+
+
+def test_what_is_held_out():
+    pairs = [Pair(f"{s}/{i}", None, None) for s in "abcdef" for i in range(3)]
+    assert [pair.name for pair in held_out(pairs)] == ["f/0", "f/1", "f/2"]
+    flat = [Pair(f"{i:03d}", None, None) for i in range(40)]
+    assert [pair.name for pair in held_out(flat)] == ["038", "039"]
+    two = [Pair(f"{s}/{i}", None, None) for s in "ab" for i in range(3)]
+    assert [pair.name for pair in held_out(two)] == ["b/2"]  # the last sequence would be half of all
+
+
+def test_validation_is_of_the_training_split_and_not_of_a_test_set(root):
+    pairs = validation_pairs(2, root, complete=False)
+    train, test = ({p.sharp for p in find_pairs("gopro", root, split, complete=False)} for split in ("train", "test"))
+    chosen = {pair.sharp for pair in pairs.pairs}
+    assert len(chosen) == 2 and chosen <= train and not chosen & test
+    assert {path.parent.parent.name for path in chosen} == {max(path.parent.parent.name for path in train)}
+    assert pairs.name == "2 of 3 pairs held out of GoPro train (blur)"
+    with pytest.raises(ValueError, match="gopro.py"):
+        validation_pairs(2, root / "nowhere")
+
+
+def test_centres(root):
+    pairs = validation_pairs(2, root, complete=False)
+    y0, x = pairs.crops(torch.tensor([1, 0]), 16)
+    assert y0.shape == x.shape == (2, 3, 16, 16) and not torch.equal(y0, x)
+    from tinymsg.data import read_image, to_model
+
+    torch.testing.assert_close(y0[0], to_model(read_image(pairs.pairs[1].sharp)[:, 8:24, 16:32]))
+    torch.testing.assert_close(x[1], to_model(read_image(pairs.pairs[0].blurry)[:, 8:24, 16:32]))
+    with pytest.raises(ImageError, match="48x32 is smaller than the 40 pixels"):
+        Centres(pairs.pairs, "x").crops(torch.tensor([0]), 40)
+
+
+def test_the_search_is_frozen_resumes_and_never_mixes(root, entry, tmp_path, monkeypatch):
+    ledger, pairs, lines = Ledger(tmp_path / "scores.jsonl"), validation_pairs(2, root, complete=False), []
+    grid = {"steps": (1, 3), "max_noise": (0.5, 0.9)}
+    setting, cells = choose_setting(entry, pairs, 32, "compromise", ledger, **grid, progress=lines.append)
+    best = choose_cell(cells)
+    assert setting == Setting("ddim", best["steps"], best["max_noise"], 3) and len(cells) == len(lines) == 4
+    assert [(c["steps"], c["max_noise"]) for c in cells] == [(1, 0.5), (1, 0.9), (3, 0.5), (3, 0.9)]
+    by_psnr, _ = choose_setting(entry, pairs, 32, "psnr", ledger, **grid)
+    assert max(cells, key=lambda c: c["psnr"])["steps"] == by_psnr.steps
+    # A search that was cut short goes on: what the file holds is not computed again
+    computed = []
+    real = choose.grid_search
+    monkeypatch.setattr(choose, "grid_search", lambda *a, **k: (computed.append(a[4:6]), real(*a, **k))[1])
+    short = tmp_path / "short.jsonl"
+    short.write_text("".join(ledger.path.read_text().splitlines(keepends=True)[:3]))
+    again, same = choose_setting(entry, pairs, 32, "compromise", Ledger(short), **grid)
+    assert again == setting and same == cells and computed == [((3,), (0.9,))]
+    for change in ({"weights": "1" * 64}, {"setting": Setting("ancestral")}):
+        computed.clear()
+        choose_setting(Entry(**{**vars(entry), **change}), pairs, 32, "compromise", ledger, **grid)
+        assert len(computed) == 4
+    computed.clear()
+    choose_setting(entry, pairs, 16, "compromise", ledger, **grid)
+    assert len(computed) == 4
+
+
+def test_cells_that_cannot_be_undone_are_left_out_and_said(root, entry, tmp_path):
+    ledger, pairs, lines = Ledger(tmp_path / "scores.jsonl"), validation_pairs(1, root, complete=False), []
+    setting, cells = choose_setting(entry, pairs, 16, "psnr", ledger, (1, 500), (0.5,), lines.append)
+    assert setting.steps == 1 and len(cells) == 1 and "left out" in lines[1] and "1e-60" in lines[1]
+    with pytest.raises(ValueError, match="no cell of the grid"):
+        choose_setting(entry, pairs, 16, "psnr", ledger, (500,), (0.5,))
+    with pytest.raises(ValueError, match="unknown choice 'beauty'; known: compromise, psnr"):
+        choose_setting(entry, pairs, 16, "beauty", ledger)
+
+
+def test_choosing_by_a_metric_that_is_not_there_is_said_first(root, entry, tmp_path, monkeypatch):
+    def unavailable(*_):
+        raise MetricUnavailable("no weights here")
+
+    monkeypatch.setattr(choose, "lpips_distance", unavailable)
+    with pytest.raises(MetricUnavailable, match="no weights"):
+        choose_setting(entry, validation_pairs(1, root, complete=False), 16, "lpips", Ledger(tmp_path / "s.jsonl"))
+
+
+def test_the_command_searches_then_freezes(root, tiny_model, tmp_path, monkeypatch, capsys):
+    save_model(tiny_model(), tmp_path / "tiny.safetensors")
+    arguments = ["paper", "--weights", "tiny.safetensors", "--root", str(root), "--incomplete", "--out", "out", "--sets", "gopro",
+                 "--grid", "--grid-steps", "1", "2", "--grid-noise", "0.5", "0.9", "--crop", "16", "--validation", "2",
+                 "--choose", "psnr", "--samples", "1", "--metrics", "psnr", "--device", "cpu"]  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["tinymsg", *arguments])
+    assert main(arguments) == 0
+    results = json.loads((tmp_path / "out/table.json").read_text())
+    found = results["settings"]["tiny"]
+    best = max(found["grid"], key=lambda cell: cell["psnr"])
+    assert (found["setting"]["steps"], found["setting"]["max_noise"]) == (best["steps"], best["max_noise"]) and len(
+        found["grid"]
+    ) == 4
+    assert found["chosen"] == "by psnr, of 4 cells, on 2 of 3 pairs held out of GoPro train (blur)"
+    assert found["chosen"] in (tmp_path / "out/table.md").read_text()
+    before = (tmp_path / "out/table.json").read_bytes()
+    assert main(arguments) == 0 and (tmp_path / "out/table.json").read_bytes() == before
+    assert "steps 1, max_noise 0.5: psnr" in capsys.readouterr().out
+    monkeypatch.setattr(choose, "lpips_distance", lambda *_: (_ for _ in ()).throw(MetricUnavailable("no weights here")))
+    assert main([*arguments, "--choose", "lpips"]) == 2
+    assert "--choose lpips: no weights here" in capsys.readouterr().err
