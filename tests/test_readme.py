@@ -1,10 +1,13 @@
 """The README promises nothing that is not there, and quotes the results file."""
 
+import dataclasses
 import re
 from pathlib import Path
 
 from tinymsg.evaluate import markdown_table
+from tinymsg.model import PROFILES, Config
 from tinymsg.results import read_results
+from tinymsg.training.estimate import table_text
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -29,3 +32,8 @@ def test_the_house_is_drawn_as_it_stands():
 def test_make_targets_exist():
     targets = set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), flags=re.M))
     assert set(re.findall(r"`make (\w+)`", README)) <= targets
+
+
+def test_the_batch_sizes_in_the_readme_are_the_computed_ones():
+    quoted = README.split("<!-- cards -->")[1].split("<!-- /cards -->")[0].strip()
+    assert quoted == table_text(dataclasses.replace(Config(), **PROFILES["full"]))

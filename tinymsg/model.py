@@ -125,9 +125,9 @@ PROFILES: dict[str, dict] = {
     # (Whang 2022) gave us no loss norm, batch, rate, EMA or number of steps: those are ours, and untested at this length
     "full": {
         "widths": (32, 64, 96, 128),  # DvSR, Fig. 10: c, 2c, 3c, 4c; c = 32 as said of its denoiser
-        "blocks": 3, "dropout": 0.0,  # ours: 6.5 M parameters, DvSR's denoiser has about 7 M
+        "blocks": 3, "dropout": 0.0,  # ours: 6.2 M parameters, DvSR's denoiser has about 7 M
         "predict": "eps", "residual": False,  # Ren 2023, Fig. 2: eps, of the sharp image itself
-        "scales": (1, 2, 3),  # ours: Ren 2023 has several, their number is not known to us
+        "scales": (1, 2, 3),  # three by a published summary of Ren 2023; its own text was not seen
         "target": "gray", "inject": "features", "how": "add", "stop_gradient": False,  # Ren 2023, Figs. 3 and 12
         "guidance_width": 64, "guidance_blocks": 3, "guidance_weight": 1.0,  # ours
         "noise_schedule": "linear", "noise_steps": 2000, "noise_max": 0.01,  # levels: SR3, WaveGrad; values: ours
