@@ -1,0 +1,61 @@
+"""The whole road on a miniature of GoPro: download, unpack, verify, pack, train, kill, resume, evaluate, table."""
+
+import time
+
+import pytest
+from bad_server import serve
+from kill_training import EXACT, Real
+from script_cases import mirrors, publish, small  # noqa: F401
+
+from tinymsg.__main__ import main
+from tinymsg.results import read_results
+
+STEPS = 50
+
+
+def trained(trainings, command, log, kill_at=None):
+    """Run the command until it is complete; `kill_at`: killed once its log has come so far. Returns how often it was started."""
+    out, starts = log.with_suffix(""), 0
+    while starts < 5:
+        process = trainings.start([*command, "--out", str(out)], log)
+        starts += 1
+        deadline = time.monotonic() + 240
+        while trainings.poll(process) is None and time.monotonic() < deadline:
+            rows = (out / "log.csv").read_text().count("\n") if (out / "log.csv").exists() else 0
+            if kill_at is not None and rows > kill_at:
+                trainings.kill(process)
+                kill_at = None
+                break
+            time.sleep(0.01)
+        else:
+            assert trainings.poll(process) == 0, log.read_text()
+            return starts
+    pytest.fail(log.read_text())
+
+
+def test_from_a_bad_server_to_the_papers_table(tmp_path, small, capsys, monkeypatch):  # noqa: F811
+    published, folder = publish("gopro", tmp_path / "published"), tmp_path / "data"
+    with serve({name: path.read_bytes() for name, path in published.archives.items()}) as server:
+        assert small("gopro", **mirrors(server, published, "html", "drops"))("--folder", folder) == 0, capsys.readouterr()
+    assert "python -m tinymsg pack gopro" in capsys.readouterr().out
+
+    root = ["--root", str(folder)]
+    assert main(["pack", "gopro", *root, "--incomplete", "--workers", "1", "--verify"]) == 0, capsys.readouterr()
+
+    train = ["train", "--data", "gopro", *root, "--device", "cpu", "--log-every", "1", "--save-every", "7", "--validate-every", "20",
+             "--validation-count", "2", "--validation-size", "32", "--set", f"steps={STEPS}", "widths=16,16", "scales=1", "batch=4",
+             "guidance_width=8", "guidance_blocks=1", "crop=16", "warmup=2", "precision=fp32"]  # fmt: skip
+    assert trained(Real(), train, tmp_path / "whole.log") == 1
+    assert trained(Real(), train, tmp_path / "torn.log", kill_at=STEPS // 2) == 2
+    assert "resuming from" in (tmp_path / "torn.log").read_text()
+    for name in EXACT:
+        assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "torn" / name).read_bytes(), name
+    assert read_results(tmp_path / "torn/run.json")["images_seen"] == 4 * STEPS
+
+    table = ["paper", "--weights", f"mine={tmp_path}/torn/weights.safetensors", "--sets", "gopro", "hide", *root, "--incomplete",
+             "--metrics", "psnr", "ssim", "--steps", "2", "--max-noise", "0.9", "--samples", "2", "--device", "cpu",
+             "--out", str(tmp_path / "paper")]  # fmt: skip
+    assert main(table) == 0, capsys.readouterr()
+    text = (tmp_path / "paper/table.md").read_text()
+    assert "mine" in text and "ours" in text and "Ren 2023" in text and "published" in text
+    assert "data_scripts/hide.py" in text, "what is not there is said, not guessed"
