@@ -24,10 +24,10 @@ import torch.nn.functional as F
 from PIL import Image
 from tinymsg.__main__ import ALLOCATOR
 from tinymsg.data import Batches, Pairs, SyntheticPairs, scene_contents
-from tinymsg.datasets import DATASETS, Pair, find_pairs
+from tinymsg.datasets.layouts import DATASETS, Pair, find_pairs
 from tinymsg.model import PROFILES, Config
-from tinymsg.packed import ListedPairs, PackedPairs, packed_folder
-from tinymsg.packing import folder_pairs, pack
+from tinymsg.datasets.packed import ListedPairs, PackedPairs, packed_folder
+from tinymsg.datasets.packing import folder_pairs, pack
 from tinymsg.scenes import render_scenes
 from tinymsg.train import TrainState, fit
 

@@ -180,7 +180,7 @@ def _before_the_older_one_goes() -> None:
 
 
 def _half_a_row() -> None:
-    from tinymsg import runs
+    from tinymsg.training import runs
 
     def write(table, values):
         if values["step"] % 5 == 0:

@@ -2,7 +2,7 @@
 
 import torch
 
-from tinymsg import fid
+from tinymsg.paper import fid
 
 COLOURS = "tinymsg-test-colours"
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from tinymsg.align import (
+from tinymsg.paper.align import (
     IDENTICAL, PROTOCOLS, best_shift, kohler_scores, masked_ssim, match_intensity, plain_scores, realblur_scores,
     register_homography, shifted_scores,
 )  # fmt: skip

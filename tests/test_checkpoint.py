@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tinymsg.checkpoint import (
+from tinymsg.training.checkpoint import (
     checkpoints,
     is_whole,
     resume,
@@ -222,7 +222,7 @@ def test_a_spoilt_state_is_not_saved(tiny_config, tmp_path):
 
 HOLD = """
 import sys, time
-from tinymsg.checkpoint import training_lock
+from tinymsg.training.checkpoint import training_lock
 with training_lock(sys.argv[1]):
     print("held", flush=True)
     time.sleep(60)

@@ -7,15 +7,15 @@ import miniatures
 import pytest
 import torch
 
-from tinymsg import choose
+from tinymsg.paper import choose
 from tinymsg.__main__ import main
-from tinymsg.choose import GRID_MAX_NOISE, GRID_STEPS, Centres, choose_setting, held_out, validation_pairs
+from tinymsg.paper.choose import GRID_MAX_NOISE, GRID_STEPS, Centres, choose_setting, held_out, validation_pairs
 from tinymsg.data import ImageError
-from tinymsg.datasets import Pair, find_pairs
+from tinymsg.datasets.layouts import Pair, find_pairs
 from tinymsg.evaluate import MetricUnavailable, Setting, choose_cell
-from tinymsg.ledger import Ledger
+from tinymsg.paper.ledger import Ledger
 from tinymsg.model import save_model
-from tinymsg.paper import Entry
+from tinymsg.paper.protocol import Entry
 
 
 @pytest.fixture(scope="module")

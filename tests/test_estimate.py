@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tinymsg.estimate import (
+from tinymsg.training.estimate import (
     CARDS,
     CONTEXT,
     SPARE,
@@ -113,7 +113,7 @@ def test_timing_leaves_the_state_alone(tiny_config):
 
 
 def test_the_line(tiny_config, monkeypatch):
-    monkeypatch.setattr("tinymsg.estimate.seconds_a_step", lambda state, processes: 36.0)
+    monkeypatch.setattr("tinymsg.training.estimate.seconds_a_step", lambda state, processes: 36.0)
     state = TrainState(tiny_config(steps=1000))
     state.step = 500
     line = estimate_line(state)

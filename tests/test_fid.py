@@ -10,9 +10,9 @@ import torch
 from PIL import Image
 from stand_ins import register_colours
 
-from tinymsg import fid
+from tinymsg.paper import fid
 from tinymsg.evaluate import MetricUnavailable
-from tinymsg.fid import SET_METRICS, set_distances
+from tinymsg.paper.fid import SET_METRICS, set_distances
 
 
 @pytest.fixture(autouse=True)

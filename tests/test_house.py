@@ -10,49 +10,70 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 LIBRARY = ROOT / "tinymsg"
-MODULES = sorted(LIBRARY.glob("*.py"))
+PACKAGES = {  # each file of a package imports only from those before it, and from what stands before the package
+    "datasets": ("layouts", "packed", "packing"),
+    "training": ("checkpoint", "estimate", "validation", "runs", "monitor"),
+    "paper": ("fid", "niqe", "align", "published", "ledger", "protocol", "choose", "report"),
+}
+MODULES = sorted([*LIBRARY.glob("*.py"), *(path for package in PACKAGES for path in (LIBRARY / package).glob("*.py"))])
 COMMANDS = sorted((LIBRARY / "commands").glob("*.py"))
 # Each module imports only from those before it
-ORDER = ("rng", "scenes", "blur", "data", "datasets", "packed", "packing", "schedule", "unet", "guidance", "results", "model",
-         "processes", "train", "checkpoint", "estimate", "sample", "evaluate", "validation", "runs",
-         "fid", "niqe", "align", "published", "ledger", "paper", "choose", "report",
-         "shift", "toy", "studies", "checks", "explore", "monitor", "commands", "__main__")  # fmt: skip
+ORDER = ("rng", "scenes", "blur", "data", "datasets", "schedule", "unet", "guidance", "results", "model", "processes", "train",
+         "sample", "evaluate", "shift", "toy", "studies", "checks", "explore", "training", "paper", "commands", "__main__")  # fmt: skip
 
 
-def trees(*parts: str) -> list[tuple[str, ast.Module]]:
-    return [(path.stem, ast.parse(path.read_text())) for path in MODULES if not parts or path.stem in parts]
+PLACES = [".".join(place) for name in ORDER for place in ([(name, file) for file in PACKAGES[name]] if name in PACKAGES else [(name,)])]
 
 
-def imported(tree: ast.Module) -> set[str]:
-    """Modules of the library that a module imports, anywhere in it."""
+def place(path: Path) -> str:
+    """paper.niqe for tinymsg/paper/niqe.py."""
+    return ".".join(path.relative_to(LIBRARY).with_suffix("").parts)
+
+
+def imported(path: Path) -> set[str]:
+    """Places in the library that a module imports from, anywhere in it."""
     names = set()
-    for node in ast.walk(tree):
-        if isinstance(node, ast.ImportFrom) and node.level == 1:
-            names |= {node.module.split(".")[0]} if node.module else {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("tinymsg"):
-            names |= {node.module.removeprefix("tinymsg").lstrip(".")}
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.level:
+            package = path.relative_to(LIBRARY).parts[:-1]
+            base = ".".join([*package[: len(package) - node.level + 1], *filter(None, [node.module])])
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "tinymsg":
+            base = node.module.removeprefix("tinymsg").lstrip(".")
         elif isinstance(node, ast.Import):
             names |= {alias.name.removeprefix("tinymsg.") for alias in node.names if alias.name.startswith("tinymsg")}
-    return names
+            continue
+        else:
+            continue
+        inside = {f"{base}.{alias.name}".lstrip(".") for alias in node.names}
+        names |= inside if base in ("", *PACKAGES) else {base}
+    return {"commands" if name.split(".")[0] == "commands" else name for name in names}
 
 
 def test_every_module_has_its_place():
-    assert {path.stem for path in MODULES} | {"commands"} == {"__init__", *ORDER}
+    here = {place(path) for path in MODULES} - {"__init__", *(f"{package}.__init__" for package in PACKAGES)}
+    assert here | {"commands"} == set(PLACES)
 
 
-@pytest.mark.parametrize("name", [name for name in ORDER if name != "commands"])
-def test_a_module_imports_only_from_those_before_it(name):
-    ((_, tree),) = trees(name)
-    before = {*ORDER[: ORDER.index(name)], "__version__"}
-    assert imported(tree) <= before
-    if name in ("train", "sample", "evaluate"):  # guards this test itself: imports are found
-        assert "model" in imported(tree)
+@pytest.mark.parametrize("path", [path for path in MODULES if path.stem != "__init__"], ids=place)
+def test_a_module_imports_only_from_those_before_it(path):
+    before = {*PLACES[: PLACES.index(place(path))], "__version__"}
+    assert imported(path) <= before
+    if path.stem in ("sample", "evaluate", "runs"):  # guards this test itself: imports are found
+        assert "model" in imported(path)
+    if path.stem == "report":
+        assert "paper.ledger" in imported(path)
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_a_package_names_its_files_in_their_order(package):
+    text = ast.get_docstring(ast.parse((LIBRARY / package / "__init__.py").read_text()), clean=False)
+    assert tuple(re.findall(r"^    (\w+) ", text, flags=re.M)) == PACKAGES[package]
 
 
 def test_importing_loads_neither_figures_nor_metrics():
     heavy = {"matplotlib", "lpips", "ipywidgets", "IPython", "torchmetrics", "torchvision", "skimage", "scipy", "cv2",
              "torch_fidelity"}  # fmt: skip
-    modules = "tinymsg.evaluate, tinymsg.report, tinymsg.choose, tinymsg.toy, tinymsg.checks"
+    modules = "tinymsg.evaluate, tinymsg.paper.report, tinymsg.paper.choose, tinymsg.toy, tinymsg.checks"
     code = f"import sys, {modules}; print(*sorted({heavy} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0 and done.stdout.strip() == "", done.stderr
@@ -65,13 +86,13 @@ def test_help_needs_no_torch():
 
 
 def test_only_explore_draws():
-    for name, tree in trees():
-        if name in ("explore", "monitor"):
+    for path in MODULES:
+        if place(path) in ("explore", "training.monitor"):
             continue
-        for node in ast.walk(tree):
+        for node in ast.walk(ast.parse(path.read_text())):
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
-            assert not any(n.split(".")[0] in ("matplotlib", "ipywidgets", "IPython") for n in names), name
+            assert not any(n.split(".")[0] in ("matplotlib", "ipywidgets", "IPython") for n in names), path
 
 
 @pytest.mark.parametrize("path", MODULES + COMMANDS, ids=lambda p: f"{p.parent.name}/{p.name}")
@@ -108,7 +129,7 @@ def test_no_bare_except_no_star_no_print_in_the_library(path):
 
 def test_a_module_has_its_tests():
     tested = {path.stem.removeprefix("test_") for path in (ROOT / "tests").glob("test_*.py")}
-    untested = {name.strip("_") for name in ORDER} - tested
+    untested = {name.split(".")[-1].strip("_") for name in PLACES} - tested
     assert untested <= {"toy", "checks", "explore", "commands"}  # the lessons run the first three, test_main the last
 
 

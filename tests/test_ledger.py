@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from tinymsg.ledger import Ledger, digest
+from tinymsg.paper.ledger import Ledger, digest
 
 KEY = {"set": "gopro", "image": "a", "setting": {"steps": 5, "max_noise": 0.9}}
 

@@ -7,10 +7,10 @@ import time
 
 import pytest
 
-from tinymsg import monitor
-from tinymsg.checkpoint import save_checkpoint, training_lock
+from tinymsg.training import monitor
+from tinymsg.training.checkpoint import save_checkpoint, training_lock
 from tinymsg.data import write_image
-from tinymsg.monitor import (
+from tinymsg.training.monitor import (
     Progress,
     TrainingMonitor,
     plot_progress,

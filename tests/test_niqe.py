@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 
 from tinymsg.data import photo, write_image
-from tinymsg.niqe import KEYS, Pristine, fit_aggd, fit_pristine, load_pristine, niqe_score, patch_features
+from tinymsg.paper.niqe import KEYS, Pristine, fit_aggd, fit_pristine, load_pristine, niqe_score, patch_features
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +49,7 @@ def test_features_have_their_shape_and_the_sharpest_patch_is_the_sharp_one(photo
 
 def test_the_second_scale_is_the_picture_halved(photographs):
     """A picture of constant gradient has none but constant values: the mirrored border alone differs from a mean of four."""
-    from tinymsg.niqe import _half
+    from tinymsg.paper.niqe import _half
 
     gray = photographs[0][0].double() * 255
     ramp = torch.arange(96.0, dtype=torch.float64).expand(96, 96)

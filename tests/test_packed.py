@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import torch
 
-from tinymsg import packed
+from tinymsg.datasets import packed
 from tinymsg.data import Batches, ImageError, PairedImages, read_image, to_model
-from tinymsg.datasets import find_pairs
-from tinymsg.packed import ListedPairs, PackedPairs, open_pairs, packed_folder, read_manifest
-from tinymsg.packing import pack
+from tinymsg.datasets.layouts import find_pairs
+from tinymsg.datasets.packed import ListedPairs, PackedPairs, open_pairs, packed_folder, read_manifest
+from tinymsg.datasets.packing import pack
 
 MODES = [False, True]  # from the file; from memory
 

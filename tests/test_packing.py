@@ -14,12 +14,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tinymsg import packing
+from tinymsg.datasets import packing
 from tinymsg.__main__ import main
 from tinymsg.data import ImageError
-from tinymsg.datasets import Pair, find_pairs
-from tinymsg.packed import PackedPairs, open_frames, read_manifest
-from tinymsg.packing import folder_pairs, pack
+from tinymsg.datasets.layouts import Pair, find_pairs
+from tinymsg.datasets.packed import PackedPairs, open_frames, read_manifest
+from tinymsg.datasets.packing import folder_pairs, pack
 
 ROOT = Path(__file__).resolve().parents[1]
 

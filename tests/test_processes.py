@@ -27,7 +27,7 @@ from pathlib import Path
 from tinymsg import train
 from tinymsg.model import Config
 from tinymsg.processes import from_first, highest, join_processes, leave_processes, rank_and_processes
-from tinymsg.runs import make_batches
+from tinymsg.training.runs import make_batches
 from tinymsg.train import TrainState, fit
 torch.set_num_threads(1)
 device = join_processes(torch.device("cpu"))

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tinymsg.published import COLUMNS, PUBLISHED
+from tinymsg.paper.published import COLUMNS, PUBLISHED
 
 TABLE_3 = """
 DeblurGAN-v2 | 0.149 | 3.42 | 14.57 | 5.28 | 28.09 | 0.871

@@ -5,12 +5,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from tinymsg.datasets import Pair
-from tinymsg.ledger import Ledger
-from tinymsg.niqe import Pristine
-from tinymsg.paper import SETS, Row, Scorer, TestSet, score_key
-from tinymsg.published import PUBLISHED
-from tinymsg.report import collect, describe, markdown, mean_over_sets, stratified_interval
+from tinymsg.datasets.layouts import Pair
+from tinymsg.paper.ledger import Ledger
+from tinymsg.paper.niqe import Pristine
+from tinymsg.paper.protocol import SETS, Row, Scorer, TestSet, score_key
+from tinymsg.paper.published import PUBLISHED
+from tinymsg.paper.report import collect, describe, markdown, mean_over_sets, stratified_interval
 
 ROWS = [Row("sharp", "sharp"), Row("blurry", "blurry")]
 
@@ -101,7 +101,7 @@ def test_a_niqe_model_of_ones_own_is_marked(ledger, fitted):
     cell = cells(text, "Gopro", "blurry")[3]
     assert cell == f"4.00 ± {1.0:.2f}" + (" ‡" if fitted else "")
     assert ("not comparable with published values" in text.split("NIQE by")[1].splitlines()[0]) == fitted
-    assert "NIQE by tinymsg.niqe with the model" in text
+    assert "NIQE by tinymsg.paper.niqe with the model" in text
 
 
 def test_published_rows_are_marked_and_stand_before_ours(ledger):

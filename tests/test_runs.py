@@ -12,13 +12,13 @@ import torch
 from miniatures import make_gopro
 from PIL import Image
 
-from tinymsg import runs
-from tinymsg.checkpoint import resume, save_checkpoint
+from tinymsg.training import runs
+from tinymsg.training.checkpoint import resume, save_checkpoint
 from tinymsg.data import Batches, SyntheticPairs, scene_contents
 from tinymsg.model import load_model
-from tinymsg.runs import Plan, make_batches, open_data, run
+from tinymsg.training.runs import Plan, make_batches, open_data, run
 from tinymsg.train import NotFiniteError, TrainState
-from tinymsg.validation import Validation
+from tinymsg.training.validation import Validation
 
 CPU = torch.device("cpu")
 

@@ -9,7 +9,7 @@ from tinymsg.data import PairedImages, read_image
 from tinymsg.evaluate import psnr
 from tinymsg.sample import restore
 from tinymsg.train import TrainState, loss_terms
-from tinymsg.validation import (
+from tinymsg.training.validation import (
     LEVELS,
     VALIDATION_SEED,
     Validation,
@@ -102,7 +102,7 @@ def test_every_kind_of_model_is_validated(tiny_config, tmp_path, changes):
 
 
 def test_without_ssim_the_rest_goes_on(tiny_config, tmp_path, monkeypatch):
-    monkeypatch.setattr("tinymsg.validation.available", lambda metrics: (("psnr",), {"ssim": "no torchmetrics"}))
+    monkeypatch.setattr("tinymsg.training.validation.available", lambda metrics: (("psnr",), {"ssim": "no torchmetrics"}))
     row = synthetic_validation(tiny_config(), 1, CPU)(TrainState(tiny_config()), tmp_path)
     assert row["ssim"] != row["ssim"] and row["psnr"] > 0  # NaN: not measured
 

@@ -28,9 +28,9 @@ def add(commands: argparse._SubParsersAction) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Carry it out; returns the exit status."""
-    from ..datasets import DATASETS, find_pairs
-    from ..packed import PackedPairs, is_packed, packed_folder
-    from ..packing import folder_pairs, pack
+    from ..datasets.layouts import DATASETS, find_pairs
+    from ..datasets.packed import PackedPairs, is_packed, packed_folder
+    from ..datasets.packing import folder_pairs, pack
 
     known = args.source in DATASETS
     folder = Path(args.source)

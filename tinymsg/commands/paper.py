@@ -84,8 +84,8 @@ def add(commands: argparse._SubParsersAction) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Carry it out; returns the exit status."""
-    from ..ledger import Ledger
-    from ..paper import Scorer, rows_of
+    from ..paper.ledger import Ledger
+    from ..paper.protocol import Scorer, rows_of
 
     device, out = pick_device(args.device), Path(args.out)
     try:
@@ -108,8 +108,8 @@ def run(args: argparse.Namespace) -> int:
 
 def _open(args: argparse.Namespace) -> tuple[list, dict[str, str]]:
     """(test sets, {name: why it is not there}); a mistyped name is an error, and so is nothing to score."""
-    from .. import paper
-    from ..datasets import get_dataset
+    from ..datasets.layouts import get_dataset
+    from ..paper import protocol as paper
 
     if args.pairs:
         tests = [paper.open_folder(folder, args.blur, args.limit, args.align) for folder in args.pairs]
@@ -130,7 +130,7 @@ def _open(args: argparse.Namespace) -> tuple[list, dict[str, str]]:
 
 
 def _pristine(args: argparse.Namespace):
-    from ..niqe import fit_pristine, load_pristine
+    from ..paper.niqe import fit_pristine, load_pristine
 
     if args.niqe_parameters is None:
         return None
@@ -155,9 +155,9 @@ def _entries(args: argparse.Namespace, device, ledger) -> tuple[list, dict]:
     """(what is evaluated, what the results say of it)."""
     import dataclasses
 
-    from .. import paper
     from ..evaluate import Setting
     from ..model import WEIGHTS
+    from ..paper import protocol as paper
     from ..results import sha256
 
     entries, settings = [], {}
@@ -190,8 +190,8 @@ def _search(args: argparse.Namespace, entry, device, ledger) -> tuple:
     """The entry with the grid's setting, and what the results say of the search."""
     import dataclasses
 
-    from .. import choose
     from ..evaluate import MetricUnavailable
+    from ..paper import choose
 
     if args.steps or args.max_noise:
         raise UserError("--grid chooses steps and noise: leave out --steps and --max-noise, or --grid")
@@ -210,7 +210,7 @@ def _run_set(args: argparse.Namespace, test, rows: list, out: Path, ledger, scor
     """Restore and score a set under a progress bar; the sentences on what failed."""
     from tqdm import tqdm
 
-    from .. import paper
+    from ..paper import protocol as paper
     from .deblur import check_memory
 
     done = paper.run_set(test, rows, out, ledger, scorer, not args.no_restore, check_memory)
@@ -221,8 +221,8 @@ def _run_set(args: argparse.Namespace, test, rows: list, out: Path, ledger, scor
 
 
 def _summarise(test, rows: list, out: Path, ledger, scorer) -> tuple:
-    from ..paper import score_whole_set
-    from ..report import collect
+    from ..paper.protocol import score_whole_set
+    from ..paper.report import collect
 
     whole = {row.label: score_whole_set(test, row, out, ledger, scorer) for row in rows}
     return collect(test, rows, ledger, scorer, whole)
@@ -236,8 +236,8 @@ def _write(out: Path, scorer, sets: dict, values: dict, missing: dict, settings:
     from importlib.metadata import version
     from importlib.util import find_spec
 
-    from ..published import PUBLISHED
-    from ..report import markdown, mean_over_sets
+    from ..paper.published import PUBLISHED
+    from ..paper.report import markdown, mean_over_sets
     from ..results import provenance, write_results
 
     niqe = scorer.pristine and {"source": scorer.pristine.source, "fitted_here": scorer.pristine.fitted_here}

@@ -64,7 +64,7 @@ def run(args: argparse.Namespace) -> int:
     import torch
 
     from .. import processes, train
-    from ..checkpoint import training_lock
+    from ..training.checkpoint import training_lock
 
     config = _config(args)
     if args.estimate:
@@ -101,9 +101,10 @@ def run(args: argparse.Namespace) -> int:
 
 def _train(args: argparse.Namespace, config, device) -> int:
     """Resume, say what will be done, do it; the folder is ours."""
-    from .. import processes, runs, train
-    from ..checkpoint import resume
-    from ..estimate import estimate_line
+    from .. import processes, train
+    from ..training import runs
+    from ..training.checkpoint import resume
+    from ..training.estimate import estimate_line
 
     out = Path(args.out)
     state = train.TrainState(config, device)
@@ -132,7 +133,8 @@ def _train(args: argparse.Namespace, config, device) -> int:
 
 def _estimate(args: argparse.Namespace, config) -> int:
     """Print what a training would take; needs no data."""
-    from .. import estimate, train
+    from .. import train
+    from ..training import estimate
 
     state = train.TrainState(config, pick_device(args.device))
     parameters = sum(p.numel() for p in state.model.parameters()) / 1e6

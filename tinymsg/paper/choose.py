@@ -7,12 +7,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .data import ImageError, read_image, to_model
-from .datasets import Pair, find_pairs, sharp_paths
-from .evaluate import Setting, best_cell, choose_cell, grid_search, lpips_distance
+from ..data import ImageError, read_image, to_model
+from ..datasets.layouts import Pair, find_pairs, sharp_paths
+from ..evaluate import Setting, best_cell, choose_cell, grid_search, lpips_distance
+from ..schedule import make_schedule
 from .ledger import Ledger, digest
-from .paper import Entry, spread
-from .schedule import make_schedule
+from .protocol import Entry, spread
 
 # DvSR (Whang 2022), supplement Sec. 6; the paper searches a grid too, which one is not known
 GRID_STEPS = (10, 20, 30, 50, 100, 200, 300, 500)

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from .data import read_image
-from .evaluate import MetricUnavailable
+from ..data import read_image
+from ..evaluate import MetricUnavailable
 
 EXTRACTOR = "inception-v3-compat"  # torch-fidelity's name of the network of Heusel 2017, with their weights and resizing
 

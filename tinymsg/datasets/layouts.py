@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from .data import IMAGE_SUFFIXES
+from ..data import IMAGE_SUFFIXES
 
 BLURS = ("blur", "blur_gamma")  # of GoPro: frames averaged as stored, or in linear light under a gamma of 2.2
 REALBLUR = {"J": "RealBlur-J_ECC_IMCORR_centroid_itensity_ref",  # "itensity" is theirs

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import torch
 
-from .processes import from_first, rank_and_processes
-from .train import CheckpointError, TrainState
+from ..processes import from_first, rank_and_processes
+from ..train import CheckpointError, TrainState
 
 KEEP = 2  # checkpoints: should the newest be damaged, the one before it serves
 LOCK = "lock"  # in the run's folder: names the process that trains there

@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .data import IMAGE_SUFFIXES, read_image
-from .results import sha256
+from ..data import IMAGE_SUFFIXES, read_image
+from ..results import sha256
 
 PATCH = 96  # pixels; half as many at the second scale
 SHARPEST = 0.75  # share of the picture's sharpest patch, below which a patch is no model of sharpness (Mittal 2013, Sec. II.C)

@@ -22,9 +22,9 @@ from typing import NamedTuple, TextIO
 import numpy as np
 import torch
 
-from . import __version__
-from .data import ImageError, PairedImages, read_image
-from .datasets import Pair
+from .. import __version__
+from ..data import ImageError, PairedImages, read_image
+from .layouts import Pair
 from .packed import FORMAT, MANIFEST, PIXELS, frame_hashes, identity, is_packed, open_frames, read_manifest, single_sharp
 
 JOURNAL = "journal.jsonl"

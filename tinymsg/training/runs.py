@@ -12,14 +12,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ..data import Batches, Pairs, SyntheticPairs, make_contents
+from ..datasets.layouts import DATASETS
+from ..datasets.packed import open_pairs
+from ..model import Config, save_model
+from ..processes import highest, rank_and_processes
+from ..results import provenance, write_results
+from ..train import Record, TrainState, fit
 from .checkpoint import save_checkpoint
-from .data import Batches, Pairs, SyntheticPairs, make_contents
-from .datasets import DATASETS
-from .model import Config, save_model
-from .packed import open_pairs
-from .processes import highest, rank_and_processes
-from .results import provenance, write_results
-from .train import Record, TrainState, fit
 from .validation import (
     Validation,
     WithoutHeldOut,
@@ -158,7 +158,7 @@ class Logs:
     def picture(self, path: Path, step: int) -> None:
         """Show a validation strip in TensorBoard too."""
         if self.writer is not None:
-            from .data import read_image
+            from ..data import read_image
 
             self.writer.add_image("validation/blurry, restored, sharp", read_image(path), step)
 

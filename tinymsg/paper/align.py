@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .evaluate import MetricUnavailable, psnr, ssim
+from ..evaluate import MetricUnavailable, psnr, ssim
 
 Scores = dict[str, float]
 IDENTICAL = 100.0  # dB: what counts for equal pictures, whose PSNR is infinite and has no mean

@@ -4,11 +4,11 @@ from pathlib import Path
 
 import torch
 
-from .evaluate import bootstrap_interval
-from .ledger import Ledger
-from .paper import IMAGE_METRICS, SETS, Row, Scorer, TestSet, score_key
-from .published import COLUMNS, PUBLISHED
+from ..evaluate import bootstrap_interval
 from .fid import SET_METRICS
+from .ledger import Ledger
+from .protocol import IMAGE_METRICS, SETS, Row, Scorer, TestSet, score_key
+from .published import COLUMNS, PUBLISHED
 
 DIGITS = {"lpips": 3, "niqe": 2, "fid": 2, "kid": 2, "psnr": 2, "ssim": 3}
 HEADS = {"lpips": "LPIPS ↓", "niqe": "NIQE ↓", "fid": "FID ↓", "kid": "KID×1000 ↓", "psnr": "PSNR ↑", "ssim": "SSIM ↑"}
@@ -166,7 +166,7 @@ def _notes(results: dict) -> list[str]:
         origin = "values depend on implementation and parameters (MPRNet on GoPro: 4.09 in DvSR, 5.16 in OSDD)"
         if results["niqe"]["fitted_here"]:
             origin = "‡ a pristine model of our own: **not comparable with published values**"
-        notes.append(f"NIQE by tinymsg.niqe with {results['niqe']['source']}; {origin}.")
+        notes.append(f"NIQE by tinymsg.paper.niqe with {results['niqe']['source']}; {origin}.")
     size = results["pieces"]
     notes.append("FID and KID by torch-fidelity, on " + (
         f"pieces of {size}x{size} pixels" if size else "whole pictures (resized to 299x299 by the network)")

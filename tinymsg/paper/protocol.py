@@ -19,17 +19,17 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ..data import ImageError, PairedImages, read_image, to_display, to_model, write_image
+from ..datasets.layouts import Pair, find_pairs, get_dataset, sharp_paths
+from ..evaluate import METRICS, MetricUnavailable, Setting, available, measure
+from ..model import Config, Model
+from ..sample import prepare, restore_steps
+from ..train import use_bf16
 from .align import PROTOCOLS
-from .data import ImageError, PairedImages, read_image, to_display, to_model, write_image
-from .datasets import Pair, find_pairs, get_dataset, sharp_paths
-from .evaluate import METRICS, MetricUnavailable, Setting, available, measure
+from .fid import EXTRACTOR, SET_METRICS, set_distances
 from .ledger import Ledger, digest
-from .model import Config, Model
 from .niqe import WHERE, Pristine, niqe_score
 from .published import COLUMNS
-from .sample import prepare, restore_steps
-from .train import use_bf16
-from .fid import EXTRACTOR, SET_METRICS, set_distances
 
 SETS = ("gopro", "hide", "realblur_j", "reds_val300")  # over which the paper's Table 3 takes the mean
 PROTOCOL_OF = {"realblur_j": "realblur", "realblur_r": "realblur", "kohler": "kohler", "levin": "shift"}  # others: plain

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from tinymsg.data import read_image
-from tinymsg.datasets import DATASETS, REALBLUR, find_pairs, get_dataset, sharp_paths
+from tinymsg.datasets.layouts import DATASETS, REALBLUR, find_pairs, get_dataset, sharp_paths
 
 MADE = {"gopro": 3, "hide": 4, "realblur_j": 4, "realblur_r": 4, "reds": 20, "reds_val300": 2, "kohler": 48, "levin": 32}
 SCRIPTS = {"gopro": "gopro.py", "hide": "hide.py", "realblur_j": "realblur.py", "realblur_r": "realblur.py", "reds": "reds.py",

@@ -6,12 +6,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .data import Pairs, to_display, write_image
-from .evaluate import VALIDATION_SEED, available, domain_pairs, measure
-from .model import Config, Model
-from .rng import Draws
-from .sample import restore
-from .train import TrainState, loss_terms
+from ..data import Pairs, to_display, write_image
+from ..evaluate import VALIDATION_SEED, available, domain_pairs, measure
+from ..model import Config, Model
+from ..rng import Draws
+from ..sample import restore
+from ..train import TrainState, loss_terms
 
 LEVELS = (0.1, 0.3, 0.5, 0.7, 0.9)  # noise levels (sqrt(alpha_bar)) of the denoising loss
 METRICS = ("psnr", "ssim")

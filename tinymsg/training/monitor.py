@@ -20,9 +20,9 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
+from ..explore import COLORS, frame_bytes, show, smooth
+from ..results import read_results
 from .checkpoint import checkpoints, training_process
-from .explore import COLORS, frame_bytes, show, smooth
-from .results import read_results
 
 MESSAGES = "train.log"  # in the run's folder: what the process says
 
@@ -96,7 +96,7 @@ def start_training(arguments: Sequence[str], out: str | Path, processes: int = 1
     out.mkdir(parents=True, exist_ok=True)
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)] if processes > 1 else []
     command = [sys.executable, *torchrun, "-m", "tinymsg", "train", *arguments, "--out", str(out)]
-    root = str(Path(__file__).resolve().parents[1])  # where the package is, should it not be installed
+    root = str(Path(__file__).resolve().parents[2])  # where the package is, should it not be installed
     path = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
     with open(out / MESSAGES, "w") as messages:
         environment = os.environ | {"TQDM_DISABLE": "1", "PYTHONPATH": path}

@@ -12,8 +12,8 @@ import torch
 import torch.nn as nn
 from torch import Tensor
 
-from .model import Config, Model, build_model, count_parameters
-from .train import TrainState, loss_terms
+from ..model import Config, Model, build_model, count_parameters
+from ..train import TrainState, loss_terms
 
 CARDS = (8, 16, 24, 80)  # GB
 CONTEXT = 0.8e9  # bytes: CUDA itself, cuDNN's and cuBLAS's workspaces; our allowance, not measured

@@ -17,15 +17,15 @@ import torch
 from PIL import Image
 from stand_ins import register_colours
 
-from tinymsg import paper
+from tinymsg.paper import protocol as paper
 from tinymsg.__main__ import ALLOCATOR, main
 from tinymsg.data import read_image, to_model, write_image
 from tinymsg.evaluate import METRICS, MetricUnavailable, Setting, psnr
-from tinymsg.fid import SET_METRICS
-from tinymsg.ledger import Ledger
+from tinymsg.paper.fid import SET_METRICS
+from tinymsg.paper.ledger import Ledger
 from tinymsg.model import Config, build_model, save_model
-from tinymsg.niqe import Pristine
-from tinymsg.paper import Entry, Scorer, draws, open_folder, open_set, rows_of, run_set
+from tinymsg.paper.niqe import Pristine
+from tinymsg.paper.protocol import Entry, Scorer, draws, open_folder, open_set, rows_of, run_set
 from tinymsg.sample import restore
 
 SETTING = Setting("ancestral", steps=2, max_noise=0.9, samples=3)
