@@ -275,10 +275,11 @@ def main() -> None:
     args.folder.mkdir(parents=True, exist_ok=True)
     if args.how in ("fast", "points"):
         import torch
-        import torchmetrics.functional.image
+        import torchmetrics.functional.image  # noqa: F401
         import tqdm  # noqa: F401
 
-        from tinymsg import estimate, packed, runs  # noqa: F401
+        from tinymsg.datasets import packed  # noqa: F401
+        from tinymsg.training import estimate, runs  # noqa: F401
 
         torch.set_num_threads(1)
     if args.how == "points":

@@ -35,7 +35,7 @@ def kill(how: str, folder: Path, data: Path, *options: str) -> str:
 
 def test_killed_at_random_moments(packed, tmp_path):
     """A few kills, each of a true process that has just been forked."""
-    said = kill("fast", tmp_path, packed, "--kills", "4", "--steps", "16", "--seed", "1")
+    said = kill("fast", tmp_path, packed, "--kills", "3", "--steps", "12", "--seed", "1")
     assert (
         "every completed training equals the whole one" in said
         and "packed pairs of gopro" in (tmp_path / "messages.txt").read_text()

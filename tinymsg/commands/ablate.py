@@ -43,6 +43,7 @@ def run(args: argparse.Namespace) -> int:
     todo = [trial for trial in trials if trial.key not in done and trial.arm in (args.arms or known)]
     order = {trial.key: place for place, trial in enumerate(trials)}
     print(f"{args.study}: {len(todo)} of {len(trials)} trainings to do", flush=True)
+    write_results(out, results)
     for entry in studies.run_study(todo, min(args.workers, max(1, len(todo))), args.signals):
         key = tuple(entry[name] for name in ("arm", "seed", "kernels", "steps"))
         results["runs"].append(entry)

@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from .shared import DEVICE_HELP, UserError, load_weights, pick_device, positive, share
@@ -13,7 +14,15 @@ def add(commands: argparse._SubParsersAction) -> None:
         "Killed or stopped, the same command goes on where it was. The restored pictures are kept in OUT/pictures, about 2 MB "
         "each: 18 GB for two rows of all four sets. A whole 1280x720 picture, never cut to tiles, takes about 2 GB of memory "
         "in bf16 on the CPU, and 3 GB with its scores. Exit status 1: some pictures failed, and are named."))  # fmt: skip
-    option = sub.add_argument
+    _add_what(sub.add_argument)
+    _add_scores(sub.add_argument)
+    group = sub.add_argument_group("the sampler's setting", "by default that which the weights were published with")
+    _add_setting(group.add_argument)
+    sub.set_defaults(run=run)
+
+
+def _add_what(option: Callable) -> None:
+    """Which weights, on which pictures."""
     option(
         "--weights",
         nargs="+",
@@ -34,6 +43,10 @@ def add(commands: argparse._SubParsersAction) -> None:
     option("--blur", choices=("blur", "blur_gamma"), default="blur", help="GoPro's kind of blur (default: %(default)s)")
     option("--limit", type=positive, metavar="N", help="only N pictures of each set, evenly spread; marked in the table")
     option("--incomplete", action="store_true", help="take what is there of a set that lacks pictures; marked in the table")
+
+
+def _add_scores(option: Callable) -> None:
+    """What is measured, how, and where."""
     option(
         "--align",
         choices=("plain", "realblur", "shift", "kohler"),
@@ -56,7 +69,10 @@ def add(commands: argparse._SubParsersAction) -> None:
     option("--pieces", type=positive, metavar="PIXELS", help="FID and KID of pieces of that size (default: whole pictures)")
     option("--no-restore", action="store_true", help="only score the pictures that are there, and write the table anew")
     option("--device", default="auto", help=DEVICE_HELP)
-    option = sub.add_argument_group("the sampler's setting", "by default that which the weights were published with").add_argument
+
+
+def _add_setting(option: Callable) -> None:
+    """The sampler's setting: given, or chosen by a grid."""
     option("--grid", action="store_true", help="choose steps and noise by DvSR's grid, on pairs held out of GoPro's training")
     option(
         "--choose",
@@ -79,7 +95,6 @@ def add(commands: argparse._SubParsersAction) -> None:
         metavar="K",
         help="samples whose mean is the row -SA; 1: no such row (default: %(default)s)",
     )
-    sub.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -109,10 +124,10 @@ def run(args: argparse.Namespace) -> int:
 def _open(args: argparse.Namespace) -> tuple[list, dict[str, str]]:
     """(test sets, {name: why it is not there}); a mistyped name is an error, and so is nothing to score."""
     from ..datasets.layouts import get_dataset
-    from ..paper import protocol as paper
+    from ..paper import protocol
 
     if args.pairs:
-        tests = [paper.open_folder(folder, args.blur, args.limit, args.align) for folder in args.pairs]
+        tests = [protocol.open_folder(folder, args.blur, args.limit, args.align) for folder in args.pairs]
         if len({test.name for test in tests}) < len(tests):
             raise UserError("two folders of --pairs have the same name: evaluate them in two calls with two --out")
         return tests, {}
@@ -120,7 +135,7 @@ def _open(args: argparse.Namespace) -> tuple[list, dict[str, str]]:
     for name in dict.fromkeys(args.sets):
         get_dataset(name)
         try:
-            tests.append(paper.open_set(name, args.root, args.blur, args.limit, not args.incomplete, args.align))
+            tests.append(protocol.open_set(name, args.root, args.blur, args.limit, not args.incomplete, args.align))
         except ValueError as error:
             missing[name] = str(error)
             print(f"{name} is left out: {error}", file=sys.stderr)
@@ -157,7 +172,7 @@ def _entries(args: argparse.Namespace, device, ledger) -> tuple[list, dict]:
 
     from ..evaluate import Setting
     from ..model import WEIGHTS
-    from ..paper import protocol as paper
+    from ..paper import protocol
     from ..results import sha256
 
     entries, settings = [], {}
@@ -167,14 +182,14 @@ def _entries(args: argparse.Namespace, device, ledger) -> tuple[list, dict]:
         if label in settings or label in ("sharp", "blurry") or label.endswith("-SA"):
             raise UserError(f"a row cannot be named {label!r}: the name is taken; give another by --weights ROW={source}")
         model, card = load_weights(source, device)
-        paper.settle_precision(model, ledger, device)
+        protocol.settle_precision(model, ledger, device)
         path = Path(source) if Path(source).is_file() else WEIGHTS / f"{source}.safetensors"
         own = {k: v for k, v in card.get("setting", {}).items() if k != "samples"}
         asked = {k: v for k in ("sampler", "steps", "max_noise") if (v := getattr(args, k)) is not None}
         if model.config.kind == "diffusion" and not args.grid and not {"steps", "max_noise"} <= {*own, *asked}:
             raise UserError(f"{source} says no setting of its own: give --grid, or --steps and --max-noise")
         asked |= {"samples": args.samples} if model.config.kind == "diffusion" else {"steps": 1, "samples": 1}
-        entry = paper.Entry(label, model, sha256(path), Setting(**(own | asked)), args.seed)
+        entry = protocol.Entry(label, model, sha256(path), Setting(**(own | asked)), args.seed)
         chosen = "given" if args.steps or args.max_noise else "the weights' own"
         settings[label] = {"source": source, "sha256": entry.weights, "chosen": chosen}
         if args.grid and model.config.kind == "diffusion":
@@ -210,10 +225,10 @@ def _run_set(args: argparse.Namespace, test, rows: list, out: Path, ledger, scor
     """Restore and score a set under a progress bar; the sentences on what failed."""
     from tqdm import tqdm
 
-    from ..paper import protocol as paper
+    from ..paper import protocol
     from .deblur import check_memory
 
-    done = paper.run_set(test, rows, out, ledger, scorer, not args.no_restore, check_memory)
+    done = protocol.run_set(test, rows, out, ledger, scorer, not args.no_restore, check_memory)
     failures = [sentence for sentence in tqdm(done, desc=test.title, total=len(test.pairs), unit="picture") if sentence]
     for sentence in failures:
         print(f"failed: {sentence}", file=sys.stderr)
