@@ -1,11 +1,17 @@
 """What the tests share: very small configurations, models whose output is not zero, the devices of this machine."""
 
+import signal
 from pathlib import Path
 
 import pytest
 import torch
 
 from tinymsg.model import Config, Model, build_model
+
+# A shell starts what runs in its background with Ctrl-C ignored, and children inherit that; tests that send it to theirs
+# would wait for nothing
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ROOT = Path(__file__).resolve().parents[1]
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here"))]

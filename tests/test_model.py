@@ -63,7 +63,7 @@ def test_choices_that_exclude_each_other():
 def test_every_field_is_read_somewhere():
     """An option that nothing reads is a lie."""
     read = set()
-    for path in LIBRARY.glob("*.py"):
+    for path in LIBRARY.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load):
                 owner = node.value
