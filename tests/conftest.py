@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tinymsg.model import Config, Model, build_model
+from tinymsg.model import Config, Model, build_model, save_model
 
 # A shell starts what runs in its background with Ctrl-C ignored, and children inherit that; tests that send it to theirs
 # would wait for nothing
@@ -71,6 +71,16 @@ def images():
         return tuple(torch.rand(b, c, h, w, generator=generator) * 2 - 1 for _ in range(2))
 
     return make
+
+
+@pytest.fixture(scope="session")
+def weights(tmp_path_factory) -> Path:
+    """A tiny guided model whose output is not simply its input."""
+    model = build_model(Config(widths=(16, 16, 16, 16), guidance_width=8, guidance_blocks=1, precision="fp32"))
+    torch.nn.init.normal_(model.unet.conv_out.weight, std=0.05, generator=torch.Generator().manual_seed(0))
+    path = tmp_path_factory.mktemp("weights") / "tiny.safetensors"
+    save_model(model, path)
+    return path
 
 
 @pytest.fixture(scope="session")

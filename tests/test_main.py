@@ -16,20 +16,10 @@ from miniatures import make_gopro
 from PIL import Image
 
 from tinymsg.__main__ import main
-from tinymsg.model import Config, build_model, load_model, save_model
+from tinymsg.model import load_model
 from tinymsg.results import read_results, sha256, write_results
 
 TINY = ["widths=16,16,16,16", "guidance_width=8", "guidance_blocks=1", "crop=16", "batch=2", "content_count=4", "warmup=2"]
-
-
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory) -> Path:
-    """A tiny guided model whose output is not simply its input."""
-    model = build_model(Config(widths=(16, 16, 16, 16), guidance_width=8, guidance_blocks=1, precision="fp32"))
-    torch.nn.init.normal_(model.unet.conv_out.weight, std=0.05, generator=torch.Generator().manual_seed(0))
-    path = tmp_path_factory.mktemp("weights") / "tiny.safetensors"
-    save_model(model, path)
-    return path
 
 
 def picture(path: Path, size=(37, 29), mode="RGB", **options) -> Path:

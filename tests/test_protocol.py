@@ -23,7 +23,6 @@ from tinymsg.data import read_image, to_model, write_image
 from tinymsg.evaluate import METRICS, MetricUnavailable, Setting, psnr
 from tinymsg.paper.fid import SET_METRICS
 from tinymsg.paper.ledger import Ledger
-from tinymsg.model import Config, build_model, save_model
 from tinymsg.paper.niqe import Pristine
 from tinymsg.paper.protocol import Entry, Scorer, draws, open_folder, open_set, rows_of, run_set
 from tinymsg.sample import restore
@@ -53,16 +52,6 @@ def root(tmp_path_factory) -> Path:
     for archive in archives:
         shutil.unpack_archive(archive, folder, **({} if archive.suffix == ".zip" else {"filter": "data"}))
     return folder
-
-
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory) -> Path:
-    """A tiny guided model whose output is not simply its input."""
-    model = build_model(Config(widths=(16, 16, 16, 16), guidance_width=8, guidance_blocks=1, precision="fp32"))
-    torch.nn.init.normal_(model.unet.conv_out.weight, std=0.05, generator=torch.Generator().manual_seed(0))
-    path = tmp_path_factory.mktemp("weights") / "tiny.safetensors"
-    save_model(model, path)
-    return path
 
 
 @pytest.fixture

@@ -6,7 +6,6 @@
     breadth   the map: how many kernels must the training have seen for which form of guidance to help?
 """
 
-import dataclasses
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ from . import toy
 from .blur import path_to_kernel, walk_path
 from .data import Batches, SignalPairs
 from .evaluate import Setting, summary
-from .model import Config, Model, count_parameters, plain_twin
+from .model import Config, Model, count_parameters
 from .rng import Draws
 from .train import TrainState, fit
 
@@ -106,12 +105,7 @@ class Trial:
 
 
 def _trial(arm: str, changes: dict, seed: int, steps: int, kernels: int | None = None) -> Trial:
-    """A trial; without guidance, the network is widened to as many parameters as the paper's form has."""
-    base = dataclasses.replace(toy.TOY, steps=steps, seed=seed)
-    config = dataclasses.replace(base, **changes)
-    if not config.scales:
-        config = dataclasses.replace(config, widths=plain_twin(base).widths)
-    return Trial(arm, seed, config, kernels)
+    return Trial(arm, seed, toy.variant(changes, steps, seed), kernels)
 
 
 def _forms(seeds: int, steps: int) -> Iterator[Trial]:

@@ -71,16 +71,20 @@ ARMS: dict[str, dict] = {
 }
 
 
+def variant(changes: dict, steps: int | None = None, seed: int = 0, base: Config = TOY) -> Config:
+    """`base` with changes; without guidance, the network is widened to as many parameters as the guided base has."""
+    base = dataclasses.replace(base, steps=steps or base.steps, seed=seed)
+    config = dataclasses.replace(base, **changes)
+    if not config.scales:
+        config = dataclasses.replace(config, widths=plain_twin(base).widths)
+    return config
+
+
 def arm_config(arm: str, steps: int | None = None, seed: int = 0, base: Config = TOY) -> Config:
     """The configuration of an arm of the toy."""
     if arm not in ARMS:
         raise ValueError(f"unknown arm {arm!r}; known: {', '.join(ARMS)}")
-    base = dataclasses.replace(base, steps=steps or base.steps, seed=seed)
-    config = dataclasses.replace(base, **ARMS[arm])
-    if not config.scales:
-        twin = plain_twin(base)
-        config = dataclasses.replace(config, widths=twin.widths)
-    return config
+    return variant(ARMS[arm], steps, seed, base)
 
 
 def train_arm(config: Config, pairs: SignalPairs | None = None) -> tuple[TrainState, Iterator[Record]]:
