@@ -37,6 +37,21 @@ def load_weights(name: str, device):
         raise UserError(str(error)) from None
 
 
+def weights_path(name: str):
+    """Where the weights lie that `load_weights` loads."""
+    from pathlib import Path
+
+    from ..model import WEIGHTS, pretrained_names
+
+    return WEIGHTS / f"{name}.safetensors" if name in pretrained_names() else Path(name)
+
+
+def named_weights(item: str) -> tuple[str, str]:
+    """ROW=NAME or NAME of a --weights argument -> (row, name); without a row, the last word of the name is it."""
+    row, _, name = item.rpartition("=")
+    return row or name.removesuffix(".safetensors").rsplit("-", 1)[-1], name
+
+
 def positive(text: str) -> int:
     """argparse type: an integer of at least 1."""
     value = int(text)

@@ -9,13 +9,19 @@ from pathlib import Path
 from .shared import DEVICE_HELP, UserError, pick_device, positive
 
 
+# Settings that decide which weights a network has
+_SHAPE = ("dims", "channels", "widths", "blocks", "scales", "target", "inject", "how", "guidance_width", "guidance_blocks")
+
+
 def add(commands: argparse._SubParsersAction) -> None:
     """Declare the command and its arguments."""
     sub = commands.add_parser("train", help="train a model; the same command goes on after an interruption")
     sub.add_argument("--out", metavar="FOLDER", help="where checkpoints, logs and final weights go")
-    sub.add_argument("--arm", choices=("guided", "plain", "regression"), default="guided",
-                     help="guided: the whole method; plain: without guidance, widened to as many parameters; "
-                          "regression: the same network without diffusion (default: %(default)s)")  # fmt: skip
+    sub.add_argument("--arm", choices=("guided", "control", "plain", "regression"), default="guided",
+                     help="guided: the whole method; control: its guidance branch without the regression loss; plain: without "
+                          "guidance, widened to as many parameters; regression: as plain, without diffusion (default: %(default)s)")  # fmt: skip
+    sub.add_argument("--start", metavar="WEIGHTS", help="begin with trained weights instead of random ones (fine-tuning): shipped "
+                                                        "ones by name, or a .safetensors file of the same network")  # fmt: skip
     sub.add_argument("--profile", choices=("cpu", "gpu", "full"), default="cpu", help="sizes and budget (default: %(default)s)")
     sub.add_argument(
         "--set", nargs="+", metavar="KEY=VALUE", help="change single settings, e.g. --set steps=500 batch=8 widths=32,64,96"
@@ -107,10 +113,11 @@ def _train(args: argparse.Namespace, config, device) -> int:
     from ..training.estimate import estimate_line
 
     out = Path(args.out)
-    state = train.TrainState(config, device)
+    start, identity = _start(args.start, config)
+    state = train.TrainState(config, device, start)
     data = runs.open_data(config, device, args.data, args.blur, args.root, args.validate_every is not None, args.validation,
                           args.validation_count, args.validation_size)  # fmt: skip
-    state.data = data.identity
+    state.data = data.identity | identity
     path, passed_over = resume(out, state, args.accept_changes)
     rank, count = processes.rank_and_processes()
     if rank == 0:
@@ -129,6 +136,28 @@ def _train(args: argparse.Namespace, config, device) -> int:
         print(f"\nstopped at step {state.step} by {signal.Signals(stopped).name}, checkpoint written; "
               "the same command goes on from there", file=sys.stderr)  # fmt: skip
     return 128 + stopped if stopped else 0
+
+
+def _start(name: str | None, config) -> tuple:
+    """(model to begin with, what is said of it in the run's records); None: the configuration's random weights."""
+    import dataclasses
+
+    from ..model import build_model
+    from ..results import sha256
+    from .shared import load_weights, weights_path
+
+    if name is None:
+        return None, {}
+    trained, _ = load_weights(name, "cpu")
+    model = build_model(config)
+    try:
+        model.load_state_dict(trained.state_dict())
+    except RuntimeError:
+        differing = [f.name for f in dataclasses.fields(config)
+                     if f.name in _SHAPE and getattr(trained.config, f.name) != getattr(config, f.name)]  # fmt: skip
+        raise UserError(f"--start {name} is another network: it differs in {', '.join(differing)}; give the --arm and --set that "
+                        "it was trained with") from None  # fmt: skip
+    return model, {"started_from": f"{name}, SHA-256 {sha256(weights_path(name))}"}
 
 
 def _estimate(args: argparse.Namespace, config) -> int:
@@ -172,9 +201,11 @@ def _config(args: argparse.Namespace):
             changes[key] = _parse(text, hints[key])
         except ValueError:
             raise UserError(f"--set {item}: {text!r} is not a value for {key} ({hints[key]})") from None
+    if args.arm == "control":
+        changes["target"] = "none"
     try:
         config = dataclasses.replace(Config(), **changes)
-        return config if args.arm == "guided" else plain_twin(config, "regression" if args.arm == "regression" else "diffusion")
+        return config if args.arm in ("guided", "control") else plain_twin(config, "regression" if args.arm == "regression" else "diffusion")
     except ValueError as error:
         raise UserError(str(error)) from None
 
