@@ -1,9 +1,16 @@
-"""Ablations of the toy: which runs a study is made of, how one is trained and scored, how results are collected.
+"""Studies: which trainings one is made of, how a training is run and scored, how results are compared.
+
+Of the one-dimensional toy:
 
     forms     what the guidance is made of, trained on one kernel (lessons 02 to 04)
     choices   what the network predicts, weight of the guidance loss, single scales, head start, number of signals
     budget    the same arms trained 400 to 3,200 steps: is the order one of speed?
     breadth   the map: how many kernels must the training have seen for which form of guidance to help?
+
+Of pictures:
+
+    pictures  the headline: plain, guided, guided without its loss, regression; every test domain; twice the steps too
+    parts     ablations of the guided model, of the prediction target and of the number of scenes
 """
 
 from collections.abc import Callable, Iterator
@@ -14,7 +21,7 @@ from multiprocessing import get_context
 import torch
 from torch import Tensor
 
-from . import toy
+from . import pictures, toy
 from .blur import path_to_kernel, walk_path
 from .data import Batches, SignalPairs
 from .evaluate import Setting, summary
@@ -92,6 +99,21 @@ class Trial:
         """What tells it from the other trials of its study."""
         return self.arm, self.seed, self.kernels, self.config.steps
 
+    def run(self, count: int) -> dict:
+        """Train and score it on `count` signals a domain: its entry of the results file, with the blurry input's scores."""
+        state = TrainState(self.config)
+        curves = _train(state, Batches(self.training_pairs(), self.config.batch, toy.LENGTH))
+        domains = self.domains(toy.TEST_SEED)
+        return self.identity(state.model) | curves | {
+            "scores": {name: score_signals(state.ema_model, pairs, count) for name, pairs in domains.items()},
+            "blurry": {name: score_signals(None, pairs, count)["psnr"] for name, pairs in domains.items()},
+        }  # fmt: skip
+
+    def identity(self, model: Model) -> dict:
+        """What the results file says of any trial."""
+        return {"arm": self.arm, "seed": self.seed, "kernels": self.kernels, "steps": self.config.steps,
+                "parameters": count_parameters(model)}  # fmt: skip
+
     def domains(self, seed: int) -> dict[str, SignalPairs]:
         """Test domains; the first is the training domain."""
         if self.kernels is None:
@@ -102,6 +124,39 @@ class Trial:
         """What it learns from: content_count signals, the first kernels of its domain."""
         kernels = next(iter(self.domains(0).values())).kernels
         return SignalPairs(kernels, self.config.content_count, seed=0)
+
+
+class PictureTrial(Trial):
+    """One training on pictures; the arm "blurry" is the input itself."""
+
+    def run(self, count: int) -> dict:
+        """Train and score it on `count` pictures a domain, with its validation score along the way."""
+        if self.arm == "blurry":
+            return {"arm": self.arm, "seed": self.seed, "kernels": None, "steps": self.config.steps,
+                    "scores": self._scores(None, count)}  # fmt: skip
+        state = TrainState(self.config)
+        curve = []
+
+        def watch(step: int) -> None:
+            if step % max(1, self.config.steps // 8) == 0:
+                curve.append([step, round(pictures.validation_psnr(state.ema_model, self.config), 3)])
+
+        curves = _train(state, pictures.training_batches(self.config), watch)
+        return self.identity(state.model) | curves | {"validation": curve, "scores": self._scores(state.ema_model, count)}
+
+    def _scores(self, model: Model | None, count: int) -> dict:
+        return {d: pictures.score_pictures(model, d, self.config.content, count) for d in pictures.DOMAINS}
+
+
+def _train(state: TrainState, batches: Batches, watch: Callable[[int], None] = lambda step: None) -> dict:
+    """Drain `fit`; calls watch(step) after each step. Returns: the two loss curves, 40 points each."""
+    every = max(1, state.config.steps // 40)
+    history = []
+    for record in fit(state, batches):
+        if record.step % every == 0:
+            history.append(record.to_dict())
+        watch(record.step)
+    return {"loss": [round(row["denoise"], 5) for row in history], "guidance_loss": [round(row["guidance"], 5) for row in history]}
 
 
 def _trial(arm: str, changes: dict, seed: int, steps: int, kernels: int | None = None) -> Trial:
@@ -159,16 +214,49 @@ def _breadth(seeds: int, steps: int) -> Iterator[Trial]:
                 yield _trial(arm, {"predict": "x0"} | changes, seed, steps, kernels)
 
 
-STUDIES: dict[str, Callable[[int, int], Iterator[Trial]]] = {
-    "forms": _forms,
-    "choices": _choices,
-    "budget": _budget,
-    "breadth": _breadth,
+def _pictures(seeds: int, steps: int) -> Iterator[Trial]:
+    yield _picture_trial("blurry", {}, 0, steps)
+    for seed in range(seeds):
+        for arm, changes in pictures.ARMS.items():
+            yield _picture_trial(arm, changes, seed, steps)
+    for arm in ("plain", "guided"):  # would more training change the order?
+        yield _picture_trial(arm, pictures.ARMS[arm], 0, 2 * steps)
+
+
+def _parts(seeds: int, steps: int) -> Iterator[Trial]:
+    yield _picture_trial("blurry", {}, 0, steps)
+    for seed in range(seeds):
+        for arm, changes in (pictures.ARMS | pictures.PARTS).items():
+            extra = changes.get("head_start", 0)
+            yield _picture_trial(arm, changes, seed, steps + extra)
+
+
+def _picture_trial(arm: str, changes: dict, seed: int, steps: int) -> PictureTrial:
+    return PictureTrial(arm, seed, toy.variant(changes, steps, seed, pictures.PICTURES))
+
+
+@dataclass(frozen=True)
+class Study:
+    """A study's trials, (seeds, steps) -> in the order in which they are run, and its usual size."""
+
+    trials: Callable[[int, int], Iterator[Trial]]
+    seeds: int
+    steps: int
+    count: int  # test signals or pictures a domain
+
+
+STUDIES: dict[str, Study] = {
+    "forms": Study(_forms, 5, toy.TOY.steps, 64),
+    "choices": Study(_choices, 2, toy.TOY.steps, 64),
+    "budget": Study(_budget, 2, toy.TOY.steps, 64),
+    "breadth": Study(_breadth, 2, toy.TOY.steps, 64),
+    "pictures": Study(_pictures, 3, pictures.PICTURES.steps, 200),
+    "parts": Study(_parts, 2, 800, 64),
 }
 
 
-def get_study(name: str) -> Callable[[int, int], Iterator[Trial]]:
-    """A registered study: (seeds, steps) -> its trials, in the order in which they are run."""
+def get_study(name: str) -> Study:
+    """A registered study."""
     if name not in STUDIES:
         raise ValueError(f"unknown study {name!r}; known: {', '.join(STUDIES)}")
     return STUDIES[name]
@@ -193,42 +281,38 @@ def score_signals(model: Model | None, pairs: SignalPairs, count: int, setting: 
             "per_signal": [round(value, 2) for value in values]}  # fmt: skip
 
 
-def run_trial(trial: Trial, count: int = 64) -> dict:
-    """Train and score one trial: its entry of the results file, with loss curve and the blurry input's scores."""
-    config = trial.config
-    state = TrainState(config)
-    every = max(1, config.steps // 40)
-    records = fit(state, Batches(trial.training_pairs(), config.batch, toy.LENGTH))
-    history = [record.to_dict() for record in records if record.step % every == 0]
-    domains = trial.domains(toy.TEST_SEED)
-    return {
-        "arm": trial.arm, "seed": trial.seed, "kernels": trial.kernels, "steps": config.steps,
-        "parameters": count_parameters(state.model),
-        "loss": [round(row["denoise"], 5) for row in history],
-        "guidance_loss": [round(row["guidance"], 5) for row in history],
-        "scores": {name: score_signals(state.ema_model, pairs, count) for name, pairs in domains.items()},
-        "blurry": {name: score_signals(None, pairs, count)["psnr"] for name, pairs in domains.items()},
-    }  # fmt: skip
-
-
 def run_study(trials: list[Trial], workers: int, count: int = 64) -> Iterator[dict]:
     """Run trials in `workers` processes of one thread each, and yield their entries as they finish; 1: in this process.
 
     Small layers gain little from a second thread: two processes did 1.75 times the work of one with two threads.
     """
     if workers == 1:
-        yield from (run_trial(trial, count) for trial in trials)
+        yield from (trial.run(count) for trial in trials)
         return
     with ProcessPoolExecutor(workers, get_context("spawn"), torch.set_num_threads, (1,)) as pool:
         try:
-            for future in as_completed([pool.submit(run_trial, trial, count) for trial in trials]):
+            for future in as_completed([pool.submit(trial.run, count) for trial in trials]):
                 yield future.result()
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
 
 
-def paired_differences(runs: list[dict], arm: str, other: str, domain: str, kernels: int | None = None) -> Tensor:
-    """(seeds, signals) of PSNR, `arm` minus `other`, for the seeds that have both."""
-    values = {(run["arm"], run["seed"]): run["scores"][domain]["per_signal"] for run in runs if run["kernels"] == kernels}
-    seeds = sorted({seed for name, seed in values if name == arm} & {seed for name, seed in values if name == other})
+def paired_differences(runs: list[dict], arm: str, other: str, domain: str, kernels: int | None = None,
+                       metric: str | None = None, steps: int | None = None) -> Tensor:  # fmt: skip
+    """(seeds, signals or pictures) of a score, `arm` minus `other`, for the seeds that have both.
+
+    Args:
+        other: an arm; of pictures also "blurry", the same for all seeds.
+        metric: of a study of pictures, "psnr", "psnr_mean", "spectral", ...; the toy's is PSNR.
+        steps: of the trainings that are compared; None: whatever there is, one budget a study.
+    """
+    values = {}
+    for run in runs:
+        if run["kernels"] == kernels and (steps is None or run["steps"] == steps or run["arm"] == "blurry"):
+            scores = run["scores"][domain]
+            values[run["arm"], run["seed"]] = scores["per_signal"] if metric is None else scores["per_image"][metric]
+    seeds = sorted(seed for name, seed in values if name == arm)
+    if other == "blurry":
+        values |= {(other, seed): values[other, 0] for seed in seeds}
+    seeds = [seed for seed in seeds if (other, seed) in values]
     return torch.tensor([[a - b for a, b in zip(values[arm, s], values[other, s], strict=True)] for s in seeds])

@@ -1,4 +1,4 @@
-"""ablate: a study of the one-dimensional toy -> one results file."""
+"""ablate: a study, of the one-dimensional toy or of pictures -> one results file."""
 
 import argparse
 import os
@@ -7,17 +7,21 @@ from pathlib import Path
 from .shared import UserError, positive
 
 
+STUDY_NAMES = ("forms", "choices", "budget", "breadth", "pictures", "parts")  # written here too: --help imports no torch
+
+
 def add(commands: argparse._SubParsersAction) -> None:
     """Declare the command and its arguments."""
-    sub = commands.add_parser("ablate", help="train and score the variants of the one-dimensional toy", epilog=(
-        "Studies: forms (what the guidance is made of), choices (what is predicted, loss weight, number of signals, ...), "
-        "budget (steps), breadth (number of training kernels x form of guidance)."))  # fmt: skip
+    sub = commands.add_parser("ablate", help="train and score the variants of a study", epilog=(
+        "Studies of the one-dimensional toy: forms (what the guidance is made of), choices (what is predicted, loss weight, "
+        "number of signals, ...), budget (steps), breadth (number of training kernels x form of guidance). Of pictures: "
+        "pictures (the three arms and regression on every test domain), parts (ablations)."))  # fmt: skip
     sub.add_argument("--out", required=True, metavar="FILE", help="results file (JSON); an existing one is continued")
-    sub.add_argument("--study", choices=("forms", "choices", "budget", "breadth"), default="forms", help="default: %(default)s")
+    sub.add_argument("--study", choices=STUDY_NAMES, default="forms", help="default: %(default)s")
     sub.add_argument("--arms", nargs="+", metavar="NAME", help="default: all of the study")
-    sub.add_argument("--seeds", type=positive, default=2, metavar="N", help="trainings of each variant (default: %(default)s)")
-    sub.add_argument("--steps", type=positive, default=800, metavar="N", help="optimiser steps each (default: %(default)s)")
-    sub.add_argument("--signals", type=positive, default=64, metavar="N", help="test signals a domain (default: %(default)s)")
+    sub.add_argument("--seeds", type=positive, metavar="N", help="trainings of each variant (default: the study's)")
+    sub.add_argument("--steps", type=positive, metavar="N", help="optimiser steps each (default: the study's)")
+    sub.add_argument("--count", type=positive, metavar="N", help="test signals or pictures a domain (default: the study's)")
     sub.add_argument("--workers", type=positive, default=os.cpu_count() or 1, metavar="N", help="processes (default: one a core)")
     sub.set_defaults(run=run)
 
@@ -28,15 +32,17 @@ def run(args: argparse.Namespace) -> int:
     from ..results import provenance, read_results, write_results
 
     out = Path(args.out)
-    trials = list(studies.get_study(args.study)(args.seeds, args.steps))
+    study = studies.get_study(args.study)
+    steps = args.steps or study.steps
+    trials = list(study.trials(args.seeds or study.seeds, steps))
     known = list(dict.fromkeys(trial.arm for trial in trials))
     unknown = [arm for arm in args.arms or [] if arm not in known]
     if unknown:
         raise UserError(f"unknown arm {unknown[0]!r} of {args.study}; known: {', '.join(known)}")
-    results = provenance() | {"study": args.study, "steps": args.steps, "runs": []}
+    results = provenance() | {"study": args.study, "steps": steps, "runs": []}
     if out.exists():  # goes on where an earlier call stopped, if that had the same budget
         earlier = read_results(out)
-        if (earlier.get("study"), earlier.get("steps")) != (args.study, args.steps):
+        if (earlier.get("study"), earlier.get("steps")) != (args.study, steps):
             raise UserError(f"{out} holds the study {earlier.get('study')!r} at {earlier.get('steps')} steps; use another --out")
         results["runs"] = earlier["runs"]
     done = {tuple(run[name] for name in ("arm", "seed", "kernels", "steps")) for run in results["runs"]}
@@ -44,7 +50,7 @@ def run(args: argparse.Namespace) -> int:
     order = {trial.key: place for place, trial in enumerate(trials)}
     print(f"{args.study}: {len(todo)} of {len(trials)} trainings to do", flush=True)
     write_results(out, results)
-    for entry in studies.run_study(todo, min(args.workers, max(1, len(todo))), args.signals):
+    for entry in studies.run_study(todo, min(args.workers, max(1, len(todo))), args.count or study.count):
         key = tuple(entry[name] for name in ("arm", "seed", "kernels", "steps"))
         results["runs"].append(entry)
         results["runs"].sort(key=lambda run: order.get(tuple(run[n] for n in ("arm", "seed", "kernels", "steps")), len(order)))
