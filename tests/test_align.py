@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from tinymsg.paper.align import (
-    IDENTICAL, PROTOCOLS, best_shift, kohler_scores, masked_ssim, match_intensity, plain_scores, realblur_scores,
+    IDENTICAL, PROTOCOLS, best_shift, kohler_scores, masked_ssim, match_intensity, overlap, plain_scores, realblur_scores,
     register_homography, shifted_scores,
 )  # fmt: skip
 from tinymsg.data import photo
@@ -141,3 +141,8 @@ def test_kohler_is_the_best_frame_after_intensity_and_shift(wide, truth):
     scores = kohler_scores(estimate, frames, reach=4)
     assert scores["psnr"] == pytest.approx(-20 * np.log10(0.02), abs=0.3)
     assert scores["psnr"] >= kohler_scores(estimate, frames[2:], reach=4)["psnr"] + 10
+
+
+def test_the_overlap_of_a_shifted_picture_is_equal(wide, truth):
+    moved, core = overlap(truth.roll((2, -3), dims=(1, 2)), truth, 5)
+    assert core.shape[1:] == (truth.shape[1] - 10, truth.shape[2] - 10) and torch.equal(moved, core)

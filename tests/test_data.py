@@ -12,6 +12,7 @@ from tinymsg.data import (
     SyntheticPairs, box_kernels, folder_contents, make_contents, photo, read_image, scene_contents, to_display, to_model,
     write_image,
 )  # fmt: skip
+from tinymsg.evaluate import domain_pairs
 from tinymsg.rng import Draws
 
 
@@ -432,3 +433,10 @@ def test_batches_are_a_function_of_the_step():
     y0, x = batches(2)
     expected = batches.pairs.crops(torch.tensor([6, 7, 8]), 16)
     assert torch.equal(y0, expected[0]) and torch.equal(x, expected[1])
+
+
+def test_new_content_is_of_another_kind_than_the_training(tmp_path):
+    Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(tmp_path / "a.png")
+    names = {content: domain_pairs("new_content", content, 2, 1).name for content in ("scenes", "photos", str(tmp_path))}
+    assert "photos" in names["scenes"] and "scenes" in names["photos"] and "scenes" in names[str(tmp_path)]
+    assert "1 pictures of" in domain_pairs("jpeg", str(tmp_path), 2, 1).name

@@ -124,7 +124,10 @@ def test_too_large_for_the_memory(tmp_path, weights, capsys, monkeypatch):
         (["train", "--out", "OUT", "--validation", "gopro"], "--validation needs --validate-every"),
         (["train", "--out", "OUT", "--set", "batch=6", "accumulate=4"], "accumulate must divide batch"),
         (["train", "--out", "OUT", "--set", "content=nowhere"], "unknown content"),
+        (["train", "--out", "OUT", "--start", "nowhere"], "no weights 'nowhere'"),
+        (["train", "--out", "OUT", "--start", "W"], "it differs in widths, guidance_width, guidance_blocks; give the --arm and --set"),
         (["evaluate", "--out", "OUT.json", "--weights", "W", "--domains", "mars"], "unknown domain 'mars'"),
+        (["evaluate", "--out", "OUT.json", "--weights", "W", "--align", "2"], "it goes with --pairs"),
         (["ablate", "--out", "OUT.json", "--arms", "none"], "unknown arm"),
         (["publish", "nowhere", "--name", "x", "--results", "nowhere.json"], "no weights at"),
     ],
@@ -258,6 +261,44 @@ def test_train_with_everything_on(tmp_path, capsys):
     elsewhere = [str(data / "test") if a == str(data / "train") else a for a in arguments]
     assert main(elsewhere) == 2
     assert "other data: " in capsys.readouterr().err
+
+
+def test_fine_tuning_begins_with_trained_weights(tmp_path, weights, capsys):
+    """--start: the first step's loss is the trained network's; where it began is recorded, and must stay the same."""
+    same = ["--device", "cpu", "--log-every", "1", "--set", "steps=1", "precision=fp32", *TINY]
+    for name, extra in (("random", []), ("tuned", ["--start", str(weights)])):
+        assert main(["train", "--out", str(tmp_path / name), *extra, *same]) == 0
+    first = [float((tmp_path / name / "log.csv").read_text().splitlines()[1].split(",")[1]) for name in ("random", "tuned")]
+    assert first[0] != first[1]
+    assert read_results(tmp_path / "tuned" / "run.json")["source"]["started_from"].endswith(sha256(weights))
+    assert "started_from" not in read_results(tmp_path / "random" / "run.json")["source"]
+    start, end = (load_model(path).state_dict() for path in (weights, tmp_path / "tuned" / "weights.safetensors"))
+    moved = max(float((end[name] - start[name]).abs().max()) for name in start)
+    assert 0 < moved < 0.01, "one step of a small rate"
+    assert main(["train", "--out", str(tmp_path / "tuned"), *same]) == 2
+    assert "started_from is None and was" in capsys.readouterr().err
+
+
+def test_the_control_arm_has_the_branch_but_not_its_loss(tmp_path):
+    assert main(["train", "--arm", "control", "--out", str(tmp_path / "run"), "--device", "cpu", "--set", "steps=2", *TINY]) == 0
+    config = read_results(tmp_path / "run" / "run.json")["config"]
+    assert config["target"] == "none" and config["scales"] == [1, 2, 3]
+
+
+def test_real_pairs_are_scored_after_their_best_shift(tmp_path, weights, monkeypatch):
+    """Sharp pictures that lie 3 pixels beside the blurry ones: aligned, the blurry input scores as if they did not."""
+    monkeypatch.setattr("tinymsg.evaluate.GRID_STEPS", (1,))
+    photo = np.asarray(Image.fromarray(np.random.default_rng(1).integers(0, 255, (12, 12, 3), dtype=np.uint8)).resize((72, 72)))
+    for kind, left in (("input", 8), ("target", 5)):
+        (tmp_path / "pairs" / kind).mkdir(parents=True)
+        Image.fromarray(photo[8:56, left : left + 48]).save(tmp_path / "pairs" / kind / "a.png")
+    blurry = {}
+    for reach in (0, 4):
+        out = tmp_path / f"{reach}.json"
+        assert main(["evaluate", "--pairs", str(tmp_path / "pairs"), "--align", str(reach), "--weights", f"guided={weights}", "--out", str(out),
+                     "--device", "cpu", "--count", "2", "--validation", "2", "--size", "48", "--samples", "2"]) == 0  # fmt: skip
+        blurry[reach] = read_results(out)["domains"]["pairs"]["scores"]["blurry"]["psnr"]["mean"]
+    assert blurry[0] < 35 < blurry[4], blurry
 
 
 def test_train_on_a_data_set_by_name(tmp_path, capsys):

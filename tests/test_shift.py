@@ -81,5 +81,6 @@ def test_the_study_and_the_command(tiny_model, images, tmp_path, capsys):
     assert main(arguments) == 0
     written = json.loads(out.read_text())
     assert written["reference"] == "gopro_like" and "camera_shake" in written["shift"]["guided"]["input 1"]
+    assert len(written["weights"]["guided"]["sha256"]) == 64
     assert "guided, guidance 1" in capsys.readouterr().out
     assert main([*arguments, "--content", "nowhere"]) == 2

@@ -200,16 +200,21 @@ def make_contents(name: str, count: int, seed: int) -> Contents:
     raise ValueError(f"unknown content {name!r}; known: {', '.join(CONTENTS)}, or the path of a folder of sharp pictures")
 
 
+def other_content(name: str) -> str:
+    """Content unlike the training's: photographs for what learnt procedural scenes, scenes for what learnt photographs."""
+    return "photos" if name == "scenes" else "scenes"
+
+
 # --- domains: content x blur x camera -----------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Domain:
-    """What changes between training and test. `content` None: the training content."""
+    """What changes between training and test. new_content: sharp pictures of another kind than the training's."""
 
     motion: Motion = Motion()
     camera: Camera = Camera()
-    content: str | None = None
+    new_content: bool = False
 
 
 _SHAKE = Motion("walk", length=(9.0, 23.0), roll=(0.0, 2.0))
@@ -217,13 +222,13 @@ DOMAINS: dict[str, Domain] = {
     # The training domain, after GoPro: short smooth motion, light averaged, gamma, clean
     "gopro_like": Domain(),
     # One thing changed in each
-    "new_content": Domain(content="photos"),
+    "new_content": Domain(new_content=True),
     "camera_shake": Domain(motion=_SHAKE),
     "noise": Domain(camera=Camera(shot=0.004, read=0.01)),
     "jpeg": Domain(camera=Camera(jpeg_quality=30)),
     "saturated_night": Domain(camera=Camera(exposure=0.3, highlights=12.0, shot=0.002, read=0.005)),
     # Everything at once
-    "all": Domain(_SHAKE, Camera("measured", exposure=0.6, highlights=4.0, shot=0.004, read=0.01, jpeg_quality=50), "photos"),
+    "all": Domain(_SHAKE, Camera("measured", exposure=0.6, highlights=4.0, shot=0.004, read=0.01, jpeg_quality=50), True),
     # Not test domains: a single kernel, for the lessons' live training, and its kin
     "one_kernel": Domain(motion=Motion("linear", length=(9.0, 9.0), angle=20.0, kernels=1)),
     "other_length": Domain(motion=Motion("linear", length=(5.0, 5.0), angle=20.0, kernels=1)),

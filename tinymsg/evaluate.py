@@ -8,7 +8,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from .data import Contents, Domain, Pairs, SyntheticPairs, get_domain, make_contents, to_display
+from .data import Contents, Domain, Pairs, SyntheticPairs, get_domain, make_contents, other_content, to_display
 from .model import Model
 from .sample import restore
 from .schedule import make_schedule
@@ -160,10 +160,13 @@ VALIDATION_SEED = 5_000  # of the pairs on which a sampler's setting is chosen
 
 def domain_pairs(domain: str | Domain, content: str, count: int, seed: int, device: torch.device | str = "cpu",
                  gray: bool = False) -> SyntheticPairs:  # fmt: skip
-    """Held-out pairs of a domain: as many fresh sharp images as pairs, from another seed than training's."""
+    """Held-out pairs of a domain: as many fresh sharp images as pairs, from another seed than training's.
+
+    content: what the model was trained on the kind of: its name, or a folder of other pictures of that kind.
+    """
     name = domain
     domain = get_domain(domain) if isinstance(domain, str) else domain
-    contents: Contents = make_contents(domain.content or content, count, seed)
+    contents: Contents = make_contents(other_content(content) if domain.new_content else content, count, seed)
     pairs = SyntheticPairs(contents, domain, seed, device, gray)
     pairs.name = f"{name} on {contents.name}, seed {seed}"
     return pairs
@@ -187,12 +190,15 @@ class Setting:
 
 def evaluate(models: dict[str, Model], domains: dict[str, Pairs], setting: Setting, count: int = 200, size: int = 96,
              metrics: tuple[str, ...] = tuple(METRICS), batch: int = 25, device: torch.device | str = "cpu",
-             progress: Callable[[str], None] = lambda line: None) -> dict:  # fmt: skip
+             progress: Callable[[str], None] = lambda line: None,
+             register: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None = None) -> dict:  # fmt: skip
     """Score every model, and the blurry input, on every domain.
 
     Args:
         models: by name; a diffusion model NAME gives rows "NAME" (one sample) and "NAME-mean".
         domains: pairs by name; their first `count` crops of size x size are the test set, the same for all.
+        register: (estimate, truth) -> both as they are to be compared, (c, h', w') of one size for all; real pairs
+            seldom lie exactly on each other. None: as they are.
     Returns: {"domains": {domain: {"data", "count", "scores": {row: {metric: {mean, low, high}}}, "difference":
         {"A - B": ...} of mean rows with paired 95 % intervals, "per_image"}}, "unavailable": {metric: reason}}.
     """
@@ -210,7 +216,10 @@ def evaluate(models: dict[str, Model], domains: dict[str, Pairs], setting: Setti
                 if model.config.kind != "regression":
                     outputs[f"{name}-mean"] = mean
             for row, output in outputs.items():
-                for metric, values in measure(output, y0, usable).items():
+                truth = y0
+                if register is not None:
+                    output, truth = (torch.stack(images) for images in zip(*map(register, output, y0), strict=True))
+                for metric, values in measure(output, truth, usable).items():
                     rows.setdefault(row, {}).setdefault(metric, []).extend(values)
         results[domain] = {
             "data": pairs.name, "count": count, "size": size,
@@ -241,14 +250,16 @@ GRID_MAX_NOISE = (0.2, 0.5, 0.7, 0.9, 0.99)
 
 def grid_search(model: Model, pairs: Pairs, count: int, size: int, steps: tuple[int, ...] = GRID_STEPS,
                 max_noise: tuple[float, ...] = GRID_MAX_NOISE, sampler: str = "ancestral", samples: int = 1,
-                metrics: tuple[str, ...] = ("psnr", "spectral"),
+                metrics: tuple[str, ...] = ("psnr", "ssim", "lpips", "spectral"),
                 progress: Callable[[str], None] = lambda line: None) -> list[dict]:  # fmt: skip
     """Steps x maximum noise, as DvSR (Whang 2022, supplement Sec. 6) and Ren 2023 search them.
 
-    Returns: one dict a cell: steps, max_noise, alpha_bar_T, seconds an image, and the mean of each metric.
+    Returns: one dict a cell: steps, max_noise, alpha_bar_T, seconds an image, and the mean of each metric that is
+        available here.
     Where alpha_bar_T is large the chain starts from more noise than the network is told: such cells leave noise.
     """
     y0, x = pairs.crops(torch.arange(count), size)
+    metrics, _ = available(metrics)
     cells = []
     for n in steps:
         for noise in max_noise:

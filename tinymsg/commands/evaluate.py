@@ -1,9 +1,10 @@
 """evaluate: weights x domains x metrics -> one results file."""
 
 import argparse
+from functools import partial
 from pathlib import Path
 
-from .shared import DEVICE_HELP, UserError, load_weights, pick_device, positive
+from .shared import DEVICE_HELP, UserError, load_named_weights, pick_device, positive
 
 
 def add(commands: argparse._SubParsersAction) -> None:
@@ -15,7 +16,12 @@ def add(commands: argparse._SubParsersAction) -> None:
     sub.add_argument("--out", required=True, metavar="FILE", help="results file (JSON)")
     sub.add_argument("--domains", nargs="+", metavar="NAME", help="default: the training domain and all test domains")
     sub.add_argument("--pairs", metavar="FOLDER", help="real pairs (GoPro layout, or input/ and target/) instead of synthetic domains")
-    sub.add_argument("--content", default="scenes", help="sharp pictures: scenes, photos, or a folder (default: %(default)s)")
+    sub.add_argument("--align", type=int, default=0, metavar="PIXELS",
+                     help="with --pairs: score each picture after its best whole-pixel shift of up to so many (default: as it is)")  # fmt: skip
+    sub.add_argument("--content", default="scenes",
+                     help="sharp pictures of the training's kind: scenes, photos, or a folder (default: %(default)s)")  # fmt: skip
+    sub.add_argument("--validation-content", metavar="NAME", help="of the pairs for choosing the sampler's setting, if it is a folder "
+                                                                  "of its own (default: --content, from another seed)")  # fmt: skip
     sub.add_argument("--count", type=positive, default=200, metavar="N", help="pairs a domain (default: %(default)s)")
     sub.add_argument("--validation", type=positive, default=24, metavar="N", help="pairs for choosing the sampler's setting (default: %(default)s)")
     sub.add_argument("--size", type=positive, default=96, metavar="PIXELS", help="side of the crops (default: %(default)s)")
@@ -32,17 +38,13 @@ def run(args: argparse.Namespace) -> int:
 
     from .. import evaluate as ev
     from ..data import TEST_DOMAINS, PairedImages, get_domain
-    from ..model import WEIGHTS
-    from ..results import provenance, sha256, write_results
+    from ..paper.align import overlap
+    from ..results import provenance, write_results
 
     device = pick_device(args.device)
-    models, weights = {}, {}
-    for item in args.weights:
-        label, _, source = item.rpartition("=")
-        label = label or item.rsplit("-", 1)[-1].removesuffix(".safetensors")
-        models[label], _ = load_weights(source, device)
-        path = Path(source) if Path(source).is_file() else WEIGHTS / f"{source}.safetensors"
-        weights[label] = {"source": source, "sha256": sha256(path), "config": models[label].config.to_dict()}
+    if args.align and not args.pairs:
+        raise UserError("--align is for real pairs: it goes with --pairs")
+    models, weights = load_named_weights(args.weights, device)
     say = lambda line: print(line, flush=True)  # noqa: E731
     try:
         if args.pairs:
@@ -53,7 +55,8 @@ def run(args: argparse.Namespace) -> int:
                 get_domain(name)
             domains = {n: ev.domain_pairs(n, args.content, args.count, ev.TEST_SEED, device) for n in names}
         results = provenance()
-        validation = ev.domain_pairs("gopro_like", args.content, args.validation, ev.VALIDATION_SEED, device)
+        held_out = args.validation_content or args.content
+        validation = ev.domain_pairs("gopro_like", held_out, args.validation, ev.VALIDATION_SEED, device)
         diffusion = {label: m for label, m in models.items() if m.config.kind == "diffusion"}
         results["grid"] = {label: ev.grid_search(m, validation, args.validation, args.size, progress=say)
                            for label, m in diffusion.items()}  # fmt: skip
@@ -61,9 +64,12 @@ def run(args: argparse.Namespace) -> int:
         if diffusion:  # chosen on the validation split of the training domain, for the first model; then frozen for all
             best = ev.choose_cell(results["grid"][next(iter(diffusion))])
             setting = dataclasses.replace(setting, steps=best["steps"], max_noise=best["max_noise"])
-        results |= {"setting": dataclasses.asdict(setting), "weights": weights, "parameters": {
+        results |= {"setting": dataclasses.asdict(setting), "setting_chosen_on": validation.name, "weights": weights, "parameters": {
             label: sum(p.numel() for p in m.parameters()) for label, m in models.items()}}  # fmt: skip
-        results |= ev.evaluate(models, domains, setting, args.count, args.size, device=device, progress=say)
+        results |= ev.evaluate(models, domains, setting, args.count, args.size, device=device, progress=say,
+                               register=partial(overlap, reach=args.align) if args.align else None)  # fmt: skip
+        if args.align:
+            results["align"] = args.align
     except (ValueError, torch.OutOfMemoryError) as error:
         raise UserError(str(error)) from None
     write_results(args.out, results)

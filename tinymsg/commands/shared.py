@@ -46,10 +46,17 @@ def weights_path(name: str):
     return WEIGHTS / f"{name}.safetensors" if name in pretrained_names() else Path(name)
 
 
-def named_weights(item: str) -> tuple[str, str]:
-    """ROW=NAME or NAME of a --weights argument -> (row, name); without a row, the last word of the name is it."""
-    row, _, name = item.rpartition("=")
-    return row or name.removesuffix(".safetensors").rsplit("-", 1)[-1], name
+def load_named_weights(items: list[str], device) -> tuple[dict, dict]:
+    """[ROW=]NAME arguments -> ({row: model}, {row: source, SHA-256 and configuration}); a row is else the name's last word."""
+    from ..results import sha256
+
+    models, identities = {}, {}
+    for item in items:
+        row, _, name = item.rpartition("=")
+        row = row or name.removesuffix(".safetensors").rsplit("-", 1)[-1]
+        models[row], _ = load_weights(name, device)
+        identities[row] = {"source": name, "sha256": sha256(weights_path(name)), "config": models[row].config.to_dict()}
+    return models, identities
 
 
 def positive(text: str) -> int:

@@ -2,14 +2,14 @@
 
 import argparse
 
-from .shared import DEVICE_HELP, UserError, load_weights, pick_device, positive
+from .shared import DEVICE_HELP, UserError, load_named_weights, load_weights, pick_device, positive
 
 
 def add(commands: argparse._SubParsersAction) -> None:
     """Declare the command and its arguments."""
     sub = commands.add_parser("shift", help="measure why models fail elsewhere: shift of activations, sensitivity", epilog=(
         "Every domain is compared with the first, the training domain. The sampler's setting is that of the first weights' card."))
-    sub.add_argument("--weights", nargs="+", default=["plain=scenes-plain", "guided=scenes-guided"], metavar="ROW=NAME",
+    sub.add_argument("--weights", nargs="+", default=["plain=scenes-plain", "guided=scenes-guided"], metavar="[ROW=]NAME",
                      help="shipped weights or .safetensors files, each with a name (default: %(default)s)")  # fmt: skip
     sub.add_argument("--out", required=True, metavar="FILE", help="results file (JSON)")
     sub.add_argument("--content", default="scenes", help="sharp pictures: scenes, photos, or a folder (default: %(default)s)")
@@ -29,11 +29,9 @@ def run(args: argparse.Namespace) -> int:
     from ..results import provenance, write_results
 
     device = pick_device(args.device)
-    models, cards = {}, {}
-    for item in args.weights:
-        name, _, source = item.rpartition("=")
-        models[name or source], cards[name or source] = load_weights(source, device)
-    chosen = next(iter(cards.values())).get("setting", {})
+    models, weights = load_named_weights(args.weights, device)
+    first = next(iter(weights.values()))["source"]
+    chosen = load_weights(first, device)[1].get("setting", {})
     setting = ev.Setting(**chosen | {"samples": 1})
     index = torch.arange(args.count)
     domains = ["gopro_like", *TEST_DOMAINS]
@@ -42,7 +40,7 @@ def run(args: argparse.Namespace) -> int:
                   for name in domains}  # fmt: skip
         held_out = ev.domain_pairs(domains[0], args.content, args.count, ev.VALIDATION_SEED, device).crops(index, args.size)[1]
         results = provenance() | {"content": args.content, "count": args.count, "size": args.size, "reference": domains[0],
-                                  "setting": vars(setting)}  # fmt: skip
+                                  "setting": vars(setting), "weights": weights}  # fmt: skip
         results |= shift.study_shift(models, images, held_out, setting)
     except ValueError as error:
         raise UserError(str(error)) from None

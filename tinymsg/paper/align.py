@@ -131,15 +131,23 @@ def best_shift(estimate: Tensor, truth: Tensor, reach: int) -> tuple[int, int]:
     return place // (2 * reach + 1) - reach, place % (2 * reach + 1) - reach
 
 
-def _shifted(estimate: Tensor, truth: Tensor, reach: int) -> Scores:
+def overlap(estimate: Tensor, truth: Tensor, reach: int) -> tuple[Tensor, Tensor]:
+    """Both pictures (c, h, w) where they lie on each other after the best whole-pixel shift, without a border of `reach`.
+
+    reach: of the shift, in pixels; smaller for pictures that would leave less than 11 pixels.
+    """
     _same_size(estimate, truth)
     h, w = truth.shape[1:]
     reach = min(reach, (min(h, w) - 11) // 2)  # SSIM needs 11 pixels
     if reach < 0:
         raise ValueError(f"pictures of at least 11x11 are needed, got {w}x{h}")
     down, right = best_shift(estimate, truth, reach)
-    core = truth[:, reach : h - reach, reach : w - reach]
     moved = estimate[:, reach + down : h - reach + down, reach + right : w - reach + right]
+    return moved, truth[:, reach : h - reach, reach : w - reach]
+
+
+def _shifted(estimate: Tensor, truth: Tensor, reach: int) -> Scores:
+    moved, core = overlap(estimate, truth, reach)
     return plain_scores(moved, [core])
 
 
