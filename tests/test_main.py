@@ -298,7 +298,7 @@ def test_real_pairs_are_scored_after_their_best_shift(tmp_path, weights, monkeyp
         assert main(["evaluate", "--pairs", str(tmp_path / "pairs"), "--align", str(reach), "--weights", f"guided={weights}", "--out", str(out),
                      "--device", "cpu", "--count", "2", "--validation", "2", "--size", "48", "--samples", "2"]) == 0  # fmt: skip
         blurry[reach] = read_results(out)["domains"]["pairs"]["scores"]["blurry"]["psnr"]["mean"]
-    assert blurry[0] < 35 < blurry[4], blurry
+    assert blurry[0] < 40 and blurry[4] == 100, blurry  # equal
 
 
 def test_train_on_a_data_set_by_name(tmp_path, capsys):

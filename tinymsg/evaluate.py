@@ -90,6 +90,7 @@ METRICS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "lpips": lpips_distance,
     "spectral": spectral_distance,
 }
+IDENTICAL = 100.0  # dB: what counts for equal pictures, whose PSNR is infinite and has no mean
 HIGHER_IS_BETTER = {"psnr": True, "ssim": True, "lpips": False, "spectral": False}
 
 
@@ -99,7 +100,8 @@ def measure(estimate: Tensor, truth: Tensor, metrics: tuple[str, ...]) -> dict[s
     for name in metrics:
         if name not in METRICS:
             raise ValueError(f"unknown metric {name!r}; known: {', '.join(METRICS)}")
-        scores[name] = METRICS[name](to_display(estimate), to_display(truth)).tolist()
+        values = METRICS[name](to_display(estimate), to_display(truth))
+        scores[name] = (values.clamp(max=IDENTICAL) if name == "psnr" else values).tolist()
     return scores
 
 

@@ -11,10 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..evaluate import MetricUnavailable, psnr, ssim
+from ..evaluate import IDENTICAL, MetricUnavailable, psnr, ssim
 
 Scores = dict[str, float]
-IDENTICAL = 100.0  # dB: what counts for equal pictures, whose PSNR is infinite and has no mean
 ECC_ITERATIONS, ECC_EPSILON, ECC_BLUR = 100, 0.0, 5  # RealBlur's evaluation script (Rim 2020)
 
 
