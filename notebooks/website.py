@@ -1,4 +1,4 @@
-"""The static site of the course, one folder that needs no server and no other host: website.py [--profile cpu] [--out runs/site]."""
+"""The static site of the course, a folder that needs no server and no other host: website.py [--profile cpu] [--out FOLDER]."""
 
 import argparse
 import json
@@ -144,6 +144,7 @@ def with_anchors(page: Page) -> None:
 
     page.body = re.sub(r"<h([1-6])\b[^>]*>(.*?)</h\1>", heading, page.body, flags=re.S)
     page.body = re.sub(r'<math\b[^>]*display="block".*?</math>', r'<span class="formula">\g<0></span>', page.body, flags=re.S)
+    page.body = page.body.replace(" ± ", "\u00a0±\u00a0")  # an interval stays on one line
     page.body = page.body.replace("<table", '<div class="scroll"><table').replace("</table>", "</table></div>")
 
 
@@ -195,7 +196,8 @@ def markdown_page(source: Path, text: str, name: str = "") -> Page:
 def index_page(readme: Path, pages: list[Page]) -> Page:
     """The first page: what the README says before and in its section Start, and between the two the list of pages."""
     text = readme.read_text()
-    before, start = re.split(r"^(?=## )", text, maxsplit=1, flags=re.M)[0], re.search(r"^## Start\n.*?(?=^## |\Z)", text, re.M | re.S)
+    before = re.split(r"^(?=## )", text, maxsplit=1, flags=re.M)[0]
+    start = re.search(r"^## Start\n.*?(?=^## |\Z)", text, re.M | re.S)
     timed = [page.minutes for page in pages if page.minutes]
     hours = [f"{round(sum(minutes) / 30) / 2:g}" for minutes in zip(*timed, strict=True)]
     listing = _environment().get_template("list.html").render(pages=pages, hours=" to ".join(dict.fromkeys(hours)))

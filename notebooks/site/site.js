@@ -31,7 +31,9 @@ let loading;
 const entries = () => (loading ??= new Promise((resolve, reject) => {
   const script = Object.assign(document.createElement("script"), { src: "assets/search.js", onerror: reject });
   script.onload = () => {
-    for (const entry of window.searchEntries) Object.assign(entry, { head: simple(`${entry.heading} ${entry.title}`), all: simple(entry.text) });
+    for (const entry of window.searchEntries) {
+      Object.assign(entry, { head: simple(`${entry.heading} ${entry.title}`), all: simple(entry.text) });
+    }
     resolve(window.searchEntries);
   };
   document.head.append(script);
@@ -66,7 +68,8 @@ const find = async () => {
   const scored = (await entries()).map((entry) => [score(entry, words), entry]).filter(([points]) => points);
   if (asked !== input.value) return; // more was typed meanwhile
   scored.sort((a, b) => b[0] - a[0]);
-  status.textContent = scored.length ? `${scored.length} place${scored.length > 1 ? "s" : ""}` : "Nothing found: try fewer or shorter words.";
+  const count = scored.length === 1 ? "1 place" : `${scored.length} places`;
+  status.textContent = scored.length ? count : "Nothing found: try fewer or shorter words.";
   list.replaceChildren(...scored.slice(0, MOST).map(([, entry]) => element("li", {},
     element("a", { href: `${entry.page}${entry.anchor && `#${entry.anchor}`}` },
       element("small", { textContent: entry.title }), element("strong", { textContent: entry.heading || entry.title }),
@@ -103,9 +106,12 @@ addEventListener("scroll", () => requestAnimationFrame(markPlace), { passive: tr
 const reach = () => document.querySelectorAll(".scroll, .formula, pre, .output").forEach((box) => {
   if (box.scrollWidth > box.clientWidth + 1) box.tabIndex = 0;
 });
+document.addEventListener("click", (event) => event.target.closest(".output img")?.classList.toggle("large")); // on a phone
 const NEEDS_KERNEL = "This one computes: it works in JupyterLab (make lab).";
 addEventListener("load", () => { // widgets.js has drawn what it can by now
-  for (const picture of document.querySelectorAll("[data-widget] > img")) picture.after(element("p", { className: "still", textContent: NEEDS_KERNEL }));
+  for (const picture of document.querySelectorAll("[data-widget] > img")) {
+    picture.after(element("p", { className: "still", textContent: NEEDS_KERNEL }));
+  }
   markPlace();
   reach();
 });
