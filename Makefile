@@ -31,8 +31,9 @@ site: setup
 lab: setup
 	@$(VENV_PYTHON) notebooks/course.py lab
 
+# Two tests at a time, each with one thread: threads of two processes on the same cores wait for each other
 test: setup
-	MPLBACKEND=Agg $(VENV_PYTHON) -m pytest
+	MPLBACKEND=Agg OMP_NUM_THREADS=1 $(VENV_PYTHON) -m pytest -n 2 --dist worksteal
 
 test-kill: setup
 	$(VENV_PYTHON) -m pytest -m slow -s tests/test_kill.py

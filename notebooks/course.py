@@ -6,6 +6,7 @@ import copy
 import hashlib
 import importlib.util
 import json
+import math
 import os
 import re
 import sys
@@ -317,8 +318,25 @@ def write(notebook: nbformat.NotebookNode, path: Path) -> None:
     partial.replace(path)
 
 
+MACHINE = re.compile(r"\*\*Machine:\*\* (\d+) seconds and (\d+\.\d) GB on two CPU cores")
+
+
+def stated(notebook: nbformat.NotebookNode) -> tuple[int, float] | None:
+    """(seconds, GB) that the first cell says the lesson takes, or None."""
+    found = MACHINE.search(notebook.cells[0].source) if notebook.cells else None
+    return found and (int(found[1]), float(found[2]))
+
+
+def state(notebook: nbformat.NotebookNode, result: Result) -> nbformat.NotebookNode:
+    """Write into the first cell what the run took, rounded up to 10 seconds and half a GB: the next run says the same."""
+    seconds, gigabytes = 10 * math.ceil(result.seconds / 10), math.ceil(2 * result.peak) / 2
+    said = f"**Machine:** {seconds} seconds and {gigabytes:.1f} GB on two CPU cores"
+    notebook.cells[0].source = MACHINE.sub(said, notebook.cells[0].source)
+    return notebook
+
+
 def build(files: list[Path], limit: float | None) -> int:
-    """Run lessons as committed (the CPU profile) and write the cleaned outputs back in place."""
+    """Run lessons as committed (the CPU profile) and write outputs, seconds and memory back in place, cleaned."""
     import tempfile
 
     use_lesson_environment()
@@ -328,7 +346,7 @@ def build(files: list[Path], limit: float | None) -> int:
             target = Path(folder) / file.name
             result = execute(file, target, {}, limit)
             if result.problem is None:
-                write(clean(read(target)), file)
+                write(clean(state(read(target), result)), file)
         failed += result.problem is not None
         print(f"{file.name}: {result.seconds:.0f} s, {result.peak:.2f} GB, {file.stat().st_size / 1000:.0f} kB"
               + (f", not written: {result.problem}" if result.problem else ""), flush=True)  # fmt: skip
@@ -342,7 +360,7 @@ OPENING = {
     "what the learner can do afterwards": r"you (can|will be able)|outcomes",
     "prerequisites": r"prerequisite|you need|before (this|you)",
     "minutes": r"\bminutes?\b|\bmin\b",
-    "memory": r"\bGB\b",
+    "seconds and memory of a run, as `build` writes them": MACHINE.pattern,
 }
 
 
@@ -366,6 +384,7 @@ def problems(path: Path) -> list[str]:
         found.append('the cell tagged `parameters` does not say PROFILE = "cpu"')
     if not any(cell.get("outputs") for cell in notebook.cells):
         found.append("no outputs are stored: run `course.py build`")
+    found += _heading_problems(notebook)
     ids = [cell.get("id") for cell in notebook.cells]
     if len(set(ids)) != len(ids):
         found.append("cell ids are not unique")
@@ -374,9 +393,39 @@ def problems(path: Path) -> list[str]:
     return found
 
 
+def _heading_problems(notebook: nbformat.NotebookNode) -> list[str]:
+    """One title, and no level left out on the way down: who listens to a page moves about in it by its headings."""
+    found, level = [], 0
+    for cell in notebook.cells:
+        prose = re.sub(r"```.*?```", "", cell.source, flags=re.S) if cell.cell_type == "markdown" else ""
+        for marks, title in re.findall(r"^(#{1,6}) +(.+)$", prose, re.M):
+            if len(marks) > level + 1 or (len(marks) == 1) != (level == 0):
+                found.append(f"heading {title!r} is of level {len(marks)} after one of level {level}")
+            level = len(marks)
+    return found
+
+
+UNMEASURED = "<!-- unmeasured -->"  # in a Markdown cell: its numbers are definitions, rules of thumb or others' figures
+
+
+def bare_numbers(source: str) -> list[str]:
+    """Numbers with a unit of measurement in the prose of a Markdown cell; they would not change with the results.
+
+    Formulas, code, the 95 % of an interval and what `build` writes are no such numbers.
+    """
+    if UNMEASURED in source:
+        return []
+    prose = re.sub(r"```.*?```|`[^`]*`|\$\$.*?\$\$|\$[^$]*\$|<[^>]*>", " ", source, flags=re.S)
+    prose = re.sub(r"\b95 ?%", " ", MACHINE.sub(" ", prose))
+    return [" ".join(m[0].split()) for m in re.finditer(
+        r"(?:\d[\d.,]*\s*(?:dB|%|GB|MB|kB|seconds?|ms|crops? a second)(?!\w))|(?:PSNR|SSIM|LPIPS)\s+(?:of\s+)?\d[\d.]*", prose)]
+
+
 def _cell_problems(cell: nbformat.NotebookNode) -> list[str]:
     found = []
     if cell.cell_type == "markdown":
+        found += [f"a measured number in prose, {number!r}: let a code cell say it from a results file, or mark the cell "
+                  f"{UNMEASURED} if it is a definition" for number in bare_numbers(cell.source)]  # fmt: skip
         if re.search(r"!\[\s*\]\(|<img(?![^>]*\balt=[\"'][^\"'])", cell.source):
             found.append("a picture without alternative text")
         return found

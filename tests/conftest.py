@@ -29,6 +29,7 @@ def pytest_collection_modifyitems(config, items):
         slow = [item for item in items if item.get_closest_marker("slow")]
         config.hook.pytest_deselected(items=slow)
         items[:] = [item for item in items if item not in slow]
+    items.sort(key=lambda item: not item.get_closest_marker("notebook"))  # the longest first: none runs alone at the end
 
 
 @pytest.fixture(params=DEVICES)

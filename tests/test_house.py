@@ -19,7 +19,7 @@ MODULES = sorted([*LIBRARY.glob("*.py"), *(path for package in PACKAGES for path
 COMMANDS = sorted((LIBRARY / "commands").glob("*.py"))
 # Each module imports only from those before it
 ORDER = ("rng", "scenes", "blur", "data", "datasets", "schedule", "unet", "guidance", "results", "model", "processes", "train",
-         "sample", "evaluate", "shift", "toy", "pictures", "studies", "checks", "explore", "training", "paper", "commands", "__main__")  # fmt: skip
+         "sample", "evaluate", "steps", "shift", "toy", "pictures", "studies", "checks", "explore", "training", "paper", "commands", "__main__")  # fmt: skip
 
 
 PLACES = [".".join(place) for name in ORDER for place in ([(name, file) for file in PACKAGES[name]] if name in PACKAGES else [(name,)])]

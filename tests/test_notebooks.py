@@ -82,8 +82,14 @@ def test_committed_outputs_come_out_again(lesson, tmp_path):
     """nbval, in a fresh kernel and in the committed profile: the outputs of the cells tagged nbval-check-output."""
     assert any("nbval-check-output" in cell.metadata.get("tags", []) or "# NBVAL_CHECK_OUTPUT" in cell.source
                for cell in course.read(lesson).cells), "no output is compared"  # fmt: skip
+    watch = course.Watch(None)
+    watch.start()
     done = _nbval(lesson, tmp_path)
+    spent = watch.stop()
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
+    seconds, gigabytes = course.stated(course.read(lesson))
+    assert watch.peak / 1e9 <= gigabytes + 0.25
+    assert spent <= 4 * seconds + 60, "far beyond what its first cell says, even for a busy machine"
 
 
 def _nbval(notebook: Path, tmp_path: Path) -> subprocess.CompletedProcess:
@@ -101,7 +107,7 @@ def _nbval(notebook: Path, tmp_path: Path) -> subprocess.CompletedProcess:
 PNG = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAIAAACQd1PeAAAADElEQVR4nGP4z8AAAAMBAQDJ/pLvAAAAAElFTkSuQmCC"
 SHOW = f"""from IPython.display import display
 display({{"image/png": "{PNG}", "text/plain": "a dot"}}, raw=True, metadata={{"image/png": {{"alt": 'a "red" <dot>'}}}})"""
-OPENING = "# Dots\nAfter this lesson you can see dots. Prerequisites: none. 1 minute, 0.1 GB."
+OPENING = "# Dots\nAfter this lesson you can see dots. Prerequisites: none. 1 minute. **Machine:** 990 seconds and 0.1 GB on two CPU cores."
 
 
 def make(path: Path, *sources: str, opening: str = OPENING, profile: str = 'PROFILE = "cpu"') -> Path:
@@ -124,6 +130,21 @@ def built(tmp_path_factory):
     with mock.patch.dict(os.environ):
         assert course.build([path], limit=60) == 0
     return path
+
+
+def test_build_states_seconds_and_memory_of_its_run(built):
+    seconds, gigabytes = course.stated(course.read(built))
+    assert seconds in range(10, 61, 10) and 0 < gigabytes <= 1 and gigabytes % 0.5 == 0
+
+
+@pytest.mark.parametrize(("prose", "numbers"), [
+    ("gains 0.45 dB on average, 12 % of it by luck", ["0.45 dB", "12 %"]),
+    ("its PSNR of 31.2 falls in 3 seconds", ["PSNR of 31.2", "3 seconds"]),
+    ("a 95 % interval, $3$ dB, `4 dB`, 5 pixels, 1,000 kernels, 2D", []),
+    ("<!-- unmeasured -->\n10 dB are a factor of 10", []),
+])  # fmt: skip
+def test_numbers_in_prose_that_no_result_would_change(prose, numbers):
+    assert course.bare_numbers(prose) == numbers
 
 
 def test_build_leaves_a_notebook_in_order(built):
@@ -208,6 +229,10 @@ DEFECTS = {
     "cells are tagged `parameters`": lambda notebook: notebook.cells[1].metadata.pop("tags"),
     "does not say PROFILE": lambda notebook: notebook.cells[1].update(source='PROFILE = "gpu"'),
     "does not tell minutes": lambda notebook: notebook.cells[0].update(source="# Dots\nYou can see dots."),
+    "does not tell seconds and memory": lambda notebook: notebook.cells[0].update(source="# Dots\n1 minute, 1 second, 1 GB."),
+    "a measured number in prose, '3.1 dB'": lambda notebook: notebook.cells[0].update(source="# Dots\nIt gains 3.1 dB."),
+    "is of level 3 after one of level 1": lambda notebook: notebook.cells[0].update(source="# Dots\n### Too deep"),
+    "is of level 1 after one of level 2": lambda notebook: notebook.cells[0].update(source="# Dots\n## One\n# Two"),
     "kernel is not named": lambda notebook: notebook.metadata.kernelspec.update(name="mine"),
 }
 

@@ -4,14 +4,14 @@ import argparse
 import os
 import sys
 
-from .commands import ablate, deblur, evaluate, pack, paper, publish, shift, train
+from .commands import ablate, deblur, evaluate, pack, paper, publish, shift, steps, train
 from .commands.shared import UserError
 
 # glibc gives freed blocks of this size back to the system at once, and asks again at the next layer: keeping
 # them made one residual block 1.6 times faster on the CPU. Read by malloc at start, hence the re-exec in main().
 ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": "4294967296", "MALLOC_TRIM_THRESHOLD_": "8589934592", "MALLOC_TOP_PAD_": "268435456"}
 
-COMMANDS = (deblur, pack, train, evaluate, paper, ablate, shift, publish)
+COMMANDS = (deblur, pack, train, evaluate, paper, ablate, steps, shift, publish)
 
 
 def parser() -> argparse.ArgumentParser:

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .model import Model
-from .schedule import Schedule, make_schedule
+from .schedule import Schedule, make_schedule, q_sample
 from .train import use_bf16
 
 EpsFn = Callable[[Tensor, Tensor], Tensor]
@@ -139,18 +139,25 @@ def prepare(model: Model, x: Tensor) -> Prepared:
 
 def restore_steps(model: Model, x: Tensor, sampler: str = "ancestral", steps: int = 10, max_noise: float = 0.5,
                   schedule: str = "linear", generator: torch.Generator | None = None,
-                  prepared: Prepared | None = None) -> Steps:  # fmt: skip
+                  prepared: Prepared | None = None, start: Tensor | None = None) -> Steps:  # fmt: skip
     """The steps of one restoration: yields (t, z_t, y0_hat), both (b, c, h, w); y0_hat is an image in [-1, 1].
 
     z_t is what is diffused: the noisy image, or the noisy residual. Arguments as for `restore`; `prepared` saves
     repeating `prepare(model, x)`.
     """
-    start = get_sampler(sampler)
+    run = get_sampler(sampler)
+    if start is not None and start.shape != x.shape:
+        raise ValueError(f"start must be an estimate of x's shape {tuple(x.shape)}, got {tuple(start.shape)}")
+    if start is not None and model.config.kind == "regression":
+        raise ValueError("a regression model begins nowhere: start is for diffusion models")
     plan = make_schedule(schedule, 1 if model.config.kind == "regression" else steps, max_noise)
     prepared = prepared or prepare(model, x)
     h, w = x.shape[-2:]
     noise = torch.randn(prepared.padded.shape, generator=generator, device=x.device)
-    chain = start(prepared.eps_fn, plan, noise, generator)
+    if start is not None:
+        z = model.encode(pad_to_multiple(start.float(), model.multiple, model.config.dims), prepared.padded)
+        noise = q_sample(z, plan.noise_level[-1:].float().expand(len(x)), noise)
+    chain = run(prepared.eps_fn, plan, noise, generator)
     while True:
         # Entered anew for each step: a context held open across a yield would leak into the caller
         with torch.inference_mode(), torch.autocast(x.device.type, torch.bfloat16, enabled=prepared.bf16):
@@ -164,7 +171,7 @@ def restore_steps(model: Model, x: Tensor, sampler: str = "ancestral", steps: in
 
 def restore(model: Model, x: Tensor, sampler: str = "ancestral", steps: int = 10, max_noise: float = 0.5,
             schedule: str = "linear", samples: int = 1, generator: torch.Generator | None = None,
-            progress: Callable[[int, int], None] | None = None) -> Tensor:  # fmt: skip
+            progress: Callable[[int, int], None] | None = None, start: Tensor | None = None) -> Tensor:  # fmt: skip
     """Deblur: draw y0 ~ p(y0 | x), or the mean of several draws.
 
     Args:
@@ -177,6 +184,9 @@ def restore(model: Model, x: Tensor, sampler: str = "ancestral", steps: int = 10
         samples: draws to average (the paper's "-SA"): fewer artefacts and higher PSNR, smoother.
         generator: for repeatable draws, on x's device.
         progress: called as progress(done, total) after every network evaluation.
+        start: (b, c, h, w) in [-1, 1], an estimate of y0 to begin from instead of pure noise: it is noised up to the
+            schedule's end (CCDF, Chung 2022, "Come-Closer-Diffuse-Faster", Alg. 1). Choose max_noise so that
+            alpha_bar_T is not near 0 (`schedule.max_noise_for`).
     Returns: (b, c, h, w) float32 in [-1, 1].
     Raises: ValueError on unknown names, wrong shapes, ranges or values that are not finite.
     """
@@ -188,7 +198,7 @@ def restore(model: Model, x: Tensor, sampler: str = "ancestral", steps: int = 10
     total = torch.zeros_like(x, dtype=torch.float32)
     done = 0
     for _ in range(samples):
-        for _, _, y0_hat in restore_steps(model, x, sampler, steps, max_noise, schedule, generator, prepared):
+        for _, _, y0_hat in restore_steps(model, x, sampler, steps, max_noise, schedule, generator, prepared, start):
             done += 1
             if progress is not None:
                 progress(done, samples * steps)

@@ -100,6 +100,19 @@ def linear(steps: int, max_noise: float = 0.02, min_noise: float = 1e-6) -> Sche
     return Schedule(torch.cat([torch.ones(1, dtype=torch.float64), torch.cumprod(1 - beta, dim=0)]))
 
 
+def max_noise_for(steps: int, alpha_bar_T: float) -> float:
+    """The max_noise with which `linear` ends at alpha_bar_T in (0, 1) after so many steps, by bisection."""
+    if not 0 < alpha_bar_T < 1:
+        raise ValueError(f"alpha_bar_T must lie in (0, 1), got {alpha_bar_T}")
+    low, high = 1e-7, 1 - 1e-7
+    for _ in range(60):
+        middle = (low + high) / 2
+        beta = torch.linspace(min(1e-6, middle), middle, steps, dtype=torch.float64)
+        beta[-1] = middle
+        low, high = (middle, high) if float(torch.log1p(-beta).sum()) > math.log(alpha_bar_T) else (low, middle)
+    return low
+
+
 def cosine(steps: int, max_noise: float = 0.999, offset: float = 0.008) -> Schedule:
     """alpha_bar follows a squared cosine (Nichol & Dhariwal 2021, eq. 17), each beta_t clipped at max_noise."""
     _check(steps, max_noise)

@@ -1,7 +1,6 @@
 """evaluate: weights x domains x metrics -> one results file."""
 
 import argparse
-from functools import partial
 from pathlib import Path
 
 from .shared import DEVICE_HELP, UserError, load_named_weights, pick_device, positive
@@ -33,6 +32,7 @@ def add(commands: argparse._SubParsersAction) -> None:
 def run(args: argparse.Namespace) -> int:
     """Carry it out; returns the exit status."""
     import dataclasses
+    from functools import partial
 
     import torch
 

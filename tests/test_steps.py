@@ -1,0 +1,104 @@
+"""Quality against evaluations; chains that begin from an estimate."""
+
+import json
+
+import pytest
+import torch
+
+from tinymsg.__main__ import main
+from tinymsg.evaluate import domain_pairs
+from tinymsg.model import Config, build_model, plain_twin, save_model
+from tinymsg.sample import SAMPLERS, restore
+from tinymsg.schedule import make_schedule, max_noise_for
+from tinymsg.steps import fewest, step_curves
+
+
+@pytest.mark.parametrize("steps", [1, 2, 12, 250])
+@pytest.mark.parametrize("alpha_bar_T", [0.01, 0.5, 0.9])
+def test_every_chain_ends_where_it_is_told(steps, alpha_bar_T):
+    max_noise = max_noise_for(steps, alpha_bar_T)
+    assert float(make_schedule("linear", steps, max_noise).alpha_bar[-1]) == pytest.approx(alpha_bar_T, rel=1e-6)
+
+
+def test_no_chain_ends_at_nothing_or_everything():
+    for wrong in (0.0, 1.0, -1.0):
+        with pytest.raises(ValueError, match="alpha_bar_T must lie in"):
+            max_noise_for(5, wrong)
+
+
+class _Truth:
+    """A denoiser that knows the image: every sampler must then end on it, wherever it starts."""
+
+    def __init__(self, model, z0):
+        self.model, self.z0 = model, z0
+
+    def __call__(self, x):
+        def eps_fn(z_t, noise_level):
+            level = noise_level[:, None, None, None]
+            return (z_t - level * self.z0) / torch.sqrt(1 - level**2)
+
+        return eps_fn
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("residual", [True, False])
+def test_a_perfect_denoiser_arrives_from_any_start(tiny_model, images, monkeypatch, sampler, residual):
+    model = tiny_model(residual=residual, precision="fp32")
+    y0, x = (image.clamp(-0.9, 0.9) for image in images())
+    monkeypatch.setattr(model, "denoiser", _Truth(model, model.encode(y0, x)))
+    generator = torch.Generator().manual_seed(0)
+    out = restore(model, x, sampler, 4, 0.5, generator=generator, start=x)
+    torch.testing.assert_close(out, y0, atol=5e-4, rtol=0)
+
+
+def test_a_start_with_little_noise_stays_near_it(tiny_model, images, monkeypatch):
+    """A denoiser that sees no noise anywhere leaves the start as it is, up to the noise that was put on it."""
+    model = tiny_model(residual=False, precision="fp32")
+    start, x = (0.5 * image for image in images())
+    monkeypatch.setattr(model, "denoiser", lambda x: lambda z_t, noise_level: torch.zeros_like(z_t))
+    far = []
+    for alpha_bar_T in (0.9999, 0.9):
+        out = restore(model, x, "ddim", 1, max_noise_for(1, alpha_bar_T), generator=torch.Generator().manual_seed(0), start=start)
+        far.append(float((out - start).std()))
+    assert far[0] < 0.02 < far[1]
+
+
+def test_wrong_starts_are_refused(tiny_model, images):
+    _, x = images()
+    with pytest.raises(ValueError, match="start must be an estimate of x's shape"):
+        restore(tiny_model(), x, start=x[:, :, :8])
+    with pytest.raises(ValueError, match="a regression model begins nowhere"):
+        restore(tiny_model(kind="regression", scales=()), x, start=x)
+
+
+def test_curves_have_every_combination_and_are_repeatable(tiny_model):
+    pairs = domain_pairs("one_kernel", "photos", 4, 7)
+    arguments = (tiny_model(precision="fp32"), pairs, 4, 16, {"blurry": lambda x: x}, (1, 3), ("ddim", "ancestral"), ("psnr", "spectral"))
+    rows = step_curves(*arguments)
+    assert [(r["start"], r["sampler"], r["evaluations"]) for r in rows] == [
+        (start, sampler, n) for start in ("noise", "blurry") for sampler in ("ddim", "ancestral") for n in (1, 3)]  # fmt: skip
+    assert all(r["seconds"] > 0 and r["psnr"]["low"] <= r["psnr"]["mean"] <= r["psnr"]["high"] for r in rows)
+    assert [r["psnr"] for r in step_curves(*arguments)] == [r["psnr"] for r in rows]
+
+
+def test_fewest():
+    row = lambda n, psnr, spectral: {"sampler": "ddim", "start": "noise", "evaluations": n,  # noqa: E731
+                                     "psnr": {"mean": psnr}, "spectral": {"mean": spectral}}  # fmt: skip
+    assert fewest([row(250, 25.0, 0.10), row(1, 26.0, 0.30), row(4, 24.95, 0.101), row(2, 24.0, 0.10)], "ddim", "noise") == 4
+    with pytest.raises(ValueError, match="no rows of 'ancestral'"):
+        fewest([row(1, 1.0, 1.0)], "ancestral", "noise")
+
+
+def test_the_command(tmp_path, capsys):
+    config = Config(widths=(16, 16, 16, 16), guidance_width=8, guidance_blocks=1, precision="fp32")
+    for name, c in (("guided", config), ("regression", plain_twin(config, "regression"))):
+        save_model(build_model(c), tmp_path / f"{name}.safetensors")
+    arguments = ["steps", "--weights", f"{tmp_path}/guided.safetensors", "--regression", f"{tmp_path}/regression.safetensors",
+                 "--content", "photos", "--count", "2", "--size", "16", "--evaluations", "1", "2", "--device", "cpu",
+                 "--out", str(tmp_path / "steps.json")]  # fmt: skip
+    assert main(arguments) == 0
+    results = json.loads((tmp_path / "steps.json").read_text())
+    assert len(results["rows"]) == 3 * 3 * 2 and {r["start"] for r in results["rows"]} == {"noise", "blurry", "regression"}
+    assert "as good as the longest chain from" in capsys.readouterr().out
+    assert main([*arguments, "--regression", f"{tmp_path}/guided.safetensors"]) == 2
+    assert "--regression a regression model" in capsys.readouterr().err
