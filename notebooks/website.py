@@ -44,8 +44,9 @@ def is_fresh(lesson: Path, executed: Path, profile: str) -> bool:
     """Whether `executed` is this lesson, run to its end in this profile, after the last change of what it depends on."""
     if not executed.exists():
         return False
-    library = [path for path in (ROOT / "tinymsg").rglob("*") if path.suffix in (".py", ".json", ".safetensors")]
-    newest = max(path.stat().st_mtime for path in [lesson, *library, *lesson.parent.glob("results/*")])
+    used = [path for path in (ROOT / "tinymsg").rglob("*") if path.suffix in (".py", ".json", ".safetensors")]
+    used += [lesson, *lesson.parent.glob("results/*"), *lesson.parent.glob("*.png")]  # the last: a learner's own photograph
+    newest = max(path.stat().st_mtime for path in used)
     notebook = read(executed)
     injected = [c.source for c in notebook.cells if "injected-parameters" in c.metadata.get("tags", [])]
     whole = all(c.execution_count for c in notebook.cells if c.cell_type == "code" and c.source.strip())
@@ -176,7 +177,7 @@ def lesson_page(lesson: Path, executed: Path, table: dict[str, tuple[str, str]])
     with_anchors(page)
     opening = next((cell.source for cell in notebook.cells if cell.cell_type == "markdown"), "")
     page.title = next((plain(html) for level, _, html in page.headings if level == 1), lesson.stem)
-    short, page.summary = table.get(lesson.name, (re.sub(r"^\d+ · ", "", page.title), first_sentence(page.body)))
+    short, page.summary = table.get(lesson.name, (re.sub(r"^\d+ · |:.*", "", page.title), first_sentence(page.body)))
     page.short = f"{lesson.stem[:2]} · {short}"
     page.minutes = reading_minutes(opening)
     state = notebook.metadata.get("widgets", {}).get(STATE)
