@@ -76,7 +76,13 @@ def cell_html(cell) -> str:
         return course.markdown_html(cell.source, cell.get("attachments"))
     if cell.cell_type != "code" or not cell.source.strip() or "injected-parameters" in cell.metadata.get("tags", []):
         return ""
-    return f'<div class="cell">{code_html(cell)}{"".join(map(output_html, cell.outputs))}</div>'
+    outputs = []
+    for output in cell.outputs:  # where a kernel cuts what is printed into pieces depends on timing
+        if outputs and output.output_type == outputs[-1].output_type == "stream" and output.name == outputs[-1].name:
+            outputs[-1].text += output.text
+        else:
+            outputs.append(output)
+    return f'<div class="cell">{code_html(cell)}{"".join(map(output_html, outputs))}</div>'
 
 
 def code_html(cell) -> str:

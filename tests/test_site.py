@@ -90,9 +90,9 @@ def repository(tmp_path_factory) -> Path:
     (root / "notebooks" / "WORDS.md").write_text("# Words\nWhat the zyzzyva says.\n\n## Dot\nSee [the start](01_dot.ipynb).\n")
     bundle, state = dot_widget()
     widget = v4.new_output("display_data", data=bundle, metadata={"image/png": {"alt": "a red dot"}})
-    text = v4.new_output("stream", text="1    2    3\n<b> & such\n")
+    text = [v4.new_output("stream", text=piece) for piece in ("1    2    3\n", "<b> & such\n")]  # as it is printed
     first = notebook(v4.new_markdown_cell(FIRST), v4.new_code_cell("# explore\nshow()", outputs=[widget]),
-                     v4.new_code_cell("print('a_name')  # fmt: skip", outputs=[text]), state=state)  # fmt: skip
+                     v4.new_code_cell("print('a_name')  # fmt: skip", outputs=text), state=state)  # fmt: skip
     second = notebook(v4.new_markdown_cell("# 02 · Lines\nTime: 30 minutes."), v4.new_markdown_cell(LONG))
     nbformat.write(first, root / "notebooks" / "01_dot.ipynb")
     nbformat.write(second, root / "notebooks" / "02_line.ipynb")
