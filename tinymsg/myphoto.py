@@ -79,7 +79,7 @@ class PhotoUpload:
         size: pixels of the look.
     """
 
-    def __init__(self, path: str | Path = FILE, size: int = 160):
+    def __init__(self, path: str | Path = FILE, size: int = 128):
         import ipywidgets
 
         self.path, self.size = Path(path), size
