@@ -7,22 +7,27 @@ VENV_PYTHON := .venv/bin/python
 # Same bytes at every run; no window, whatever the caller's matplotlib is set to
 export PYTHONHASHSEED := 0
 
-.PHONY: help setup course test test-kill lab check clean
+.PHONY: help setup course site test test-kill bench lab check clean
 
 help:
 	@echo "make course   run all lessons headless; executed notebooks and HTML go to runs/course/"
+	@echo "make site     make the course's web pages in runs/site/, from the lessons that make course has run"
 	@echo "make lab      open the lessons in JupyterLab"
 	@echo "make test     run every test"
 	@echo "make test-kill  kill trainings at random and resume them, over 100 times (ten minutes)"
+	@echo "make bench    compare speed with other libraries, on an idle machine (half an hour)"
 	@echo "make check    look over the committed notebooks without running them"
 	@echo "make setup    only make .venv (the others do it by themselves)"
-	@echo "make clean    remove .venv and runs/course"
+	@echo "make clean    remove .venv, runs/course and runs/site"
 
 setup:
 	@PYTHON='$(PYTHON)' sh setup.sh
 
 course: setup
 	@$(VENV_PYTHON) notebooks/course.py run
+
+site: setup
+	@$(VENV_PYTHON) notebooks/website.py
 
 lab: setup
 	@$(VENV_PYTHON) notebooks/course.py lab
@@ -34,8 +39,12 @@ test: setup
 test-kill: setup
 	$(VENV_PYTHON) -m pytest -m slow -s tests/test_kill.py
 
+bench: setup
+	@$(VENV_PYTHON) -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[bench]'
+	$(VENV_PYTHON) benchmarks/bench.py
+
 check: setup
 	@$(VENV_PYTHON) notebooks/course.py check
 
 clean:
-	rm -rf .venv runs/course
+	rm -rf .venv runs/course runs/site

@@ -210,22 +210,14 @@ TEMPLATE = """
  data-widget="{{ output.data['application/vnd.jupyter.widget-view+json'].model_id | e }}">{{ picture(output) }}</div>
 {%- endblock -%}
 {%- block footer_js -%}
-<style>
-.widget-control { display: flex; gap: .6em; align-items: center; margin: .4em 0; border: 0; padding: 0; }
-.widget-control input[type=range] { width: 22em; }
-.widget-control button { padding: .3em .8em; }
-.widget-control button[aria-pressed=true] { background: #0072b2; color: white; }
-mjx-container, math[display=block] { margin: .8em 0; }
-</style>
+<style>{{ widgets_css }}</style>
 <script>{{ widgets_js }}</script>
 {%- endblock -%}
 """
 
 
-def to_html(path: Path) -> Path:
-    """Write the page of an executed notebook beside it. Raises UserError where a picture has no alt text."""
-    import jinja2
-    from nbconvert import HTMLExporter
+def markdown_html(source: str, attachments: dict | None = None, anchor_link_text: str = "¶") -> str:
+    """Markdown of a cell or a file as HTML, formulas as MathML."""
     from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
 
     class Renderer(IPythonRenderer):
@@ -238,16 +230,24 @@ def to_html(path: Path) -> Path:
         def latex_environment(self, name: str, body: str) -> str:
             return _mathml(rf"\begin{{{name}}}{body}\end{{{name}}}", "block")
 
+    renderer = Renderer(escape=False, attachments=attachments or {}, anchor_link_text=anchor_link_text)
+    return MarkdownWithMath(renderer=renderer).render(source)
+
+
+def to_html(path: Path) -> Path:
+    """Write the page of an executed notebook beside it. Raises UserError where a picture has no alt text."""
+    import jinja2
+    from nbconvert import HTMLExporter
+
     class Exporter(HTMLExporter):
         @jinja2.pass_context
         def markdown2html(self, context, source: str) -> str:
-            renderer = Renderer(escape=False, attachments=context.get("cell", {}).get("attachments", {}),
-                                anchor_link_text=self.anchor_link_text)  # fmt: skip
-            return MarkdownWithMath(renderer=renderer).render(source)
+            return markdown_html(source, context.get("cell", {}).get("attachments", {}), self.anchor_link_text)
 
     loader = jinja2.DictLoader({"tinymsg.html.j2": TEMPLATE})
     exporter = Exporter(extra_loaders=[loader], template_file="tinymsg.html.j2")
-    exporter.environment.globals["widgets_js"] = (HERE / "widgets.js").read_text()
+    for kind in ("js", "css"):
+        exporter.environment.globals[f"widgets_{kind}"] = (HERE / f"widgets.{kind}").read_text()
     page, _ = exporter.from_notebook_node(read(path))
     target = path.with_suffix(".html")
     target.write_text(page)

@@ -48,6 +48,9 @@ def test_gray_of_8_and_16_bits(tmp_path):
         torch.testing.assert_close(read_image(tmp_path / f"16.{suffix}"), expected, rtol=0, atol=1e-6)
     Image.fromarray(np.full((4, 4), 200, np.uint16)).save(tmp_path / "dark.png")  # 16 bits, though all below 256
     assert read_image(tmp_path / "dark.png").max() < 0.01
+    for scale in (1 / 255, 1.0, 257.0):  # floating point, up to 1, 255 or 65535
+        Image.fromarray(gray.astype(np.float32) * np.float32(scale)).save(tmp_path / "float.tif")
+        torch.testing.assert_close(read_image(tmp_path / "float.tif"), expected, rtol=0, atol=1e-5)
 
 
 def test_one_bit_and_palette(tmp_path):

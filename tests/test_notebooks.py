@@ -67,6 +67,16 @@ def test_a_results_file_changed_by_one_digit_stops_the_lesson(lesson, results, t
     assert f"{results} is not as a command wrote it" in result.problem
 
 
+@each_lesson
+def test_results_are_read_by_the_reader_that_finds_changes(lesson):
+    """Whatever file of numbers a lesson opens, a number changed by hand in it stops the lesson."""
+    code = "\n".join(cell.source for cell in course.read(lesson).cells if cell.cell_type == "code")
+    named = re.findall(r"""(\w+)\(?["']results/(\w+)\.json["']""", code)
+    assert len(named) == len(re.findall(r"results/\w+\.json", code)) - len(re.findall(r"#.*results/\w+\.json", code))
+    assert {reader for reader, _ in named} <= {"read_results"}
+    assert all((course.HERE / "results" / f"{name}.json").exists() for _, name in named)
+
+
 @pytest.mark.notebook
 @each_lesson
 def test_lesson_runs_in_the_smoke_profile(lesson, tmp_path):

@@ -10,7 +10,7 @@ from tinymsg import evaluate, pictures, toy
 from tinymsg.model import build_model, count_parameters
 from tinymsg.pictures import ARMS, PARTS, PICTURES, score_pictures
 from tinymsg.results import read_results
-from tinymsg.studies import PictureTrial, Study, get_study, paired_differences
+from tinymsg.studies import PictureTrial, Study, get_study, headline_table, paired_differences
 
 ROOT = Path(__file__).resolve().parents[1]
 SMALL = dataclasses.replace(PICTURES, widths=(16, 16, 16, 16), guidance_width=8, guidance_blocks=1, crop=16, batch=2,
@@ -85,3 +85,16 @@ def test_equal_budgets(name):
     budgets = {(t.config.batch, t.config.crop, t.config.steps - t.config.head_start) for t in study.trials(2, 100)}
     assert {batch for batch, _, _ in budgets} == {PICTURES.batch} and {crop for _, crop, _ in budgets} == {PICTURES.crop}
     assert {steps for _, _, steps in budgets} == ({100, 200} if name == "pictures" else {100})
+
+
+def test_the_headline_counts_only_the_studys_own_budget():
+    """Three arms and regression at two seeds, plus one training twice as long, which must not enter."""
+    def entry(arm, seed, steps, value):
+        scores = {"psnr": {"mean": value}, "per_image": {"psnr": [value - 1, value + 1]}}
+        return {"arm": arm, "seed": seed, "kernels": None, "steps": steps, "scores": {d: scores for d in pictures.DOMAINS}}
+
+    runs = [entry("blurry", 0, 9, 20.0), entry("guided", 0, 18, 99.0)]
+    runs += [entry(arm, seed, 9, value + seed) for arm, value in zip(ARMS, (25.0, 22.0, 24.0, 23.5), strict=True) for seed in (0, 1)]
+    lines = headline_table({"runs": runs, "steps": 9}).splitlines()
+    assert lines[2] == "| gopro_like | 20.00 | 25.50 | 22.50 | 24.50 | 24.00 | +2.00 [+2.00, +2.00] | +0.50 [+0.50, +0.50] |"
+    assert len(lines) == 2 + len(pictures.DOMAINS)

@@ -30,8 +30,8 @@ class ImageError(ValueError):
 def read_image(path: str | Path) -> Tensor:
     """Read a picture as display values.
 
-    8- and 16-bit, gray, RGB, palette, CMYK and RGBA files give RGB (transparency over white); the EXIF
-    orientation is applied.
+    8- and 16-bit, floating-point gray (0 to 1, 255 or 65535), RGB, palette, CMYK and RGBA files give RGB
+    (transparency over white); the EXIF orientation is applied.
     Returns: float32 (3, h, w) in [0, 1].
     Raises: ImageError, with one sentence, for what is missing, truncated, not a picture, or over MAX_PIXELS.
     """
@@ -45,7 +45,8 @@ def read_image(path: str | Path) -> Tensor:
             image = ImageOps.exif_transpose(image)
             if image.mode.startswith(("I", "F")):  # 16-bit gray: PIL's own conversion would clip it at 255
                 gray = np.asarray(image, dtype=np.float32)
-                gray = gray / (65535.0 if gray.max() > 255 or image.mode.startswith("I;16") else 255.0)
+                fractions = image.mode == "F" and gray.max() <= 1  # floating point, already display values
+                gray = gray / (65535.0 if gray.max() > 255 or image.mode.startswith("I;16") else 1.0 if fractions else 255.0)
                 return torch.from_numpy(gray.clip(0, 1)).expand(3, -1, -1).clone()
             if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
                 image = image.convert("RGBA")

@@ -20,7 +20,7 @@ from .data import to_display
 from .evaluate import bootstrap_interval, psnr
 
 # Okabe & Ito 2008: told apart with any common colour blindness. One colour a thing, in every lesson.
-COLORS = {"blurry": "#999999", "regression": "#E69F00", "plain": "#D55E00", "guided": "#0072B2", "sharp": "#000000",
+COLORS = {"blurry": "#666666", "regression": "#E69F00", "plain": "#D55E00", "guided": "#0072B2", "sharp": "#000000",
           "control": "#CC79A7", "structure": "#009E73", "input": "#56B4E9"}  # fmt: skip
 
 
@@ -340,6 +340,23 @@ def frame_explorer(frame: Callable[..., Figure | Tensor], controls: dict[str, Se
         "text/plain": text,
     }
     display(bundle, raw=True, metadata={"image/png": {"alt": text}})
+
+
+def swipe(before: Tensor, after: Tensor, names: tuple[str, str] = ("before", "after"), stops: int = 21) -> None:
+    """Display one picture over another, (c, h, w) each in [-1, 1], with a slider that moves the border between them."""
+
+    def frame(percent: int) -> Tensor:
+        border = round(before.shape[-1] * percent / 100)
+        picture = after.clone()
+        picture[..., :border] = before[..., :border]
+        if 0 < border < picture.shape[-1]:
+            picture[..., border] = 1.0  # a white line
+        return picture
+
+    percents = [round(100 * i / (stops - 1)) for i in range(stops)]
+    frame_explorer(frame, {f"{names[0]} up to (%)": percents},
+                   lambda percent: f"One picture: {names[0]} in the left {percent} % of it, {names[1]} in the rest.",
+                   {f"{names[0]} up to (%)": percents[stops // 2]})  # fmt: skip
 
 
 def _control(name: str, values: list, start: object):

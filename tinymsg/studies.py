@@ -24,7 +24,7 @@ from torch import Tensor
 from . import pictures, toy
 from .blur import path_to_kernel, walk_path
 from .data import Batches, SignalPairs
-from .evaluate import Setting, summary
+from .evaluate import Setting, nested_interval, summary
 from .model import Config, Model, count_parameters
 from .rng import Draws
 from .train import TrainState, fit
@@ -316,3 +316,23 @@ def paired_differences(runs: list[dict], arm: str, other: str, domain: str, kern
         values |= {(other, seed): values[other, 0] for seed in seeds}
     seeds = [seed for seed in seeds if (other, seed) in values]
     return torch.tensor([[a - b for a, b in zip(values[arm, s], values[other, s], strict=True)] for s in seeds])
+
+
+def headline_table(results: dict, metric: str = "psnr") -> str:
+    """The study of pictures as Markdown: mean score of each arm, then guided minus plain and minus its control.
+
+    Intervals (95 %) cover trainings and pictures. Only trainings of the study's own number of steps count.
+    """
+    runs = [run for run in results["runs"] if run["steps"] == results["steps"]]
+    arms = ["blurry", *pictures.ARMS]
+    lines = ["| domain | " + " | ".join(arms) + " | guided - plain | guided - guided, no loss |", "|---" * (len(arms) + 3) + "|"]
+    digits = 2 if metric.startswith("psnr") else 3
+    for domain in pictures.DOMAINS:
+        mean = lambda arm, domain=domain: torch.tensor([r["scores"][domain][metric]["mean"] for r in runs if r["arm"] == arm]).mean()  # noqa: E731
+        cells = [f"{float(mean(arm)):.{digits}f}" for arm in arms]
+        for other in ("plain", "guided, no loss"):
+            difference = paired_differences(runs, "guided", other, domain, metric=metric)
+            low, high = nested_interval(difference)
+            cells.append(f"{float(difference.mean()):+.{digits}f} [{low:+.{digits}f}, {high:+.{digits}f}]")
+        lines.append(f"| {domain} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)

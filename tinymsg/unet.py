@@ -84,7 +84,7 @@ class UNet(nn.Module):
     Args:
         channels: of the image: 3, or 1.
         widths: channels at each resolution; each but the first halves it.
-        blocks: residual blocks a resolution on the way down, one more on the way up.
+        blocks: residual blocks a resolution, on the way down and on the way up.
         concat: extra input channels for guidance that is concatenated.
         dims: 2 for images, 1 for signals (b, c, 1, w).
     """

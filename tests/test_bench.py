@@ -1,0 +1,78 @@
+"""The comparison with peers: its arithmetic, its table, its turn-taking. Nothing is timed here."""
+
+import importlib.util
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+
+
+@pytest.fixture
+def bench(monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    for name in ("bench", "peers"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    import bench
+
+    return bench
+
+
+ABOUT = {"ours": {"gflop": 10.0, "parameters_M": 1.0}, "other": {"gflop": 20.0, "parameters_M": 2.0}}
+
+
+def test_ratios_are_within_a_round_and_at_equal_flops(bench):
+    table = bench.ratios({"ours": [1.0, 2.0, 4.0], "other": [4.0, 8.0, 24.0]}, ABOUT)
+    assert table["ours"] == {"seconds": 2.0, "ratio": 1.0, "low": 1.0, "high": 1.0}
+    assert table["other"] == {"seconds": 8.0, "ratio": 2.0, "low": 2.0, "high": 3.0}
+
+
+def test_the_table_names_every_contender_and_who_failed(bench, tmp_path):
+    row = {"seconds": 0.5, "ratio": 1.0, "low": 0.9, "high": 1.1}
+    results = {"about": ABOUT, "train": {"2": {"ours": row, "other": row | {"ratio": 3.0}}}, "sample": {"8x8": {"ours": row}},
+               "limits": {"conv_tflops": 0.24, "matmul_tflops": 0.48, "copy_gbs": 9.0}, "machine": "m", "torch": "t", "rounds": 3}  # fmt: skip
+    text = bench.markdown(results)
+    assert "| other | 2.0 | 20.0 | 3.00x (0.90 to 1.10) | failed |" in text
+    assert "4.0 crops a second at 2, 0.12 TFLOP/s, 50% of this machine's own convolution" in text
+    bench.picture(results, tmp_path / "bench.png")
+    assert (tmp_path / "bench.png").stat().st_size > 3000
+
+
+class _Pipe:
+    def __init__(self, log, name, dies=False):
+        self.log, self.name, self.dies = log, name, dies
+
+    def send(self, request):
+        self.log.append(self.name)
+
+    def recv(self):
+        if self.dies:
+            raise EOFError
+        return len(self.log)
+
+
+def test_they_take_turns_and_one_that_dies_is_left_out(bench):
+    log = []
+    field = object.__new__(bench.Field)
+    field.pipes = {"a": _Pipe(log, "a"), "b": _Pipe(log, "b"), "c": _Pipe(log, "c", dies=True)}
+    answers = field.rounds(("train", 2, 1), rounds=2)
+    assert log == ["a", "b", "c", "a", "b", "a", "b"] and answers == {"a": [4, 6], "b": [5, 7]}
+
+
+def test_every_contender_trains_and_steps(bench):
+    import peers
+
+    names = [n for n in peers.CONTENDERS if importlib.util.find_spec(n.split(",")[0]) or n.startswith(("ours", "sr3"))]
+    assert len(names) >= 4
+    y0, x = (torch.rand(1, 3, 16, 16) for _ in range(2))
+    for name in names:
+        contender = peers.Contender(name, 32, torch.device("cpu"), 1)
+        before = [p.detach().clone() for p in contender.network.parameters()]
+        contender.train(y0, x)
+        assert any(not torch.equal(a, b) for a, b in zip(before, contender.network.parameters(), strict=True)), name
+        contender.begin(x)
+        contender.step()
+    flops = [peers.Contender(n, 32, torch.device("cpu"), 1).gigaflops() for n in ("ours", "sr3")]
+    assert flops[0] == pytest.approx(flops[1], rel=0.05)
