@@ -77,14 +77,67 @@ def test_results_are_read_by_the_reader_that_finds_changes(lesson):
     assert all((course.HERE / "results" / f"{name}.json").exists() for _, name in named)
 
 
+# Runs before a lesson's own cells: every exercise check then proves itself
+PROVER = """
+import tinymsg.checks as checks
+plain_check, plain_check_value = checks.check, checks.check_value
+
+def must_fail(message, check, *arguments, **options):
+    try:
+        check(*arguments, **options)
+    except AssertionError as error:
+        assert message in str(error), f"{message!r} is not in {str(error)!r}"
+    else:
+        raise RuntimeError(f"a wrong answer passes that should be told {message!r}")
+
+def proving_check(mine, reference, *inputs, hints=None):
+    assert plain_check(mine, reference, *inputs, hints=hints) is False, "the stub should say: not attempted"
+    assert plain_check(reference, reference, *inputs, hints=hints) is True
+    must_fail("is a `return` missing" if not isinstance(reference(*inputs[0]), (tuple, list)) else "got NoneType",
+              plain_check, lambda *arguments: None, reference, *inputs, hints=hints)
+    for message, mistake in (hints or {}).items():
+        must_fail(message, plain_check, mistake, reference, *inputs, hints=hints)
+    print("PROVED", len(hints or {}))
+    return False
+
+def proving_check_value(mine, expected, tolerance, name="your answer"):
+    assert plain_check_value(mine, expected, tolerance, name) is False
+    assert plain_check_value(expected, expected, tolerance, name) is True
+    for sign, word in ((1, "too large"), (-1, "too small")):
+        must_fail(word, plain_check_value, expected + sign * (1.5 * tolerance + 1e-6 * max(1, abs(expected))), expected, tolerance, name)
+    print("PROVED 2")
+    return False
+
+checks.check, checks.check_value = proving_check, proving_check_value
+"""
+
+
+def with_prover(lesson: Path, folder: Path) -> Path:
+    """A copy of a lesson that proves its checks, among links to what lies beside it."""
+    for path in course.HERE.iterdir():
+        if path.name != lesson.name:
+            (folder / path.name).symlink_to(path)
+    notebook = course.read(lesson)
+    place = next(i for i, cell in enumerate(notebook.cells) if "parameters" in cell.metadata.get("tags", [])) + 1
+    notebook.cells.insert(place, v4.new_code_cell(PROVER))
+    nbformat.write(notebook, folder / lesson.name)
+    return folder / lesson.name
+
+
 @pytest.mark.notebook
 @each_lesson
-def test_lesson_runs_in_the_smoke_profile(lesson, tmp_path):
-    target = tmp_path / lesson.name
-    result = course.execute(lesson, target, {"PROFILE": "smoke"}, limit=300)
+def test_lesson_runs_in_the_smoke_profile_and_its_checks_are_right(lesson, tmp_path):
+    """No warning; and of every exercise: the stub is not attempted, the solution passes, mistakes get their own message."""
+    (tmp_path / "out").mkdir()
+    (tmp_path / "in").mkdir()
+    target = tmp_path / "out" / lesson.name
+    result = course.execute(with_prover(lesson, tmp_path / "in"), target, {"PROFILE": "smoke"}, limit=300)
     assert result.problem is None
     outputs = [o for cell in course.read(target).cells for o in cell.get("outputs", [])]
     assert [o.text for o in outputs if o.output_type == "stream" and o.name == "stderr"] == []  # warnings land there
+    proved = re.findall(r"^PROVED (\d+)$", "".join(o.text for o in outputs if o.output_type == "stream"), re.M)
+    sources = "\n".join(cell.source for cell in course.read(lesson).cells if cell.cell_type == "code")
+    assert len(proved) == len(re.findall(r"^(?:_ = )?check(?:_value)?\(", sources, re.M)) >= 3
     page = course.to_html(target).read_text()
     assert not re.search(r"<(script|img|iframe)[^>]*src=.https?:|<link[^>]*stylesheet[^>]*https?:", page)
 
