@@ -14,7 +14,7 @@ from tinymsg.rng import Draws
 CROPS = {"astronaut": (40, 130), "chelsea": (60, 160)}  # top, left of a 192-pixel square
 
 use_style()
-model, setting = pretrained("scenes-guided"), Setting(**model_card("scenes-guided")["setting"])
+model, setting = pretrained("photos-guided"), Setting(**model_card("photos-guided")["setting"])
 rows, notes = {}, []
 for label, domain in (("like training", "gopro_like"), ("camera shake", "camera_shake")):
     row, scores = [], []
