@@ -12,7 +12,6 @@ import json
 import multiprocessing
 import os
 import platform
-import resource
 import statistics
 import sys
 import time
@@ -21,6 +20,7 @@ from pathlib import Path
 
 import torch
 from tinymsg.__main__ import ALLOCATOR
+from tinymsg.training.runs import peak_memory
 
 
 def clock(device: torch.device) -> float:
@@ -92,8 +92,7 @@ def serve(pipe, name: str, width: int, device_name: str) -> None:
                 it.step()
             pipe.send((begun - start, (clock(device) - begun) / steps))
         elif kind == "memory":
-            peak = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-            pipe.send(round(peak / 1e9, 2))
+            pipe.send(round(peak_memory(device) / 1e9, 2))
 
 
 class Field:

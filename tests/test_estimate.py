@@ -47,15 +47,16 @@ def test_number_types_are_counted(tiny_config):
 
 
 PEAK = """
-import resource, torch
+import torch
 from tinymsg.model import Config
 from tinymsg.train import TrainState, fit
+from tinymsg.training.runs import peak_memory
 torch.set_num_threads(1)
 for batch in (24, 48):
     config = Config(widths=(32, 32), scales=(1,), crop=64, batch=batch, steps=2, content_count=1, precision="fp32")
     image = torch.ones(batch, 3, 64, 64)
     list(fit(TrainState(config), lambda step: (image, image)))
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+    print(peak_memory(torch.device("cpu")))
 """
 
 

@@ -213,6 +213,9 @@ def peak_memory(device: torch.device) -> int:
     """Highest memory so far in bytes: allocated on a GPU, or resident of this process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
+    status = Path("/proc/self/status")
+    if status.exists():  # Linux: getrusage also counts what the process was forked from, a notebook's kernel for one
+        return 1024 * int(status.read_text().split("VmHWM:")[1].split()[0])
     try:
         import resource
     except ImportError:  # Windows
