@@ -7,15 +7,20 @@ from pathlib import Path
 from tinymsg.evaluate import markdown_table
 from tinymsg.model import PROFILES, Config
 from tinymsg.results import read_results
+from tinymsg.studies import headline_table
 from tinymsg.training.estimate import table_text
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 
 
-def test_the_table_is_the_results_file():
-    quoted = README.split("<!-- scores -->")[1].split("<!-- /scores -->")[0].strip()
-    assert quoted == markdown_table(read_results(ROOT / "notebooks/results/scores.json"))
+def quoted(name: str) -> str:
+    return README.split(f"<!-- {name} -->")[1].split(f"<!-- /{name} -->")[0].strip()
+
+
+def test_the_tables_are_the_results_files():
+    assert quoted("photos") == markdown_table(read_results(ROOT / "notebooks/results/photos.json"))
+    assert quoted("headline") == headline_table(read_results(ROOT / "notebooks/results/pictures.json"))
 
 
 def test_every_linked_file_exists():
@@ -35,5 +40,4 @@ def test_make_targets_exist():
 
 
 def test_the_batch_sizes_in_the_readme_are_the_computed_ones():
-    quoted = README.split("<!-- cards -->")[1].split("<!-- /cards -->")[0].strip()
-    assert quoted == table_text(dataclasses.replace(Config(), **PROFILES["full"]))
+    assert quoted("cards") == table_text(dataclasses.replace(Config(), **PROFILES["full"]))
