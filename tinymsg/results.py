@@ -7,6 +7,7 @@ import hashlib
 import json
 import platform
 import re
+import shlex
 import sys
 from importlib import metadata
 from pathlib import Path
@@ -19,7 +20,7 @@ def provenance(command: list[str] | None = None) -> dict:
     packages = ("torch", "torchvision", "numpy", "torchmetrics", "lpips", "scikit-image")
     installed = {d.metadata["Name"] for d in metadata.distributions()}
     return {
-        "command": "python -m tinymsg " + " ".join(sys.argv[1:] if command is None else command),
+        "command": "python -m tinymsg " + shlex.join(sys.argv[1:] if command is None else command),
         "tinymsg": __version__,
         "python": platform.python_version(),
         "packages": {name: metadata.version(name) for name in packages if name in installed},
