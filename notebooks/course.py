@@ -78,16 +78,22 @@ class Watch(threading.Thread):
 
     def __init__(self, limit: float | None):
         super().__init__(daemon=True)
-        self.limit, self.peak, self.expired = limit, 0, False
+        self.limit, self.expired = limit, False
+        self.peaks: dict[int, int] = {}  # the last word of each: a kernel just forked has our own memory for a moment
         self._start, self._stop_now = time.monotonic(), threading.Event()
 
     def run(self) -> None:
         while not self._stop_now.wait(0.2):
             for process in psutil.Process().children(recursive=True):
-                self.peak = max(self.peak, _peak_bytes(process))
+                self.peaks[process.pid] = _peak_bytes(process) or self.peaks.get(process.pid, 0)
                 if self.limit and time.monotonic() - self._start > self.limit:
                     self.expired = True
                     _kill(process)
+
+    @property
+    def peak(self) -> int:
+        """Bytes of the largest, at its peak."""
+        return max(self.peaks.values(), default=0)
 
     def stop(self) -> float:
         self._stop_now.set()
