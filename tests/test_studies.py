@@ -8,6 +8,7 @@ import torch
 
 from tinymsg import pictures, studies, toy
 from tinymsg.__main__ import main
+from tinymsg.commands.ablate import STUDY_NAMES
 from tinymsg.data import SignalPairs
 from tinymsg.model import Model, count_parameters
 from tinymsg.studies import BREADTHS, FORMS, STUDIES, breadth_domains, family_kernels, paired_differences
@@ -44,6 +45,10 @@ def test_the_maps_domains_differ_in_one_thing(kernels):
     assert torch.equal(domains["photo rows"].kernels, trained) and domains["photo rows"].content == "photos"
     smaller = breadth_domains(1, 0, seed=9)["seen kernels"].kernels
     assert torch.equal(trained[:1], smaller), "a larger training set holds the smaller ones"
+
+
+def test_the_command_offers_every_study():
+    assert STUDY_NAMES == tuple(STUDIES)
 
 
 @pytest.mark.parametrize("name", STUDIES)

@@ -5,7 +5,6 @@ input, with equal data, steps, seeds and parameters.
 """
 
 import torch
-from torch import Tensor
 
 from .data import TEST_DOMAINS, Batches, SyntheticPairs, make_contents
 from .evaluate import TEST_SEED, VALIDATION_SEED, Setting, domain_pairs, measure, summary
@@ -86,8 +85,3 @@ def score_pictures(model: Model | None, domain: str, content: str, count: int, s
 
 def _generator(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
-
-
-def gain_over_blurry(scores: dict, blurry: dict, metric: str = "psnr") -> Tensor:
-    """(count,) of a score minus the blurry input's, picture by picture."""
-    return torch.tensor(scores["per_image"][metric]) - torch.tensor(blurry["per_image"][metric.removesuffix("_mean")])
