@@ -4,12 +4,15 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from tinymsg import train
 from tinymsg.data import Batches, SyntheticPairs, scene_contents
 from tinymsg.guidance import structure_targets
-from tinymsg.model import PREDICTIONS, Model
-from tinymsg.schedule import q_sample
+from tinymsg.model import PREDICTIONS, Model, build_model
+from tinymsg.schedule import Schedule, q_sample
 from tinymsg.train import NotFiniteError, TrainState, fit, loss_terms, use_bf16
 
 LEVEL = torch.tensor([0.3, 0.8])
@@ -56,8 +59,8 @@ def test_a_perfect_network_has_no_loss(tiny_config, images, predict):
     core = Model(tiny_config(predict=predict, residual=False))
 
     class Perfect(torch.nn.Module):
-        def forward(self, z_t, x_seen, noise_level, hidden):
-            assert hidden is None and torch.equal(z_t, q_sample(y0, LEVEL, eps)) and torch.equal(x_seen, x)
+        def forward(self, z_t, x_seen, noise_level):
+            assert torch.equal(z_t, q_sample(y0, LEVEL, eps)) and torch.equal(x_seen, x)
             return core.target(y0, eps, noise_level), tuple(structure_targets(y0, core.guidance.scales))
 
     assert loss_terms(Perfect(), core.config, y0, x, LEVEL, eps, core) == (0, 0)
@@ -285,3 +288,109 @@ def test_withholding_is_drawn_from_the_step_and_changes_the_loss(tiny_config, ba
     assert losses(withhold=1.0)[-1] != losses()[-1]
     parts = losses(withhold=0.5, batch=2, accumulate=2)
     assert parts == pytest.approx(losses(withhold=0.5), rel=1e-3)
+
+
+# --- nothing waits for the GPU ----------------------------------------------------------------------------------
+
+
+class OnFakeGPU(torch.Generator):
+    """A generator that says it is a GPU's."""
+
+    device = torch.device("cuda", 0)
+
+    def __new__(cls, device=None):
+        return super().__new__(cls)
+
+
+class NoCopies(TorchDispatchMode):
+    """Fails where something is copied from the CPU's memory to the GPU's, or back: both wait."""
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        if function.namespace == "aten" and "copy" in str(function):
+            devices = {leaf.device.type for leaf in tree_leaves((args, result)) if isinstance(leaf, torch.Tensor)}
+            assert len(devices) == 1, f"{function} from one memory to the other"
+        return result
+
+
+def fake_gpu_state(monkeypatch, config) -> TrainState:
+    """A training on a GPU that is not there: shapes and devices without values, so that reading one raises."""
+    monkeypatch.setattr(torch, "Generator", OnFakeGPU)
+    monkeypatch.setattr(Schedule, "__post_init__", lambda self: None)  # it looks at its values, once, when it is made
+    monkeypatch.setattr(torch.nn.Module, "to", lambda self, *args, **kwargs: self)  # fake weights cannot be exchanged
+    with torch.device("cuda"):
+        model = build_model(config)
+
+    def backward(loss):  # autograd would ask the driver
+        for parameter in model.parameters():
+            parameter.grad = torch.empty_like(parameter)
+
+    monkeypatch.setattr(torch.Tensor, "backward", backward)
+    return TrainState(config, "cuda", model)
+
+
+@pytest.mark.filterwarnings("ignore:Accessing the data pointer of FakeTensor", "ignore:CUDA is not available")
+def test_a_step_never_waits_for_the_gpu(tiny_config, monkeypatch):
+    config = tiny_config(steps=4, batch=2, accumulate=2)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        state = fake_gpu_state(monkeypatch, config)
+        y0, x = (torch.zeros(2, 3, 16, 16, device="cuda") for _ in range(2))
+        steps = fit(state, lambda step: (y0, x))
+        with NoCopies():
+            for _ in range(3):
+                record = next(steps)
+        assert state.step == 3 and record.denoise.device.type == "cuda"
+        with pytest.raises(DataDependentOutputException):  # so it would have been seen
+            record.to_dict()
+        with pytest.raises(AssertionError, match="from one memory to the other"), NoCopies():
+            torch.zeros(2).to("cuda")
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
+@pytest.mark.parametrize("cuda_graph", [False, True])
+def test_on_a_gpu_no_step_waits_for_it(tiny_config, cuda_graph):
+    config = tiny_config(steps=6, batch=2, cuda_graph=cuda_graph)
+    y0, x = (torch.zeros(2, 3, config.crop, config.crop, device="cuda") for _ in range(2))
+    steps = fit(TrainState(config, "cuda"), lambda step: (y0, x))
+    for _ in range(2):
+        next(steps)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for _ in range(3):
+            next(steps)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
+def test_a_recorded_step_learns_what_an_eager_one_does(tiny_config):
+    rows = []
+    for on in (False, True):
+        config = tiny_config(steps=3, batch=2, precision="fp32", cuda_graph=on)
+        generator = torch.Generator().manual_seed(0)
+        y0, x = ((torch.rand(2, 3, config.crop, config.crop, generator=generator) * 2 - 1).cuda() for _ in range(2))
+        rows.append([record.to_dict() for record in fit(TrainState(config, "cuda"), lambda step, y0=y0, x=x: (y0, x))])
+    for eager, recorded in zip(*rows, strict=True):
+        assert recorded == pytest.approx(eager, rel=1e-3)
+
+
+@pytest.mark.parametrize("changes, message", [
+    ({}, "needs one process on a GPU"),
+    ({"compile": True}, "not both"),
+])  # fmt: skip
+def test_where_a_cuda_graph_cannot_be(tiny_config, batches, changes, message):
+    with pytest.raises(ValueError, match=message):
+        next(fit(TrainState(tiny_config(cuda_graph=True, **changes)), batches))
+
+
+def test_the_first_average_is_the_weights_and_later_ones_lag(tiny_config, batches):
+    """In closed form: after n steps, w_1 decayed n - 1 times plus what came in later."""
+    config = tiny_config(steps=3, ema=0.9)
+    state, history = TrainState(config), []
+    for _ in fit(state, batches):
+        history.append({name: value.clone() for name, value in state.model.named_parameters()})
+    for name, average in state.ema_model.named_parameters():
+        expected = history[0][name]
+        for later in history[1:]:
+            expected = 0.9 * expected + 0.1 * later[name]
+        torch.testing.assert_close(average, expected)

@@ -82,6 +82,7 @@ class Config:
     clip_guidance: float = 1.0  # and of the guidance net, clipped on its own
     precision: str = "auto"  # bf16 where the processor computes it faster, else fp32
     compile: bool = False  # torch.compile of the training forward pass
+    cuda_graph: bool = False  # record the passes of a step once, and replay them: for small batches on a GPU; not with compile
     seed: int = 0
 
     def __post_init__(self):
@@ -99,6 +100,8 @@ class Config:
             raise ValueError(f"withhold is a share of the training pairs, 0 to 1, got {self.withhold}")
         if self.head_start and (not self.scales or self.target == "none"):
             raise ValueError("head_start lets the guidance learn first: it needs scales and a target to learn")
+        if self.cuda_graph and self.compile:
+            raise ValueError("cuda_graph records the kernels of the uncompiled model: set compile or cuda_graph, not both")
         if self.batch % self.accumulate:
             raise ValueError(f"accumulate must divide batch: {self.batch} crops do not part into {self.accumulate} micro-batches")
         if self.crop % 2 ** (len(self.widths) - 1):

@@ -50,6 +50,10 @@ class Schedule:
     def T(self) -> int:
         return len(self.alpha_bar) - 1
 
+    def on(self, device: torch.device | str) -> "Schedule":
+        """The same schedule in a device's memory, for training there: random levels then cost no copy and no waiting."""
+        return Schedule(self.alpha_bar.to(device))
+
     @property
     def noise_level(self) -> Tensor:
         """(T + 1,) sqrt(alpha_bar): what the network is told (Chen 2021, WaveGrad, Sec. 2.2)."""

@@ -12,7 +12,7 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel
 
 from .guidance import structure_targets
 from .model import Config, Model, build_model
@@ -39,7 +39,8 @@ def loss_terms(model: nn.Module, config: Config, y0: Tensor, x: Tensor, noise_le
     else:
         z_t = q_sample(z0, noise_level, eps)
         wanted = core.target(z0, eps, noise_level)
-    output, predictions = model(z_t, x, noise_level, hidden)
+    masks = () if hidden is None else (hidden,)  # a CUDA graph takes tensors only
+    output, predictions = model(z_t, x, noise_level, *masks)
     distance = F.l1_loss if config.loss == "l1" else F.mse_loss
     denoise = distance(output.float(), wanted)
     structure = y0.new_zeros(())
@@ -85,7 +86,7 @@ class CheckpointError(ValueError):
 
 
 # May differ from the checkpoint's: the result is the same but for rounding
-_FREE = ("accumulate", "compile")
+_FREE = ("accumulate", "compile", "cuda_graph")
 # May differ where that is asked for (accept_changes): the network is the same, its training goes on otherwise
 TUNABLE = ("steps", "batch", "lr", "warmup", "weight_decay", "ema", "clip", "clip_guidance", "guidance_weight", "precision")
 
@@ -101,7 +102,8 @@ class TrainState:
         self.model = (model or build_model(config)).to(self.device, memory_format=torch.channels_last).train()
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=config.lr, weight_decay=config.weight_decay,
                                            betas=(0.9, 0.99), fused=True)  # fmt: skip
-        self.ema = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(config.ema), use_buffers=False)
+        self.ema = AveragedModel(self.model, use_buffers=False)
+        self.schedule = self.model.training_schedule().on(self.device)
         self.bf16 = use_bf16(config.precision, self.device)
         self._not_finite_since = torch.full((), -1, device=self.device)  # stays on the device: reading it waits
 
@@ -109,6 +111,17 @@ class TrainState:
     def ema_model(self) -> Model:
         """The averaged weights: the ones to evaluate and to save. Shares memory with the running average."""
         return self.ema.module.eval()
+
+    @torch.no_grad()
+    def average(self) -> None:
+        """Take the weights as they are now into the running average; the first time they are the average.
+
+        AveragedModel's own update moves its counter to the GPU at every step, and waits for that.
+        """
+        averages, parameters = list(self.ema.module.parameters()), list(self.model.parameters())
+        decay = 0.0 if self.ema.n_averaged == 0 else self.config.ema  # counted on the CPU
+        torch._foreach_lerp_(averages, parameters, 1 - decay)
+        self.ema.n_averaged += 1
 
     def learning_rate(self) -> float:
         """Linear warm-up, then half a cosine down to zero."""
@@ -213,7 +226,7 @@ def fit(model: TrainState | Config, batches: Callable[[int], tuple[Tensor, Tenso
     config = config or state.config
     core, device = state.model, state.device
     _, processes = rank_and_processes()
-    network = _distributed(core, device, config)
+    network = _network(state, config)
     while state.step < config.steps:
         y0, x = (image.contiguous(memory_format=torch.channels_last) for image in batches(state.step))
         noise_level, eps, hidden = _noise(state, y0)
@@ -227,7 +240,7 @@ def fit(model: TrainState | Config, batches: Callable[[int], tuple[Tensor, Tenso
         if config.scales:
             norm_guidance = nn.utils.clip_grad_norm_(core.guidance.parameters(), config.clip_guidance)
         state.optimizer.step()
-        state.ema.update_parameters(core)
+        state.average()
         state.step += 1
         if processes > 1:
             torch.distributed.all_reduce(losses.div_(processes))
@@ -249,7 +262,7 @@ def _noise(state: TrainState, y0: Tensor) -> tuple[Tensor, Tensor, Tensor | None
     # The factor spreads neighbouring seeds; the CPU's generator reads no more than 32 bits
     generator = torch.Generator(y0.device).manual_seed((state.config.seed * 0x9E3779B1 + (state.step << 8)) % 2**32)
     whole = len(y0) * processes
-    noise_level = state.model.training_schedule().random_noise_level(whole, generator)[rank::processes]
+    noise_level = state.schedule.random_noise_level(whole, generator)[rank::processes]
     eps = torch.randn(whole, *y0.shape[1:], generator=generator, device=y0.device)[rank::processes]
     hidden = None
     if state.config.withhold:
@@ -270,7 +283,8 @@ def _gradients(state: TrainState, config: Config, network: nn.Module, *share: Te
     for i, (y0, x, noise_level, eps, mask) in enumerate(zip(*(part.chunk(n) for part in share), masks, strict=True)):
         waits = isinstance(network, nn.parallel.DistributedDataParallel) and i < n - 1
         with network.no_sync() if waits else contextlib.nullcontext(), _dropout_stream(state, i):
-            with torch.autocast(state.device.type, torch.bfloat16, enabled=state.bf16):
+            # A recorded graph holds the casts of the weights: a cache of them would not be refilled
+            with torch.autocast(state.device.type, torch.bfloat16, enabled=state.bf16, cache_enabled=not config.cuda_graph):
                 denoise, guidance = loss_terms(network, config, y0, x, noise_level, eps, state.model, mask)
             ((share_of_denoising * denoise + config.guidance_weight * guidance) / n).backward()
         losses += torch.stack([denoise.detach(), guidance.detach()]) / n
@@ -290,12 +304,29 @@ def _dropout_stream(state: TrainState, micro_batch: int) -> Iterator[None]:
         yield
 
 
-def _distributed(model: Model, device: torch.device, config: Config) -> nn.Module:
-    """What is called in training: the model, compiled where the configuration says so, shared under torchrun."""
+def _network(state: TrainState, config: Config) -> nn.Module:
+    """What is called in training: the model, compiled or recorded where the configuration says so, shared under torchrun."""
+    model, device = state.model, state.device
     network = torch.compile(model, fullgraph=True) if config.compile else model
+    if config.cuda_graph:
+        return _graphed(state, config)
     if not torch.distributed.is_initialized():
         return network
     # static_graph counts the backward passes of a step: it does not go with no_sync
     return nn.parallel.DistributedDataParallel(
         network, device_ids=[device.index] if device.type == "cuda" else None, gradient_as_bucket_view=True,
         static_graph=config.accumulate == 1)  # fmt: skip
+
+
+def _graphed(state: TrainState, config: Config) -> nn.Module:
+    """The model with its forward and backward passes recorded once as CUDA graphs, and replayed.
+
+    Launching some two thousand kernels a step takes longer than small batches take to compute. Shapes must stay the same.
+    """
+    if state.device.type != "cuda" or torch.distributed.is_initialized() or config.withhold or config.dropout:
+        raise ValueError("cuda_graph needs one process on a GPU, without withhold and dropout; leave it False")
+    height = config.crop if config.dims == 2 else 1
+    image = torch.zeros(config.batch // config.accumulate, config.channels, height, config.crop, device=state.device)
+    image = image.contiguous(memory_format=torch.channels_last)
+    with torch.autocast("cuda", torch.bfloat16, enabled=state.bf16, cache_enabled=False):
+        return torch.cuda.make_graphed_callables(state.model, (image, image.clone(), image.new_full((len(image),), 0.5)))
