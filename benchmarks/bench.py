@@ -4,22 +4,29 @@ python benchmarks/bench.py [--device cuda] [--width 32] [--rounds 5] [--out benc
 
 Every contender lives in a process of its own, so that a peak of memory is nobody else's; they take turns, round after
 round, so that a slow minute of the machine meets all of them. What counts is the ratio to ours within a round, at equal FLOPs:
-its median and its spread over the rounds. Writes bench.json, bench.md and bench.png.
+its median and its spread over the rounds. End to end means from a folder of PNG pairs of 1280x720, each as its own trainer
+reads them: ours has packed it before. Writes bench.json, bench.md and bench.png.
 """
 
 import argparse
+import contextlib
 import json
 import multiprocessing
 import os
 import platform
 import statistics
 import sys
+import tempfile
 import time
 from importlib import metadata
 from pathlib import Path
 
 import torch
+from loader import make_pictures
+from peers import CONTENDERS, Contender
 from tinymsg.__main__ import ALLOCATOR
+from tinymsg.datasets.packing import folder_pairs, pack
+from tinymsg.train import use_bf16
 from tinymsg.training.runs import peak_memory
 
 
@@ -30,8 +37,9 @@ def clock(device: torch.device) -> float:
     return time.perf_counter()
 
 
-def machine_limits(device: torch.device) -> dict[str, float]:
-    """What this machine can do at best: bf16 matrix product and convolution (TFLOP/s), copying (GB/s); the best of 5."""
+def machine_limits(device: torch.device) -> dict[str, float | str]:
+    """What this machine can do at best: matrix product and convolution (TFLOP/s) in the number type that is faster here, which
+    the library then chooses too; copying (GB/s). The best of 5 each."""
 
     def best(work, warmup: int = 2) -> float:
         seconds = []
@@ -41,24 +49,24 @@ def machine_limits(device: torch.device) -> dict[str, float]:
             seconds.append(clock(device) - start)
         return min(seconds[warmup:])
 
+    precision = "bf16" if use_bf16("auto", device) else "fp32"
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     n = 8192 if device.type == "cuda" else 2048
-    a, b = (torch.randn(n, n, device=device, dtype=torch.bfloat16) for _ in range(2))
-    layer = torch.nn.Conv2d(64, 64, 3, padding=1).to(device, torch.bfloat16, memory_format=torch.channels_last)
+    a, b = (torch.randn(n, n, device=device).to(dtype) for _ in range(2))
+    layer = torch.nn.Conv2d(64, 64, 3, padding=1).to(device, dtype, memory_format=torch.channels_last)
     size = 32 if device.type == "cuda" else 8
-    image = torch.randn(size, 64, 128, 128, device=device, dtype=torch.bfloat16, requires_grad=True)
-    image = image.to(memory_format=torch.channels_last)
+    image = torch.randn(size, 64, 128, 128, device=device).to(dtype, memory_format=torch.channels_last).requires_grad_()
     flops = 3 * 2 * size * 128 * 128 * 64 * 64 * 9  # forward, and two backward passes of the same cost
     block = torch.empty(2**28 if device.type == "cuda" else 2**26, device=device)
     other = torch.empty_like(block)
-    return {"matmul_tflops": round(2 * n**3 / best(lambda: a @ b) / 1e12, 3),
+    return {"precision": precision,
+            "matmul_tflops": round(2 * n**3 / best(lambda: a @ b) / 1e12, 3),
             "conv_tflops": round(flops / best(lambda: layer(image).sum().backward()) / 1e12, 3),
             "copy_gbs": round(2 * block.numel() * 4 / best(lambda: other.copy_(block)) / 1e9, 1)}  # fmt: skip
 
 
 def serve(pipe, name: str, width: int, device_name: str) -> None:
     """A contender's process: does what it is asked for, and answers with seconds; ends at None."""
-    from peers import Contender
-
     device = torch.device(device_name)
     batches, contenders = {}, {}
 
@@ -67,7 +75,7 @@ def serve(pipe, name: str, width: int, device_name: str) -> None:
             contenders.clear()  # one at a time: its memory is not the next one's
             contenders[batch] = Contender(name, width, device, batch)
             generator = torch.Generator().manual_seed(0)
-            batches[batch] = [(torch.rand(batch, 3, 128, 128, generator=generator) * 2 - 1).to(device) for _ in range(2)]
+            batches[batch] = tuple((torch.rand(batch, 3, 128, 128, generator=generator) * 2 - 1).to(device) for _ in range(2))
         return contenders[batch]
 
     while (request := pipe.recv()) is not None:
@@ -79,8 +87,23 @@ def serve(pipe, name: str, width: int, device_name: str) -> None:
             batch, steps = arguments
             it = contender(batch)
             start = clock(device)
-            it.train(*batches[batch], steps)
+            it.train(lambda step: batches[batch], steps)
             pipe.send((clock(device) - start) / steps)
+        elif kind == "folder":
+            batch, steps, *folders = arguments
+            it, waited = contender(batch), []
+            source = it.source(*map(Path, folders))
+
+            def timed(step: int):
+                begin = time.perf_counter()
+                pair = source(step)
+                waited.append(time.perf_counter() - begin)
+                return pair
+
+            start = clock(device)
+            it.train(timed, steps)
+            pipe.send(((clock(device) - start) / steps, sum(waited) / steps))
+            del source, timed  # ends its processes: they would decode ahead in the others' turn
         elif kind == "sample":
             height, wide, steps = arguments
             it = contender(1)
@@ -103,7 +126,7 @@ class Field:
         self.pipes, self.processes = {}, []
         for name in names:
             here, there = context.Pipe()
-            process = context.Process(target=serve, args=(there, name, width, device), daemon=True)
+            process = context.Process(target=serve, args=(there, name, width, device))  # no daemon: it has workers of its own
             process.start()
             there.close()
             self.pipes[name] = here
@@ -137,6 +160,7 @@ class Field:
                 pass
         for process in self.processes:
             process.join(10)
+            process.kill()
 
 
 def ratios(seconds: dict[str, list[float]], about: dict[str, dict], ours: str = "ours") -> dict[str, dict]:
@@ -152,39 +176,93 @@ def ratios(seconds: dict[str, list[float]], about: dict[str, dict], ours: str = 
     return table
 
 
-def measure(field: Field, batches: list[int], sizes: list[tuple[int, int]], rounds: int, say) -> dict:
-    """Every measurement of one run."""
-    results = {"about": {name: field.ask(name, "about") for name in field.pipes}, "train": {}, "sample": {}, "begin": {}}
-    for batch in batches:
-        results["train"][str(batch)] = ratios(field.rounds(("train", batch, 2 if batch < 32 else 1), rounds), results["about"])
-        say(f"training, {batch} crops of 128x128: " + ", ".join(f"{n} x{r['ratio']:.2f}" for n, r in results["train"][str(batch)].items()))
-    results["memory_training"] = {name: field.ask(name, "memory") for name in field.pipes}
+@contextlib.contextmanager
+def field_of(names: tuple[str, ...], width: int, device: str):
+    """New processes: what they have held at most is of one kind of work."""
+    field = Field(names, width, device)
+    try:
+        yield field
+    finally:
+        field.close()
+
+
+def measure(new_field, batches: list[int], sizes: list[tuple[int, int]], rounds: int, pictures: int, say) -> dict:
+    """Every measurement of one run.
+
+    new_field: makes the context of a `Field`. pictures: PNG pairs of the folder; 0 leaves end to end out.
+    """
+
+    def tell(title: str, table: dict) -> None:
+        say(f"{title}: " + ", ".join(f"{name} x{row['ratio']:.2f}" for name, row in table.items()))
+
+    with new_field() as field:
+        results = {"about": {name: field.ask(name, "about") for name in field.pipes}, "train": {}, "sample": {}, "begin": {}}
+        for batch in batches:
+            answers = field.rounds(("train", batch, 2 if batch < 32 else 1), rounds)
+            results["train"][str(batch)] = ratios(answers, results["about"])
+            tell(f"training, {batch} crops of 128x128", results["train"][str(batch)])
+        results["memory_training"] = {name: field.ask(name, "memory") for name in answers}
     for height, wide in sizes:
-        answers = field.rounds(("sample", height, wide, 2), rounds)
-        size = f"{wide}x{height}"
-        results["begin"][size] = {name: statistics.median(a for a, _ in values) for name, values in answers.items()}
-        results["sample"][size] = ratios({name: [step for _, step in values] for name, values in answers.items()}, results["about"])
-        say(f"one step at {size}: " + ", ".join(f"{n} x{r['ratio']:.2f}" for n, r in results["sample"][size].items()))
+        with new_field() as field:
+            answers = field.rounds(("sample", height, wide, 2), rounds)
+            size = f"{wide}x{height}"
+            results["begin"][size] = {name: statistics.median(a for a, _ in values) for name, values in answers.items()}
+            results["sample"][size] = ratios({name: [step for _, step in values] for name, values in answers.items()}, results["about"])
+            results.setdefault("memory_sampling", {})[size] = {name: field.ask(name, "memory") for name in answers}
+        tell(f"one step at {size}", results["sample"][size])
+    if pictures:
+        results["folder"] = end_to_end(new_field, sorted(batches)[len(batches) // 2], rounds, pictures, results["about"])
+        tell("end to end", results["folder"]["rows"])
     return results
 
 
+def end_to_end(new_field, batch: int, rounds: int, pictures: int, about: dict) -> dict:
+    """Training from a folder of PNG pairs: {"batch", "packing_seconds", "rows": ratios with the share of time spent waiting}."""
+    with tempfile.TemporaryDirectory() as work, new_field() as field:
+        folder, packed = Path(work) / "pictures", Path(work) / "packed"
+        make_pictures(folder, pictures)
+        start = time.perf_counter()
+        pack(folder_pairs(folder), packed, "stand-in")
+        packing = time.perf_counter() - start
+        answers = field.rounds(("folder", batch, 2, str(folder), str(packed)), rounds)
+        rows = ratios({name: [step for step, _ in values] for name, values in answers.items()}, about)
+        for name, values in answers.items():
+            rows[name]["waiting"] = statistics.median(waited / step for step, waited in values)
+        return {"batch": batch, "pairs": pictures, "packing_seconds": round(packing, 2), "rows": rows}
+
+
+def panels(results: dict) -> dict[str, dict]:
+    """{title: table of ratios} of everything that was compared, in order."""
+    found = {f"training, {b} crops": table for b, table in results["train"].items()}
+    if "folder" in results:
+        found[f"from PNGs, {results['folder']['batch']} crops"] = results["folder"]["rows"]
+    return found | {f"a step at {size}": table for size, table in results["sample"].items()}
+
+
 def markdown(results: dict) -> str:
-    """The run as one Markdown table: seconds of ours, and how many times as long the others take."""
-    about = results["about"]
-    columns = [("train", b, f"training, {b} crops") for b in results["train"]] + [("sample", s, f"a step at {s}") for s in results["sample"]]
-    lines = ["| | M parameters | GFLOP a crop | " + " | ".join(title for *_, title in columns) + " |", "|---" * (3 + len(columns)) + "|"]
+    """The run in Markdown: seconds of ours and how many times as long the others take; memory; shares of the machine's limits."""
+    about, tables = results["about"], panels(results)
+    lines = ["| | M parameters | GFLOP a crop | " + " | ".join(tables) + " |", "|---" * (3 + len(tables)) + "|"]
     for name, facts in about.items():
         cells = []
-        for kind, key, _ in columns:
-            row = results[kind][key].get(name)
+        for table in tables.values():
+            row = table.get(name)
             cells.append("failed" if row is None else f"{row['seconds']:.3g} s" if name == "ours"
                          else f"{row['ratio']:.2f}x ({row['low']:.2f} to {row['high']:.2f})")  # fmt: skip
         lines.append(f"| {name} | {facts['parameters_M']} | {facts['gflop']:.1f} | " + " | ".join(cells) + " |")
+    memory = {"training": results["memory_training"]} | {f"a step at {size}": row for size, row in results["memory_sampling"].items()}
+    lines += ["", "Peak memory of the process, GB:", "", "| | " + " | ".join(memory) + " | waits for data |", "|---" * (2 + len(memory)) + "|"]
+    waiting = results.get("folder", {"rows": {}})["rows"]
+    for name in about:
+        cells = [str(column.get(name, "failed")) for column in memory.values()]
+        lines.append(f"| {name} | " + " | ".join(cells) + f" | {waiting[name]['waiting']:.2%} |" if name in waiting
+                     else f"| {name} | " + " | ".join(cells) + " | - |")  # fmt: skip
     limits, batch = results["limits"], max(results["train"], key=int)
-    rate = 3 * about["ours"]["gflop"] * int(batch) / results["train"][batch]["ours"]["seconds"] / 1e3
+    ours = results["train"][batch]["ours"]["seconds"]
+    rate = 3 * about["ours"]["gflop"] * int(batch) / ours / 1e3
     lines += ["", f"{results['machine']}, PyTorch {results['torch']}, {results['rounds']} rounds: how many times as long as ours at equal FLOPs, median (least to most). Ours: "
-              f"{int(batch) / results['train'][batch]['ours']['seconds']:.1f} crops a second at {batch}, {rate:.2f} TFLOP/s, "
-              f"{rate / limits['conv_tflops']:.0%} of this machine's own convolution ({limits['conv_tflops']} TFLOP/s), "
+              f"{int(batch) / ours:.1f} crops a second at {batch}, {rate:.2f} TFLOP/s, "
+              f"{rate / limits['conv_tflops']:.0%} of this machine's own convolution in {limits['precision']} ({limits['conv_tflops']} TFLOP/s), "
               f"{rate / limits['matmul_tflops']:.0%} of its matrix product ({limits['matmul_tflops']}); it copies {limits['copy_gbs']} GB/s."]  # fmt: skip
     return "\n".join(lines)
 
@@ -196,10 +274,11 @@ def picture(results: dict, path: Path) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    panels = {f"training, {b} crops": results["train"][b] for b in results["train"]} | {f"a step at {s}": r for s, r in results["sample"].items()}
-    figure, axes = plt.subplots(1, len(panels), figsize=(2.6 * len(panels), 3.2), sharey=True, layout="constrained")
+    tables = panels(results)
+    figure, axes = plt.subplots(1, len(tables), figsize=(2.3 * len(tables) + 1, 3.2), sharey=True, layout="constrained", squeeze=False)
+    axes = axes[0]
     names = list(results["about"])
-    for axis, (title, table) in zip(axes, panels.items(), strict=True):
+    for axis, (title, table) in zip(axes, tables.items(), strict=True):
         for place, name in enumerate(names):
             if name in table:
                 color = "#0072B2" if name.startswith("ours") else "#E69F00" if name.endswith("tuned") else "#999999"
@@ -215,14 +294,13 @@ def picture(results: dict, path: Path) -> None:
 
 
 def main() -> None:
-    from peers import CONTENDERS
-
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--width", type=int, default=32, help="channels at full resolution, a multiple of 32 (default: %(default)s)")
     parser.add_argument("--batches", type=int, nargs="+", help="crops a step (default: 2 8 32, on a GPU also 256)")
     parser.add_argument("--sizes", nargs="+", default=["256x256", "1280x720"], metavar="WxH")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--pictures", type=int, default=32, help="PNG pairs of the end-to-end measurement; 0: without (default: %(default)s)")
     parser.add_argument("--contenders", nargs="+", choices=CONTENDERS, default=list(CONTENDERS), metavar="NAME")
     parser.add_argument("--out", default="benchmarks/results", help="folder of bench.json, bench.md, bench.png (default: %(default)s)")
     args = parser.parse_args()
@@ -234,11 +312,8 @@ def main() -> None:
     results = {"machine": where, "torch": torch.__version__, "packages": packages, "width": args.width, "rounds": args.rounds,
                "limits": machine_limits(device)}  # fmt: skip
     print(f"{where}: {results['limits']}", flush=True)
-    field = Field(tuple(args.contenders), args.width, args.device)
-    try:
-        results |= measure(field, batches, sizes, args.rounds, lambda line: print(line, flush=True))
-    finally:
-        field.close()
+    results |= measure(lambda: field_of(tuple(args.contenders), args.width, args.device), batches, sizes, args.rounds, args.pictures,
+                       lambda line: print(line, flush=True))  # fmt: skip
     out = Path(args.out)
     out.mkdir(parents=True, exist_ok=True)
     (out / "bench.json").write_text(json.dumps(results, indent=1) + "\n")

@@ -6,12 +6,18 @@ sets it ("shipped"), and with the usual tricks ("tuned": bf16, channels_last, fu
 """
 
 import math
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
+from tinymsg.data import Batches
+from tinymsg.datasets.packed import PackedPairs
+from tinymsg.datasets.packing import folder_pairs
 from tinymsg.model import Config
 from tinymsg.sample import prepare
 from tinymsg.train import TrainState, fit, use_bf16
@@ -133,6 +139,41 @@ NETWORKS: dict[str, Callable[[int], nn.Module]] = {
     "diffusers": Diffusers, "denoising_diffusion_pytorch": DenoisingDiffusionPytorch, "sr3": SR3}  # fmt: skip
 
 
+# --- what they learn from: one folder of PNG pairs ---------------------------------------------------------------
+
+# Processes that decode, as each one's own trainer sets them: diffusers' example none, SR3 in its usual form 8, here no more than cores
+WORKERS = {"diffusers": 0, "denoising_diffusion_pytorch": os.cpu_count() or 1, "sr3": min(8, os.cpu_count() or 1)}
+Source = Callable[[int], tuple[Tensor, Tensor]]
+
+
+class PngPairs(torch.utils.data.Dataset):
+    """Crops of 128 pixels of the pairs of a folder: decoded, cropped and flipped at every visit, as the trainers do."""
+
+    def __init__(self, folder: Path):
+        self.pairs = folder_pairs(folder)
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        from PIL import Image
+
+        _, sharp, blurry = self.pairs[index]
+        pictures = [torch.from_numpy(np.asarray(Image.open(path).convert("RGB")).copy()) for path in (sharp, blurry)]
+        height, wide = pictures[0].shape[:2]
+        top, left = int(torch.randint(height - 127, ())), int(torch.randint(wide - 127, ()))
+        crops = [picture[top : top + 128, left : left + 128].permute(2, 0, 1).float() / 127.5 - 1 for picture in pictures]
+        return tuple(crop.flip(-1) for crop in crops) if torch.rand(()) < 0.5 else tuple(crops)
+
+
+def png_batches(folder: Path, batch: int, workers: int, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
+    """(y0, x) without end, from a DataLoader."""
+    pairs = PngPairs(folder)
+    drawn = torch.utils.data.RandomSampler(pairs, replacement=True, num_samples=10**6)
+    for y0, x in torch.utils.data.DataLoader(pairs, batch, sampler=drawn, num_workers=workers, pin_memory=device.type == "cuda"):
+        yield y0.to(device, non_blocking=True), x.to(device, non_blocking=True)
+
+
 # --- one thing to measure -----------------------------------------------------------------------------------
 
 
@@ -143,7 +184,7 @@ class Contender:
         """name: "ours", "ours, guided", or NETWORK, "NETWORK, tuned"."""
         self.device = device
         kind, _, variant = name.partition(", ")
-        self.ours = kind == "ours"
+        self.ours, self.kind, self.batch = kind == "ours", kind, batch
         self.tuned = variant == "tuned"
         if self.ours:
             self.config = our_config(width, variant == "guided", batch=batch, compile=device.type == "cuda")
@@ -161,19 +202,26 @@ class Contender:
         self.call = torch.compile(self.network, fullgraph=True) if self.tuned and device.type == "cuda" else self.network
         self.bf16 = self.tuned and use_bf16("auto", device)
 
-    def train(self, y0: Tensor, x: Tensor, steps: int = 1) -> None:
-        """So many optimiser steps on one batch."""
+    def source(self, pictures: Path, packed: Path) -> Source:
+        """Batches as its own trainer makes them: ours from the packed file, the others from the folder of PNGs."""
         if self.ours:
+            return Batches(PackedPairs(packed, device=self.device), self.batch, 128)
+        batches = png_batches(pictures, self.batch, (os.cpu_count() or 1) if self.tuned else WORKERS[self.kind], self.device)
+        return lambda step: next(batches)
+
+    def train(self, source: Source, steps: int = 1) -> None:
+        """So many optimiser steps on batches (y0, x)."""
+        if self.ours:
+            self.batches = source
             if not hasattr(self, "records"):
-                self.batch = (y0, x)
-                self.records = fit(self.state, lambda step: self.batch)
-            self.batch = (y0, x)
+                self.records = fit(self.state, lambda step: self.batches(step))
             for _ in range(steps):
                 next(self.records)
             return
-        if self.tuned:
-            y0, x = (image.contiguous(memory_format=torch.channels_last) for image in (y0, x))
-        for _ in range(steps):
+        for step in range(steps):
+            y0, x = source(step)
+            if self.tuned:
+                y0, x = (image.contiguous(memory_format=torch.channels_last) for image in (y0, x))
             level = torch.rand(len(y0), device=self.device)
             eps = torch.randn_like(y0)
             y_t = level[:, None, None, None] * y0 + torch.sqrt(1 - level**2)[:, None, None, None] * eps

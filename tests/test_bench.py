@@ -13,7 +13,7 @@ BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 @pytest.fixture
 def bench(monkeypatch):
     monkeypatch.syspath_prepend(str(BENCHMARKS))
-    for name in ("bench", "peers"):
+    for name in ("bench", "peers", "loader"):
         monkeypatch.delitem(sys.modules, name, raising=False)
     import bench
 
@@ -31,11 +31,14 @@ def test_ratios_are_within_a_round_and_at_equal_flops(bench):
 
 def test_the_table_names_every_contender_and_who_failed(bench, tmp_path):
     row = {"seconds": 0.5, "ratio": 1.0, "low": 0.9, "high": 1.1}
+    folder = {"batch": 2, "rows": {"ours": row | {"waiting": 0.002}, "other": row | {"ratio": 5.0, "waiting": 0.25}}}
     results = {"about": ABOUT, "train": {"2": {"ours": row, "other": row | {"ratio": 3.0}}}, "sample": {"8x8": {"ours": row}},
-               "limits": {"conv_tflops": 0.24, "matmul_tflops": 0.48, "copy_gbs": 9.0}, "machine": "m", "torch": "t", "rounds": 3}  # fmt: skip
+               "folder": folder, "memory_training": {"ours": 1.5, "other": 2.5}, "memory_sampling": {"8x8": {"ours": 0.5}},
+               "limits": {"precision": "bf16", "conv_tflops": 0.24, "matmul_tflops": 0.48, "copy_gbs": 9.0}, "machine": "m", "torch": "t", "rounds": 3}  # fmt: skip
     text = bench.markdown(results)
-    assert "| other | 2.0 | 20.0 | 3.00x (0.90 to 1.10) | failed |" in text
-    assert "4.0 crops a second at 2, 0.12 TFLOP/s, 50% of this machine's own convolution" in text
+    assert "| other | 2.0 | 20.0 | 3.00x (0.90 to 1.10) | 5.00x (0.90 to 1.10) | failed |" in text
+    assert "| ours | 1.5 | 0.5 | 0.20% |" in text and "| other | 2.5 | failed | 25.00% |" in text
+    assert "4.0 crops a second at 2, 0.12 TFLOP/s, 50% of this machine's own convolution in bf16" in text
     bench.picture(results, tmp_path / "bench.png")
     assert (tmp_path / "bench.png").stat().st_size > 3000
 
@@ -70,9 +73,29 @@ def test_every_contender_trains_and_steps(bench):
     for name in names:
         contender = peers.Contender(name, 32, torch.device("cpu"), 1)
         before = [p.detach().clone() for p in contender.network.parameters()]
-        contender.train(y0, x)
+        contender.train(lambda step: (y0, x))
         assert any(not torch.equal(a, b) for a, b in zip(before, contender.network.parameters(), strict=True)), name
         contender.begin(x)
         contender.step()
     flops = [peers.Contender(n, 32, torch.device("cpu"), 1).gigaflops() for n in ("ours", "sr3")]
     assert flops[0] == pytest.approx(flops[1], rel=0.05)
+
+
+def test_all_learn_from_the_same_folder(bench, tmp_path):
+    import peers
+    from PIL import Image
+    from tinymsg.datasets.packing import folder_pairs, pack
+
+    for side, shade in (("sharp", 200), ("blur", 100)):
+        (tmp_path / "pictures" / side).mkdir(parents=True)
+        Image.new("RGB", (140, 130), (shade, shade, 0)).save(tmp_path / "pictures" / side / "a.png")
+    pack(folder_pairs(tmp_path / "pictures"), tmp_path / "packed", "test", workers=1)
+    for name in ("ours", "sr3", "sr3, tuned"):
+        contender = object.__new__(peers.Contender)
+        contender.device, contender.batch = torch.device("cpu"), 2
+        contender.kind, _, variant = name.partition(", ")
+        contender.ours, contender.tuned = name == "ours", bool(variant)
+        y0, x = contender.source(tmp_path / "pictures", tmp_path / "packed")(0)
+        assert y0.shape == x.shape == (2, 3, 128, 128)
+        torch.testing.assert_close(y0[:, :2], torch.full((2, 2, 128, 128), 200 / 127.5 - 1))
+        torch.testing.assert_close(x[:, :2], torch.full((2, 2, 128, 128), 100 / 127.5 - 1))
