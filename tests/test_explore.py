@@ -150,3 +150,18 @@ def test_watch_thins_out_records():
 def test_score_text_is_the_psnr():
     truth = torch.zeros(3, 8, 8)
     assert explore.score_text(truth + 0.2, truth) == "20.0 dB"
+
+
+def test_step_curves_show_every_sampler_from_one_start_on_the_range_of_all():
+    def row(sampler, start, n, psnr):
+        return {"sampler": sampler, "start": start, "evaluations": n, "psnr": {"mean": psnr, "low": psnr - 1, "high": psnr + 1},
+                "spectral": {"mean": 1 / n, "low": 0.5 / n, "high": 1.5 / n}}  # fmt: skip
+
+    rows = [row(s, start, n, 20 + i + n) for i, s in enumerate(("ancestral", "ddim", "dpm_solver"))
+            for start, n in itertools.product(("noise", "blurry"), (1, 4))]  # fmt: skip
+    rows.append(row("ddim", "regression", 2, 40))
+    left, right = explore.plot_step_curves(rows, "noise").axes
+    lines = {line.get_label(): line.get_ydata() for line in left.lines}
+    np.testing.assert_allclose(lines["ddim"], [22, 25])
+    assert set(lines) == {"ancestral", "ddim", "dpm_solver"} and left.get_ylim() == (20, 41)
+    assert [text.get_text() for text in right.get_xticklabels()] == ["1", "2", "4"]

@@ -200,6 +200,28 @@ def plot_grid(cells: list[dict], metric: str = "psnr") -> Figure:
     return figure
 
 
+def plot_step_curves(rows: list[dict], start: str, metrics: Sequence[str] = ("psnr", "spectral")) -> Figure:
+    """Quality against network evaluations for every sampler, from one starting point; the ranges are those of all starts.
+
+    rows: of `steps.step_curves`. Bands are 95 % intervals over pictures.
+    """
+    figure, axes = plt.subplots(1, len(metrics), figsize=(5 * len(metrics), 3.1))
+    looks = {"ancestral": (COLORS["plain"], "o-"), "ddim": (COLORS["guided"], "s--"), "dpm_solver": (COLORS["structure"], "^:")}
+    for axis, metric in zip(np.atleast_1d(axes), metrics, strict=True):
+        for sampler, (color, look) in looks.items():
+            mine = [row for row in rows if (row["sampler"], row["start"]) == (sampler, start)]
+            counts = [row["evaluations"] for row in mine]
+            axis.plot(counts, [row[metric]["mean"] for row in mine], look, color=color, markersize=5, label=sampler)
+            axis.fill_between(counts, *([row[metric][end] for row in mine] for end in ("low", "high")), color=color, alpha=0.08, linewidth=0)
+        ends = [row[metric][end] for row in rows for end in ("low", "high")]
+        axis.set(xscale="log", xlabel="network evaluations", ylabel=f"{metric} (dB)" if metric == "psnr" else f"{metric} distance",
+                 ylim=(min(ends), max(ends)))  # fmt: skip
+        axis.set_xticks(ticks := sorted({row["evaluations"] for row in rows}), ticks)
+        axis.minorticks_off()
+    np.atleast_1d(axes)[0].legend(loc="lower left")
+    return figure
+
+
 def plot_differences(differences: dict[str, dict[str, Tensor]], ylabel: str = "PSNR minus plain (dB)") -> Figure:
     """Paired differences as boxes over domains, with the mean and its 95 % bootstrap interval in black beside each.
 
