@@ -311,7 +311,6 @@ def frame_explorer(frame: Callable[..., Figure | Tensor], controls: dict[str, Se
     The sliders are linked to the pictures in the browser (no kernel needed) and move with the arrow keys.
     """
     import ipywidgets
-    from IPython.display import display
 
     names, choices = list(controls), [list(values) for values in controls.values()]
     start_values = tuple((start or {}).get(name, values[0]) for name, values in zip(names, choices, strict=True))
@@ -333,10 +332,16 @@ def frame_explorer(frame: Callable[..., Figure | Tensor], controls: dict[str, Se
 
     view = ipywidgets.VBox([*handles, stack(())])
     view._links = links  # kept alive as long as the view is
-    text = describe(*start_values)
+    display_view(view, pictures[start_values], describe(*start_values))
+
+
+def display_view(view, png: bytes, text: str) -> None:
+    """Display a widget. Where widgets cannot run, a still picture and its words are left."""
+    from IPython.display import display
+
     bundle = {
         "application/vnd.jupyter.widget-view+json": {"version_major": 2, "version_minor": 0, "model_id": view.model_id},
-        "image/png": base64.b64encode(_palette_png(pictures[start_values])).decode(),
+        "image/png": base64.b64encode(_palette_png(png)).decode(),
         "text/plain": text,
     }
     display(bundle, raw=True, metadata={"image/png": {"alt": text}})
