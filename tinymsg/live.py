@@ -159,6 +159,8 @@ def _control(name: str, values: Sequence, start: object, label_width: str):
 
     options = {"description": name, "style": {"description_width": label_width}, "layout": {"width": "auto", "max_width": "40em"}}
     if isinstance(values[0], str):
+        options["style"]["button_width"] = "auto"
+        options["layout"] |= {"display": "flex", "margin": "3px 2px"}  # the label stays beside them
         return ipywidgets.ToggleButtons(options=list(values), value=start or values[0], **options)
     low, high, step = values
     whole = all(isinstance(value, int) for value in values)
