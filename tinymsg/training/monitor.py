@@ -126,9 +126,14 @@ def plot_progress(progress: Progress) -> Figure:
     from PIL import Image
 
     looked, strip = bool(progress.validation), progress.strip is not None
+    below = 0.0
+    if strip:
+        with Image.open(progress.strip) as image:
+            pictures = np.asarray(image)[: image.width // 3]  # its first row
+        below = min(2.6, 0.4 + 2 * len(pictures) / 80)  # inches: a small picture is not blown up
     # Without pyplot: this is drawn in a thread
-    figure = Figure(figsize=(9.5 if looked else 6.4, 3 + 2.6 * strip), dpi=80, layout="constrained")
-    grid = figure.add_gridspec(1 + strip, 1 + looked)
+    figure = Figure(figsize=(9.5 if looked else 6.4, 3 + below), dpi=80, layout="constrained")
+    grid = figure.add_gridspec(1 + strip, 1 + looked, height_ratios=[3, below] if strip else None)
     axis = figure.add_subplot(grid[0, 0])
     for key, color in (("denoise", COLORS["guided"]), ("guidance", COLORS["structure"])):
         rows = [row for row in progress.losses if row[key] > 0]
@@ -145,8 +150,7 @@ def plot_progress(progress: Progress) -> Figure:
         axis.set(xlabel="optimiser steps", ylabel="validation PSNR (dB)", title="held-out pictures, averaged weights")
     if strip:
         axis = figure.add_subplot(grid[1, :])
-        with Image.open(progress.strip) as image:
-            axis.imshow(np.asarray(image)[: image.width // 3])  # its first picture
+        axis.imshow(pictures)
         axis.set_title(f"blurry, restored, sharp at step {int(progress.strip.stem):,}")
         axis.axis("off")
     return figure
