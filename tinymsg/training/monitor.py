@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
-from ..explore import COLORS, frame_bytes, show, smooth
+from ..explore import COLORS, display_view, frame_bytes, show, smooth
 from ..results import read_results
 from .checkpoint import checkpoints, training_process
 
@@ -232,16 +232,8 @@ class TrainingMonitor:
 
     def show(self) -> None:
         """Display the buttons and the curves, and keep them up to date while the training runs."""
-        from IPython.display import display
-
         progress = self.refresh()
-        text = progress_text(progress)
-        bundle = {
-            "application/vnd.jupyter.widget-view+json": {"version_major": 2, "version_minor": 0, "model_id": self.view.model_id},
-            "image/png": base64.b64encode(frame_bytes(plot_progress(progress))).decode(),
-            "text/plain": text,
-        }
-        display(bundle, raw=True, metadata={"image/png": {"alt": text}})
+        display_view(self.view, frame_bytes(plot_progress(progress)), progress_text(progress))
         if progress.process is not None:
             self._watch()
 
