@@ -118,7 +118,7 @@ def output_html(output) -> str:
         alt = escape(output.metadata.get(kind, {}).get("alt", ""))
         html = f'<img alt="{alt}" src="data:{kind};base64,{data[kind].strip()}">'
     if VIEW in data:
-        still = html if html.startswith("<img") else "<p class=still>This control works in JupyterLab (make lab).</p>"
+        still = html if html.startswith("<img") else "<p class=still>Runs live in JupyterLab (make lab).</p>"
         html = f'<div data-widget="{escape(data[VIEW]["model_id"])}">{still}</div>'
     elif "text/markdown" in data:
         html = course.markdown_html(data["text/markdown"])

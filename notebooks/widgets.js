@@ -1,9 +1,10 @@
 // Draws saved ipywidgets without a kernel and without any other script: sliders, buttons and lists that are linked
-// in the browser (jslink) to stacks of pictures. A view that has any other widget in it keeps its still picture.
+// in the browser (jslink) to stacks of pictures. A view that has any other widget in it, a panel that computes live say,
+// keeps its still picture, and a line says where it runs.
 document.addEventListener("DOMContentLoaded", () => {
+  const NEEDS_KERNEL = "Runs live in JupyterLab (make lab).";
   const saved = document.querySelector('script[type="application/vnd.jupyter.widget-state+json"]');
-  if (!saved) return;
-  const models = JSON.parse(saved.textContent).state;
+  const models = saved ? JSON.parse(saved.textContent).state : {};
   const listeners = {}; // "id.key" -> functions of the new value
   const idOf = (reference) => reference.replace("IPY_MODEL_", "");
   const get = (id, key) => models[id].state[key];
@@ -94,6 +95,7 @@ document.addEventListener("DOMContentLoaded", () => {
       place.replaceChildren(draw(place.dataset.widget));
     } catch (error) {
       console.info(`still picture kept: ${error.message}`);
+      if (place.querySelector("img")) place.append(element("p", { className: "still", textContent: NEEDS_KERNEL }));
     }
   }
 });

@@ -13,6 +13,7 @@ from IPython.utils.capture import capture_output
 from PIL import Image
 
 from tinymsg import explore
+from tinymsg.blur import path_to_kernel
 
 
 @pytest.fixture(autouse=True)
@@ -97,6 +98,26 @@ def test_a_frame_for_every_combination_linked_to_its_sliders(shown):
     assert slider.index == 1 and stack.selected_index == 1 and buttons.index == 0
     assert metadata["image/png"]["alt"] == "up 0.5" == data["text/plain"]
     assert all(link.source[1] == "index" and link.target[1] == "selected_index" for link in view._links)
+
+
+def test_frames_are_enlarged_as_asked(shown):
+    ((data, _),) = shown(lambda: explore.frame_explorer(lambda level: torch.zeros(1, 2, 3), {"level": [1]}, "grey", scale=5))
+    assert Image.open(io.BytesIO(base64.b64decode(data["image/png"]))).size == (15, 10)
+
+
+def test_a_path_is_drawn_where_its_kernel_has_its_light():
+    """A pixel of the camera is `zoom` pixels of the picture, right and down, as `path_to_kernel` has it."""
+    path = torch.tensor([[-4.0, 2.0], [3.0, -1.0]])
+    picture = explore.path_picture(path, path[:1], reach=6, zoom=8)
+    assert picture.shape == (3, 13 * 8, 13 * 8) and 0 <= picture.min() and picture.max() == 1
+    kernel = path_to_kernel(path[None], 13)[0]
+    places = [(int(row), int(column)) for row, column in kernel.nonzero()]
+    assert places == [(5, 9), (8, 2)]
+    hexes = [explore.COLORS[name] for name in ("structure", "plain")]  # a pose; a pose that is marked
+    for (row, column), color in zip(places, hexes, strict=True):
+        seen = picture[:, 8 * row + 4, 8 * column + 4]
+        assert torch.allclose(seen, torch.tensor([int(color[i : i + 2], 16) / 255 for i in (1, 3, 5)]))
+    assert picture[:, 8 * 2 + 4, 8 * 2 + 4].min() == 1  # white where there is neither path nor line
 
 
 def test_swipe_moves_the_border(shown):

@@ -75,6 +75,18 @@ def dot_widget() -> tuple[dict, dict]:
     return {course.VIEW: {"model_id": view.model_id}, "image/png": png("red"), "text/plain": "a dot"}, state
 
 
+def live_widget() -> tuple[dict, dict]:
+    """The same of a panel that computes in the kernel."""
+    import torch
+    from ipywidgets.embed import embed_data
+
+    from tinymsg.live import LivePanel
+
+    panel = LivePanel(lambda level: iter([(1, 1, torch.full((1, 9, 9), level), "a square")]), {"level": (0.0, 1.0, 0.1)}, instant=True)
+    state = embed_data(views=[panel.view], drop_defaults=False)["manager_state"]
+    return {course.VIEW: {"model_id": panel.view.model_id}, "image/png": png("green"), "text/plain": "a square"}, state
+
+
 def notebook(*cells, state: dict | None = None) -> nbformat.NotebookNode:
     return v4.new_notebook(cells=list(cells), metadata={"widgets": {course.STATE: state}} if state else {})
 
@@ -93,7 +105,10 @@ def repository(tmp_path_factory) -> Path:
     text = [v4.new_output("stream", text=piece) for piece in ("1    2    3\n", "<b> & such\n")]  # as it is printed
     first = notebook(v4.new_markdown_cell(FIRST), v4.new_code_cell("# explore\nshow()", outputs=[widget]),
                      v4.new_code_cell("print('a_name')  # fmt: skip", outputs=text), state=state)  # fmt: skip
-    second = notebook(v4.new_markdown_cell("# 02 · Lines\nTime: 30 minutes."), v4.new_markdown_cell(LONG))
+    bundle, state = live_widget()
+    live = v4.new_output("display_data", data=bundle, metadata={"image/png": {"alt": "a square"}})
+    second = notebook(v4.new_markdown_cell("# 02 · Lines\nTime: 30 minutes."), v4.new_markdown_cell(LONG),
+                      v4.new_code_cell("# explore\nlive()", outputs=[live]), state=state)  # fmt: skip
     nbformat.write(first, root / "notebooks" / "01_dot.ipynb")
     nbformat.write(second, root / "notebooks" / "02_line.ipynb")
     return root
@@ -329,6 +344,22 @@ def test_a_reader_moves_a_slider_searches_and_reads_in_the_dark(site, page):
 
 @pytest.mark.browser
 @in_browser
+def test_a_panel_that_computes_keeps_its_picture_and_says_where_it_runs(site, repository, page, tmp_path):
+    """On the site and in a lesson's own HTML; and a widget that is alive says nothing."""
+    exported = [course.to_html(Path(shutil.copy(path, tmp_path))) for path in sorted((repository / "notebooks").glob("*.ipynb"))]
+    for alive, live in (exported, (site / "01_dot.html", site / "02_line.html")):
+        page.goto(live.as_uri())
+        place = page.locator("[data-widget]")
+        assert place.inner_text().strip() == "Runs live in JupyterLab (make lab)."
+        assert place.locator("img:visible").get_attribute("alt") == "a square"
+        assert place.locator("input, button").count() == 0, "nothing that would do nothing"
+        page.goto(alive.as_uri())
+        assert page.get_by_role("slider").count() == 1 and "make lab" not in page.locator("[data-widget]").inner_text()
+    assert page.errors == []
+
+
+@pytest.mark.browser
+@in_browser
 def test_no_page_is_wider_than_the_window(site, committed_site, page):
     for width in (1920, 1366, 390):
         page.set_viewport_size({"width": width, "height": 900})
@@ -338,5 +369,5 @@ def test_no_page_is_wider_than_the_window(site, committed_site, page):
             assert page.locator("#menu").is_visible() == (width == 390)
     page.goto((site / "02_line.html").as_uri())  # its table, formula and code are wider, and scroll by themselves
     for box in (".scroll", ".formula", ".highlight pre"):
-        assert page.locator(box).evaluate("box => box.scrollWidth > box.clientWidth && box.tabIndex === 0"), box
+        assert page.locator(box).first.evaluate("box => box.scrollWidth > box.clientWidth && box.tabIndex === 0"), box
     assert page.errors == []

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import matplotlib.pyplot as plt
 import numpy as np
+import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
@@ -107,6 +108,30 @@ def image_grid(rows: dict[str, Sequence[Tensor]] | Sequence[Tensor], titles: Seq
             if notes:
                 axis.set_xlabel(notes[i][j])
     return figure
+
+
+def path_picture(path: Tensor, points: Tensor | None = None, reach: int = 20, zoom: int = 6) -> Tensor:
+    """A camera path as a picture, quick enough to follow a slider; lines every 5 pixels, the middle darker.
+
+    Args:
+        path: (steps, >=2) shifts (dx, dy) in pixels.
+        points: (m, 2) shifts to mark by discs.
+        reach: pixels shown on each side of the middle.
+        zoom: side of a camera pixel in the picture.
+    Returns: (3, s, s) in [0, 1] with s = (2 reach + 1) zoom, the size of a kernel of 2 reach + 1 enlarged `zoom` times.
+    """
+    axis = (torch.arange((2 * reach + 1) * zoom) + 0.5) / zoom - reach - 0.5
+    off_line = (axis - 5 * (axis / 5).round()).abs() * zoom
+    line = torch.where(off_line < 0.6, torch.where(axis.abs() < 1, 0.45, 0.15), 0.0)
+    picture = (1 - torch.maximum(line[:, None], line[None, :])).expand(3, -1, -1)
+    places = torch.stack(torch.meshgrid(axis, axis, indexing="xy"), dim=-1)
+    for marks, radius, color in ((path, 1.6, COLORS["structure"]), (points, 4.5, COLORS["plain"])):
+        if marks is not None:
+            distance = torch.cdist(places.flatten(0, 1), marks[:, :2].float()).amin(dim=1).reshape(places.shape[:2])
+            ink = (radius + 0.5 - distance * zoom).clamp(0, 1)
+            rgb = torch.tensor([int(color[i : i + 2], 16) / 255 for i in (1, 3, 5)])[:, None, None]
+            picture = picture * (1 - ink) + rgb * ink
+    return picture
 
 
 def watch(records: Iterator, total: int, every: int = 10) -> list[dict[str, float]]:
@@ -321,7 +346,7 @@ def frame_bytes(frame: Figure | Tensor, scale: int = 2, model_range: bool = True
 
 
 def frame_explorer(frame: Callable[..., Figure | Tensor], controls: dict[str, Sequence], alt: Callable[..., str] | str,
-                   start: dict[str, object] | None = None) -> None:  # fmt: skip
+                   start: dict[str, object] | None = None, scale: int = 2) -> None:  # fmt: skip
     """Display sliders over pictures computed beforehand: one for every combination of the controls' values.
 
     Args:
@@ -329,16 +354,16 @@ def frame_explorer(frame: Callable[..., Figure | Tensor], controls: dict[str, Se
         controls: {slider label: its values}; a control whose values are text becomes a row of buttons.
         alt: text alternative of a frame, or a function of the control values that gives it.
         start: values shown first (default: the first of each).
+        scale: pictures are enlarged so many times.
 
     The sliders are linked to the pictures in the browser (no kernel needed) and move with the arrow keys.
     """
     import ipywidgets
-    from IPython.display import display
 
     names, choices = list(controls), [list(values) for values in controls.values()]
     start_values = tuple((start or {}).get(name, values[0]) for name, values in zip(names, choices, strict=True))
     describe = alt if callable(alt) else lambda *values: alt
-    pictures = {values: frame_bytes(frame(*values)) for values in itertools.product(*choices)}
+    pictures = {values: frame_bytes(frame(*values), scale) for values in itertools.product(*choices)}
     handles = [_control(name, values, first) for name, values, first in zip(names, choices, start_values, strict=True)]
     links = []
 
@@ -355,10 +380,16 @@ def frame_explorer(frame: Callable[..., Figure | Tensor], controls: dict[str, Se
 
     view = ipywidgets.VBox([*handles, stack(())])
     view._links = links  # kept alive as long as the view is
-    text = describe(*start_values)
+    display_view(view, pictures[start_values], describe(*start_values))
+
+
+def display_view(view, png: bytes, text: str) -> None:
+    """Display a widget. Where widgets cannot run, a still picture and its words are left."""
+    from IPython.display import display
+
     bundle = {
         "application/vnd.jupyter.widget-view+json": {"version_major": 2, "version_minor": 0, "model_id": view.model_id},
-        "image/png": base64.b64encode(_palette_png(pictures[start_values])).decode(),
+        "image/png": base64.b64encode(_palette_png(png)).decode(),
         "text/plain": text,
     }
     display(bundle, raw=True, metadata={"image/png": {"alt": text}})

@@ -107,11 +107,7 @@ const reach = () => document.querySelectorAll(".scroll, .formula, pre, .output")
   if (box.scrollWidth > box.clientWidth + 1) box.tabIndex = 0;
 });
 document.addEventListener("click", (event) => event.target.closest(".output img")?.classList.toggle("large")); // on a phone
-const NEEDS_KERNEL = "This one computes: it works in JupyterLab (make lab).";
 addEventListener("load", () => { // widgets.js has drawn what it can by now
-  for (const picture of document.querySelectorAll("[data-widget] > img")) {
-    picture.after(element("p", { className: "still", textContent: NEEDS_KERNEL }));
-  }
   markPlace();
   reach();
 });

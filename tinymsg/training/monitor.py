@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
-from ..explore import COLORS, frame_bytes, show, smooth
+from ..explore import COLORS, display_view, frame_bytes, show, smooth
 from ..results import read_results
 from .checkpoint import checkpoints, training_process
 
@@ -126,9 +126,14 @@ def plot_progress(progress: Progress) -> Figure:
     from PIL import Image
 
     looked, strip = bool(progress.validation), progress.strip is not None
+    below = 0.0
+    if strip:
+        with Image.open(progress.strip) as image:
+            pictures = np.asarray(image)[: image.width // 3]  # its first row
+        below = min(2.6, 0.4 + 2 * len(pictures) / 80)  # inches: a small picture is not blown up
     # Without pyplot: this is drawn in a thread
-    figure = Figure(figsize=(9.5 if looked else 6.4, 3 + 2.6 * strip), dpi=80, layout="constrained")
-    grid = figure.add_gridspec(1 + strip, 1 + looked)
+    figure = Figure(figsize=(9.5 if looked else 6.4, 3 + below), dpi=80, layout="constrained")
+    grid = figure.add_gridspec(1 + strip, 1 + looked, height_ratios=[3, below] if strip else None)
     axis = figure.add_subplot(grid[0, 0])
     for key, color in (("denoise", COLORS["guided"]), ("guidance", COLORS["structure"])):
         rows = [row for row in progress.losses if row[key] > 0]
@@ -145,8 +150,7 @@ def plot_progress(progress: Progress) -> Figure:
         axis.set(xlabel="optimiser steps", ylabel="validation PSNR (dB)", title="held-out pictures, averaged weights")
     if strip:
         axis = figure.add_subplot(grid[1, :])
-        with Image.open(progress.strip) as image:
-            axis.imshow(np.asarray(image)[: image.width // 3])  # its first picture
+        axis.imshow(pictures)
         axis.set_title(f"blurry, restored, sharp at step {int(progress.strip.stem):,}")
         axis.axis("off")
     return figure
@@ -228,16 +232,8 @@ class TrainingMonitor:
 
     def show(self) -> None:
         """Display the buttons and the curves, and keep them up to date while the training runs."""
-        from IPython.display import display
-
         progress = self.refresh()
-        text = progress_text(progress)
-        bundle = {
-            "application/vnd.jupyter.widget-view+json": {"version_major": 2, "version_minor": 0, "model_id": self.view.model_id},
-            "image/png": base64.b64encode(frame_bytes(plot_progress(progress))).decode(),
-            "text/plain": text,
-        }
-        display(bundle, raw=True, metadata={"image/png": {"alt": text}})
+        display_view(self.view, frame_bytes(plot_progress(progress)), progress_text(progress))
         if progress.process is not None:
             self._watch()
 
