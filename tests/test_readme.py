@@ -1,6 +1,7 @@
 """The README promises nothing that is not there, and quotes the results file."""
 
 import dataclasses
+import json
 import re
 from pathlib import Path
 
@@ -21,6 +22,21 @@ def quoted(name: str) -> str:
 def test_the_tables_are_the_results_files():
     assert quoted("photos") == markdown_table(read_results(ROOT / "notebooks/results/photos.json"))
     assert quoted("headline") == headline_table(read_results(ROOT / "notebooks/results/pictures.json"))
+
+
+def test_what_is_said_of_speed_is_what_was_measured(monkeypatch):
+    results = ROOT / "benchmarks/results"
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    import bench
+    import scale
+
+    for name, text in (("bench", bench.markdown(json.loads((results / "bench.json").read_text()))),
+                       ("scale", scale.measured_table((stored := json.loads((results / "scale.json").read_text()))["measured"])),
+                       ("cost", scale.prediction_table(stored))):  # fmt: skip
+        assert quoted(name) == text.strip(), f"README's {name} table is not that of the results file"
+    counted = stored["counted"]
+    assert f"{counted['gflop_a_crop']:.1f} GFLOP, {counted['bytes_a_crop'] / 1e9:.2f} GB" in README
+    assert f"{counted['kernels']:,} kernels" in README
 
 
 def test_every_linked_file_exists():
