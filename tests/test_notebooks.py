@@ -299,6 +299,14 @@ def test_page_draws_formulas(tmp_path):
     assert page.count("<math") == 2 and "<msqrt>" in page and "<mtable" in page
 
 
+def test_brackets_of_a_formula_match():
+    for tex in (r"\lVert a \rVert^2", r"\Big(\tfrac1n a\Big)^{2}"):
+        first, *_, last = re.findall(r"<mo([^>]*)>(?:&#x02016;|[()])</mo>", course.markdown_html(f"${tex}$"))
+        assert ("minsize" in first) == ("minsize" in last) and ('"false"' in first) == ('"false"' in last)
+    assert '<msup><mrow><mo minsize="1.623em" maxsize="1.623em" stretchy="true" form="postfix">)</mo></mrow>' in course.markdown_html(
+        r"$\Big(a\Big)^2$")
+
+
 def test_page_without_alt_text_is_an_error(tmp_path):
     path = make(tmp_path / "00_bare.ipynb", SHOW)
     notebook = course.read(path)
