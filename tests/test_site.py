@@ -170,6 +170,14 @@ def test_cells_are_drawn_for_readers(site):
     assert "<math" in (site / "02_line.html").read_text()
 
 
+@pytest.mark.parametrize(("code", "folded"), [
+    ("import torch\nfrom torch import (\n    Tensor,\n)", True), ('SIZES = {\n    "cpu": 1,\n}[PROFILE]', True),
+    ("import torch\n\nx = torch.ones(3)", False), ("import torch\n" + "x = 1\n" * website.LONG, True), ("x = 1\nimport torch", False),
+])  # fmt: skip
+def test_set_up_is_folded(code, folded):
+    assert ("<summary>Set-up" in website.code_html(v4.new_code_cell(code))) == folded
+
+
 def test_search_finds_words_of_every_kind_of_page(site):
     text = (site / "assets" / "search.js").read_text()
     entries = json.loads(text.removeprefix("window.searchEntries = ").removesuffix(";\n"))
