@@ -28,7 +28,8 @@ FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--
 ERRORS = ", ".join(f'.jp-OutputArea-output[data-mime-type="application/vnd.jupyter.{kind}"]' for kind in ("error", "stderr"))
 VIEWS = ".jp-OutputArea-output:has(> .jupyter-widgets)"
 # What stands in a view besides pictures and their controls, by the name of a button in it
-OTHER_KINDS = {"Choose a photograph": "upload", "Refresh": "monitor", "Compute": "live"}
+OTHER_KINDS = {"Choose a photograph": "upload", "Refresh": "monitor", "Compute": "live", "First settings": "instant"}
+SLIDERS, GROUPS = ".noUi-handle[role=slider]", ".widget-toggle-buttons"
 
 
 # --- for both tests in a browser: this one and the site's ---------------------------------------------------
@@ -250,10 +251,11 @@ def test_every_control_of_a_lesson_changes_what_is_seen(name, workspace, server,
     for view, kind in zip(views, kinds, strict=True):
         view.scroll_into_view_if_needed()
         if kind == "frames":
-            assert move_all(page, view, ".noUi-handle[role=slider]", ".widget-toggle-buttons") > 0, (
+            assert move_all(page, view, SLIDERS, GROUPS) > 0, (
                 f"no control of {view.inner_text()!r} has more than one value in the smoke profile")  # fmt: skip
         else:
-            {"upload": press_upload, "monitor": press_monitor, "live": press_live}[kind](page, view, workspace, tmp_path)
+            press = {"upload": press_upload, "monitor": press_monitor, "live": press_live, "instant": press_instant}[kind]
+            press(page, view, workspace, tmp_path)
     assert page.locator(ERRORS).all_inner_texts() == []  # nor did a button cause one
 
 
@@ -287,7 +289,37 @@ def press_monitor(page, view, workspace: Path, folder: Path) -> None:
     assert seen(view) != before and button["Resume"].is_enabled() and button["Stop"].is_disabled()
 
 
+def nudges(page, view) -> list:
+    """For each control of a view, a way to move it well to the side."""
+
+    def slide(slider) -> None:
+        slider.focus()
+        middle = sum(float(slider.get_attribute(f"aria-value{end}")) for end in ("min", "max")) / 2
+        for _ in range(10):
+            page.keyboard.press("ArrowRight" if float(slider.get_attribute("aria-valuenow")) < middle else "ArrowLeft")
+
+    def choose(group) -> None:
+        next(button for button in group.get_by_role("button").all() if not is_pressed(button)).click()
+
+    return [*(lambda slider=slider: slide(slider) for slider in view.locator(SLIDERS).all()),
+            *(lambda group=group: choose(group) for group in view.locator(GROUPS).all())]  # fmt: skip
+
+
 def press_live(page, view, workspace: Path, folder: Path) -> None:
-    """What has to be computed is computed at the press of a button."""
-    button = view.get_by_role("button", name="Compute")
-    assert changes(page, view, button.click, 60), view.inner_text()
+    """What takes a while is computed at the press of a button, for the controls as they are."""
+    before = seen(view)
+    for nudge in nudges(page, view):
+        nudge()
+    view.get_by_role("button", name="Compute").click()
+    until(page, lambda: seen(view) != before and "Done in" in view.inner_text(), 90, view.inner_text)
+    check_pictures(view)
+
+
+def press_instant(page, view, workspace: Path, folder: Path) -> None:
+    """The kernel follows each control, and one button goes back."""
+    first = seen(view)
+    for nudge in nudges(page, view):
+        assert changes(page, view, nudge, 30), view.inner_text()
+    check_pictures(view)
+    view.get_by_role("button", name="First settings").click()
+    until(page, lambda: seen(view) == first, 30, view.inner_text)
