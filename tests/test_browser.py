@@ -209,13 +209,13 @@ def run_all_cells(page, address: str, token: str, name: str, cells: int, seconds
     page.goto(f"{address}/lab/tree/{name}?token={token}&reset")
     page.locator(".jp-NotebookPanel .jp-Cell").first.wait_for(timeout=90_000)
     prompts = page.locator(".jp-CodeCell .jp-InputPrompt")
+    # A server that has just started may ask for the kernel, at any moment; the notebook's own is chosen already
+    choose_kernel = page.locator(".jp-Dialog").get_by_role("button", name="Select", exact=True)
+    page.add_locator_handler(choose_kernel, lambda: choose_kernel.click())
 
     def has_begun() -> bool:
         """Choose the menu's entry; while the kernel is still connecting, that does nothing: choose it again."""
         if all(text.strip() == "[ ]:" for text in prompts.all_inner_texts()):
-            choose_kernel = page.locator(".jp-Dialog").get_by_role("button", name="Select", exact=True)
-            if choose_kernel.count():  # a server that has just started asks; the notebook's own kernel is chosen already
-                choose_kernel.click()
             page.keyboard.press("Escape")  # a menu left open
             page.locator(".lm-MenuBar-item", has_text=re.compile("^Run$")).click()
             page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
