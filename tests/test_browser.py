@@ -139,9 +139,12 @@ def leave_training_to_its_buttons(notebook: nbformat.NotebookNode) -> nbformat.N
 def server(workspace, tmp_path_factory):
     """JupyterLab on 127.0.0.1 with a token, untouched by the user's own settings; yields (address, token)."""
     folder, token = tmp_path_factory.mktemp("jupyter"), secrets.token_hex(16)
-    settings = folder / "settings" / "@jupyterlab" / "notebook-extension" / "tracker.jupyterlab-settings"
-    settings.parent.mkdir(parents=True)
-    settings.write_text('{"windowingMode": "none"}')  # cells out of sight are in the page too
+    settings = {"notebook-extension/tracker": '{"windowingMode": "none"}',  # cells out of sight are in the page too
+                "apputils-extension/notification": '{"fetchNews": "false"}'}  # no question in front of a lesson
+    for name, text in settings.items():
+        path = folder / "settings" / "@jupyterlab" / f"{name}.jupyterlab-settings"
+        path.parent.mkdir(parents=True)
+        path.write_text(text)
     places = {"JUPYTERLAB_SETTINGS_DIR": "settings", "JUPYTERLAB_WORKSPACES_DIR": "workspaces", "JUPYTER_CONFIG_DIR": "config",
               "JUPYTER_RUNTIME_DIR": "runtime", "IPYTHONDIR": "ipython"}  # fmt: skip
     environment = os.environ | {name: str(folder / place) for name, place in places.items()} | {"TQDM_DISABLE": "1"}
