@@ -207,7 +207,7 @@ def page(server):
         _ask(f"{address}/api/kernels/{kernel['id']}", token, "DELETE")
 
 
-def run_all_cells(page, address: str, token: str, name: str, cells: int, seconds: float = 300) -> None:
+def run_all_cells(page, address: str, token: str, name: str, cells: int, seconds: float = 600) -> None:
     """Open a notebook, choose Run All Cells from the menu, and wait until every code cell has its number."""
     page.goto(f"{address}/lab/tree/{name}?token={token}&reset")
     page.locator(".jp-NotebookPanel .jp-Cell").first.wait_for(timeout=90_000)
