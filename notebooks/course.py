@@ -271,9 +271,12 @@ def _mathml(tex: str, display: str) -> str:
 
     tex = re.sub(r"\\(begin|end)\{aligned\}", r"\\\1{align*}", tex.strip())
     try:
-        return convert(tex, display=display)
+        formula = convert(tex, display=display)
     except Exception:  # the converter has no common class for what it does not know
         return f"<code>{escape(tex)}</code>"
+    # As in TeX: norm bars do not grow by themselves, and a closing bracket with an exponent is as large as the opening one
+    formula = formula.replace("<mo>&#x02016;</mo>", '<mo stretchy="false">&#x02016;</mo>')
+    return re.sub(r"(<msu[bp]+>)(<mo minsize[^>]*)(>[^<]*</mo>)", r'\1<mrow>\2 stretchy="true" form="postfix"\3</mrow>', formula)
 
 
 # --- clean and build ----------------------------------------------------------------------------------------

@@ -97,7 +97,8 @@ def code_html(cell) -> str:
     count, kinds = len(source.splitlines()), {kind for output in cell.outputs for kind in output.get("data", {})}
     if VIEW in kinds or re.match("# explore", source):
         what = "Code of this widget"
-    elif "parameters" in cell.metadata.get("tags", []) or (count > LONG and re.match("import |from ", source)):
+    elif "parameters" in cell.metadata.get("tags", []) or not re.search(r"^(?!import |from |SIZES = |[ })]|$)", source, re.M) or (
+            count > LONG and re.match("import |from ", source)):  # fmt: skip
         what = "Set-up"
     elif kinds & set(PICTURES) and count > LONG and not re.search("^(def|class) ", source, re.M):
         what = "Code of this figure"

@@ -1,5 +1,6 @@
-"""One lesson in a real browser: JupyterLab runs it, and a slider moved by keyboard changes the picture."""
+"""Every lesson in a real browser: JupyterLab runs it, and every control of every widget changes what is seen."""
 
+import json
 import os
 import re
 import secrets
@@ -14,22 +15,104 @@ from pathlib import Path
 import course
 import nbformat
 import pytest
+from PIL import Image
+
+from tinymsg.myphoto import FILE, ONLY_DEFAULT
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 pytestmark = [pytest.mark.browser, pytest.mark.skipif(BROWSER is None, reason="no Chromium here: apt install chromium")]
-LESSON = "05_evaluation.ipynb"
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-sync", "--no-first-run",
          "--disable-component-update", "--disable-quic", "--disable-dev-shm-usage"]  # fmt: skip
 
 # Errors and warnings in the outputs
 ERRORS = ", ".join(f'.jp-OutputArea-output[data-mime-type="application/vnd.jupyter.{kind}"]' for kind in ("error", "stderr"))
+VIEWS = ".jp-OutputArea-output:has(> .jupyter-widgets)"
+# What stands in a view besides pictures and their controls, by the name of a button in it
+OTHER_KINDS = {"Choose a photograph": "upload", "Refresh": "monitor", "Compute": "live", "First settings": "instant"}
+SLIDERS, GROUPS = ".noUi-handle[role=slider]", ".widget-toggle-buttons"
 
 
-@pytest.fixture
-def workspace(tmp_path):
+# --- for both tests in a browser: this one and the site's ---------------------------------------------------
+
+
+def until(page, condition, seconds: float, complaint) -> None:
+    """Ask from here, not by a timer in the page, which a busy machine can starve."""
+    end = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > end:
+            pytest.fail(f"after {seconds} s: {complaint()}")
+        page.wait_for_timeout(100)
+
+
+def seen(view) -> list[str]:
+    """The pictures of a view that can be seen now: all their bytes."""
+    return [picture.get_attribute("src") for picture in view.locator("img:visible").all()]
+
+
+def changes(page, view, act, seconds: float = 3) -> bool:
+    """Whether the pictures that can be seen are others after `act`."""
+    before, end = seen(view), time.monotonic() + seconds
+    act()
+    while seen(view) == before and time.monotonic() < end:
+        page.wait_for_timeout(20)
+    return seen(view) != before
+
+
+def move_all(page, view, sliders: str, groups: str) -> int:
+    """Move each control of a view, there and back, sliders by keyboard and buttons by click: the picture goes along.
+
+    Returns: how many there were. One with a single value, as the small profile has them, cannot be moved.
+    """
+    moved, first = 0, seen(view)
+    for slider in view.locator(sliders).all():
+        least, most = (float(slider.get_attribute(f"aria-value{end}") or slider.get_attribute(end)) for end in ("min", "max"))
+        if least == most:
+            continue
+        ways = ["ArrowRight", "ArrowLeft"]
+        there, back = ways if float(slider.get_attribute("aria-valuenow") or slider.input_value()) < most else ways[::-1]
+        slider.focus()
+        assert changes(page, view, lambda: page.keyboard.press(there)), f"{view.inner_text()!r}: a slider changes nothing"
+        check_pictures(view)
+        assert changes(page, view, lambda: page.keyboard.press(back)) and seen(view) == first
+        moved += 1
+    for group in view.locator(groups).all():
+        buttons = group.get_by_role("button").all()
+        if len(buttons) == 1:
+            continue
+        chosen = next(i for i, button in enumerate(buttons) if is_pressed(button))
+        other = buttons[(chosen + 1) % len(buttons)]
+        assert changes(page, view, other.click), f"{group.inner_text()!r}: a button changes nothing"
+        check_pictures(view)
+        assert is_pressed(other) and changes(page, view, buttons[chosen].click) and seen(view) == first
+        moved += 1
+    return moved
+
+
+def is_pressed(button) -> bool:
+    return button.get_attribute("aria-pressed") == "true" or "mod-active" in (button.get_attribute("class") or "")
+
+
+def check_pictures(view) -> None:
+    """What can be seen is a picture, in words too."""
+    for picture in view.locator("img:visible").all():
+        box = picture.bounding_box()
+        assert picture.get_attribute("alt") and box["width"] > 20 and box["height"] > 20
+
+
+def explorers(notebook: nbformat.NotebookNode) -> int:
+    """How many widgets of pictures that were computed beforehand a lesson has: each needs a control that moves."""
+    code = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "code")
+    return len(re.findall(r"^(?:\w+\.)?(?:frame_explorer|swipe)\(", code, re.M))
+
+
+# --- JupyterLab ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory):
     """A copy of the notebooks, all in the smoke profile."""
-    folder = tmp_path / "notebooks"
-    shutil.copytree(course.HERE, folder, ignore=shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints"))
+    folder = tmp_path_factory.mktemp("workspace") / "notebooks"
+    shutil.copytree(course.HERE, folder, ignore=shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints", FILE))
     for path in folder.glob("0*.ipynb"):
         notebook = course.read(path)
         for cell in notebook.cells:
@@ -37,33 +120,47 @@ def workspace(tmp_path):
                 cell.outputs, cell.execution_count = [], None  # what is seen was made now
             if "parameters" in cell.metadata.get("tags", []):
                 cell.source = re.sub(r'^PROFILE = "cpu"', 'PROFILE = "smoke"', cell.source, flags=re.M)
-        nbformat.write(notebook, path)
+        nbformat.write(leave_training_to_its_buttons(notebook), path)
     return folder
 
 
-@pytest.fixture
-def server(workspace, tmp_path, monkeypatch):
+def leave_training_to_its_buttons(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
+    """A lesson that trains by code what its monitor shows: without that code, and long enough to be stopped."""
+    steps = "steps={SIZES['live']}"
+    if any("TrainingMonitor(arguments, OUT)" in cell.source for cell in notebook.cells):
+        notebook.cells = [cell for cell in notebook.cells if not re.search(r"^(process = start_training|show_progress)\(", cell.source, re.M)]
+        assert any(steps in cell.source for cell in notebook.cells)
+        for cell in notebook.cells:
+            cell.source = cell.source.replace(steps, "steps=100000")
+    return notebook
+
+
+@pytest.fixture(scope="module")
+def server(workspace, tmp_path_factory):
     """JupyterLab on 127.0.0.1 with a token, untouched by the user's own settings; yields (address, token)."""
-    settings = tmp_path / "settings" / "@jupyterlab" / "notebook-extension" / "tracker.jupyterlab-settings"
-    settings.parent.mkdir(parents=True)
-    settings.write_text('{"windowingMode": "none"}')  # cells out of sight are in the page too
-    for name, place in {"JUPYTERLAB_SETTINGS_DIR": "settings", "JUPYTERLAB_WORKSPACES_DIR": "workspaces",
-                        "JUPYTER_CONFIG_DIR": "config", "JUPYTER_RUNTIME_DIR": "runtime", "IPYTHONDIR": "ipython"}.items():  # fmt: skip
-        monkeypatch.setenv(name, str(tmp_path / place))
-    monkeypatch.setenv("TQDM_DISABLE", "1")
-    monkeypatch.delenv("MPLBACKEND", raising=False)
-    token = secrets.token_hex(16)
+    folder, token = tmp_path_factory.mktemp("jupyter"), secrets.token_hex(16)
+    settings = {"notebook-extension/tracker": '{"windowingMode": "none"}',  # cells out of sight are in the page too
+                "apputils-extension/notification": '{"fetchNews": "false"}'}  # no question in front of a lesson
+    for name, text in settings.items():
+        path = folder / "settings" / "@jupyterlab" / f"{name}.jupyterlab-settings"
+        path.parent.mkdir(parents=True)
+        path.write_text(text)
+    places = {"JUPYTERLAB_SETTINGS_DIR": "settings", "JUPYTERLAB_WORKSPACES_DIR": "workspaces", "JUPYTER_CONFIG_DIR": "config",
+              "JUPYTER_RUNTIME_DIR": "runtime", "IPYTHONDIR": "ipython"}  # fmt: skip
+    environment = os.environ | {name: str(folder / place) for name, place in places.items()} | {"TQDM_DISABLE": "1"}
+    for name in ("MPLBACKEND", ONLY_DEFAULT):
+        environment.pop(name, None)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    log = tmp_path / "jupyter.log"
+    log = folder / "jupyter.log"
     with open(log, "w") as file:
         process = subprocess.Popen(
             [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", "--ServerApp.ip=127.0.0.1",
              f"--ServerApp.port={port}", "--ServerApp.port_retries=0", f"--IdentityProvider.token={token}",
              f"--ServerApp.root_dir={workspace}", "--LabApp.news_url=None",
              "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate"],
-            stdout=file, stderr=subprocess.STDOUT, cwd=workspace, env=os.environ.copy())  # fmt: skip
+            stdout=file, stderr=subprocess.STDOUT, cwd=workspace, env=environment)  # fmt: skip
     address = f"http://127.0.0.1:{port}"
     try:
         _wait_for(f"{address}/api/status?token={token}", process, log)
@@ -77,34 +174,47 @@ def server(workspace, tmp_path, monkeypatch):
             process.wait()
 
 
+def _ask(url: str, token: str, method: str = "GET"):
+    """The server's own answer, whatever proxy is set."""
+    request = urllib.request.Request(url, headers={"Authorization": f"token {token}"}, method=method)
+    with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=20) as answer:
+        return answer.read()
+
+
 def _wait_for(url: str, process: subprocess.Popen, log: Path, seconds: float = 90) -> None:
-    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         assert process.poll() is None, f"JupyterLab ended:\n{log.read_text()[-3000:]}"
         try:
-            with direct.open(url, timeout=5):
-                return
+            _ask(url, "")
+            return
         except OSError:
             time.sleep(0.3)
     pytest.fail(f"JupyterLab did not answer in {seconds} s:\n{log.read_text()[-3000:]}")
 
 
 @pytest.fixture
-def page():
+def page(server):
+    """A new page; what was started from it ends with it."""
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=BROWSER, args=FLAGS)
         yield browser.new_page(viewport={"width": 1300, "height": 1000})
         browser.close()
+    address, token = server
+    for kernel in json.loads(_ask(f"{address}/api/kernels", token)):  # one lesson's memory at a time
+        _ask(f"{address}/api/kernels/{kernel['id']}", token, "DELETE")
 
 
-def run_all_cells(page, address: str, token: str, name: str, cells: int, seconds: float = 300) -> None:
+def run_all_cells(page, address: str, token: str, name: str, cells: int, seconds: float = 600) -> None:
     """Open a notebook, choose Run All Cells from the menu, and wait until every code cell has its number."""
     page.goto(f"{address}/lab/tree/{name}?token={token}&reset")
     page.locator(".jp-NotebookPanel .jp-Cell").first.wait_for(timeout=90_000)
     prompts = page.locator(".jp-CodeCell .jp-InputPrompt")
+    # A server that has just started may ask for the kernel, at any moment; the notebook's own is chosen already
+    choose_kernel = page.locator(".jp-Dialog").get_by_role("button", name="Select", exact=True)
+    page.add_locator_handler(choose_kernel, lambda: choose_kernel.click())
 
     def has_begun() -> bool:
         """Choose the menu's entry; while the kernel is still connecting, that does nothing: choose it again."""
@@ -127,41 +237,92 @@ def is_numbered(prompt: str) -> bool:
     return re.fullmatch(r"\[\d+\]:", prompt.strip()) is not None
 
 
-def until(page, condition, seconds: float, complaint) -> None:
-    """Ask from here, not by a timer in the page, which a busy machine can starve."""
-    end = time.monotonic() + seconds
-    while not condition():
-        if time.monotonic() > end:
-            pytest.fail(f"after {seconds} s: {complaint()}")
-        page.wait_for_timeout(300)
+def kind_of(view) -> str:
+    """"frames": pictures and their controls; or what its buttons say."""
+    return next((kind for name, kind in OTHER_KINDS.items() if view.get_by_role("button", name=name).count()), "frames")
 
 
-@pytest.fixture(params=[LESSON])
-def notebook(request, workspace):
-    """The notebook's name and its number of code cells."""
-    return request.param, sum(c.cell_type == "code" and bool(c.source.strip()) for c in course.read(workspace / request.param).cells)
-
-
-def test_slider_moved_by_keyboard_changes_the_picture(notebook, server, page):
-    name, cells = notebook
-    run_all_cells(page, *server, name, cells)
+@pytest.mark.parametrize("name", [path.name for path in course.lessons()])
+def test_every_control_of_a_lesson_changes_what_is_seen(name, workspace, server, page, tmp_path):
+    notebook = course.read(workspace / name)
+    run_all_cells(page, *server, name, sum(c.cell_type == "code" and bool(c.source.strip()) for c in notebook.cells))
     assert page.locator(ERRORS).all_inner_texts() == []
 
-    view = page.locator(".jp-OutputArea-output", has=page.locator(".noUi-handle")).first
-    view.scroll_into_view_if_needed()
-    picture = view.locator("img:visible").first
-    before, alt_before = picture.get_attribute("src"), picture.get_attribute("alt")
-    handle = view.locator(".noUi-handle").first
-    handle.focus()
-    assert handle.get_attribute("role") == "slider"
-    page.keyboard.press("ArrowRight" if _is_at_start(handle) else "ArrowLeft")
-    until(page, lambda: picture.get_attribute("src") != before, 30, lambda: "the picture is the same as before")
-    after = view.locator("img:visible").first
-    assert after.get_attribute("src") != before
-    assert alt_before and after.get_attribute("alt")
-    box = after.bounding_box()
-    assert box["width"] > 20 and box["height"] > 20
+    views = page.locator(VIEWS).all()
+    kinds = [kind_of(view) for view in views]
+    assert kinds.count("frames") == explorers(notebook) > 0
+    for view, kind in zip(views, kinds, strict=True):
+        view.scroll_into_view_if_needed()
+        if kind == "frames":
+            assert move_all(page, view, SLIDERS, GROUPS) > 0, (
+                f"no control of {view.inner_text()!r} has more than one value in the smoke profile")  # fmt: skip
+        else:
+            press = {"upload": press_upload, "monitor": press_monitor, "live": press_live, "instant": press_instant}[kind]
+            press(page, view, workspace, tmp_path)
+    assert page.locator(ERRORS).all_inner_texts() == []  # nor did a button cause one
 
 
-def _is_at_start(handle) -> bool:
-    return float(handle.get_attribute("aria-valuenow")) == float(handle.get_attribute("aria-valuemin"))
+def press_upload(page, view, workspace: Path, folder: Path) -> None:
+    """A photograph is dropped in, kept beside the lessons (of this copy), and given up again."""
+    Image.new("RGB", (60, 40), "green").save(folder / "holiday.png")
+    others = course.HERE / FILE
+    was_there, cat = others.exists(), seen(view)
+    with page.expect_file_chooser() as chooser:
+        view.get_by_role("button", name="Choose a photograph").click()
+    assert changes(page, view, lambda: chooser.value.set_files(folder / "holiday.png"), 20)
+    until(page, lambda: "holiday.png is kept" in view.inner_text(), 20, view.inner_text)
+    assert (workspace / FILE).is_file() and others.exists() == was_there
+    assert changes(page, view, view.get_by_role("button", name="Back to the cat").click, 20)
+    assert seen(view) == cat and not (workspace / FILE).exists()
+
+
+def press_monitor(page, view, workspace: Path, folder: Path) -> None:
+    """A training is started, seen to run, and stopped: then it can be resumed."""
+    button = {name: view.get_by_role("button", name=name) for name in ("Start", "Stop", "Resume")}
+    before = seen(view)
+    assert "not running" in view.inner_text()
+    button["Start"].click()
+    try:
+        until(page, lambda: re.search(r"running as process \d+: step [1-9]", view.inner_text()), 90, view.inner_text)
+        assert button["Start"].is_disabled()
+    finally:
+        if button["Stop"].is_enabled():
+            button["Stop"].click()
+    until(page, lambda: "stopped; it goes on from step" in view.inner_text(), 60, view.inner_text)
+    assert seen(view) != before and button["Resume"].is_enabled() and button["Stop"].is_disabled()
+
+
+def nudges(page, view) -> list:
+    """For each control of a view, a way to move it well to the side."""
+
+    def slide(slider) -> None:
+        slider.focus()
+        middle = sum(float(slider.get_attribute(f"aria-value{end}")) for end in ("min", "max")) / 2
+        for _ in range(10):
+            page.keyboard.press("ArrowRight" if float(slider.get_attribute("aria-valuenow")) < middle else "ArrowLeft")
+
+    def choose(group) -> None:
+        next(button for button in group.get_by_role("button").all() if not is_pressed(button)).click()
+
+    return [*(lambda slider=slider: slide(slider) for slider in view.locator(SLIDERS).all()),
+            *(lambda group=group: choose(group) for group in view.locator(GROUPS).all())]  # fmt: skip
+
+
+def press_live(page, view, workspace: Path, folder: Path) -> None:
+    """What takes a while is computed at the press of a button, for the controls as they are."""
+    before = seen(view)
+    for nudge in nudges(page, view):
+        nudge()
+    view.get_by_role("button", name="Compute").click()
+    until(page, lambda: seen(view) != before and "Done in" in view.inner_text(), 90, view.inner_text)
+    check_pictures(view)
+
+
+def press_instant(page, view, workspace: Path, folder: Path) -> None:
+    """The kernel follows each control, and one button goes back."""
+    first = seen(view)
+    for nudge in nudges(page, view):
+        assert changes(page, view, nudge, 30), view.inner_text()
+    check_pictures(view)
+    view.get_by_role("button", name="First settings").click()
+    until(page, lambda: seen(view) == first, 30, view.inner_text)

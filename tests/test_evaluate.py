@@ -1,3 +1,4 @@
+import itertools
 import math
 import sys
 import warnings
@@ -12,7 +13,7 @@ from tinymsg.data import SyntheticPairs, photo, scene_contents, to_display
 from tinymsg.evaluate import (
     HIGHER_IS_BETTER, IDENTICAL, METRICS, MetricUnavailable, Setting, available, best_cell, bootstrap_interval, choose_cell,
     differences, domain_pairs, evaluate, grid_search, lpips_distance, markdown_table, measure, nested_interval, psnr,
-    radial_spectrum, spectral_distance, ssim, summary, table,
+    radial_spectrum, sign_flip_p, spectral_distance, ssim, summary, table,
 )  # fmt: skip
 from tinymsg.results import read_results, write_results
 from tinymsg.sample import restore
@@ -106,6 +107,25 @@ def test_nested_interval_covers_other_trainings_too():
     for wrong in (pictures, pictures[None], pictures[:, None]):
         with pytest.raises(ValueError, match="at least 2 of each"):
             nested_interval(wrong)
+
+
+def test_sign_flip_counts_the_ways_that_are_as_far_out():
+    for n in (1, 3, 5):  # all of one sign: only this way and its mirror image are as far out
+        assert sign_flip_p(torch.rand(n, generator=torch.Generator().manual_seed(n)) + 0.1) == 2 / 2**n
+    values = torch.tensor([0.3, -0.1, 0.25, 0.4])
+    means = [sum(s * v for s, v in zip(way, values.tolist(), strict=True)) / 4 for way in itertools.product((1, -1), repeat=4)]
+    assert sign_flip_p(values) == sum(abs(m) >= abs(means[0]) - 1e-9 for m in means) / 16
+    assert sign_flip_p(-values) == sign_flip_p(values) == sign_flip_p(1000 * values.double())
+    assert sign_flip_p(torch.zeros(4)) == sign_flip_p(torch.tensor([1.0, -1.0])) == 1
+    for wrong in (torch.ones(0), torch.ones(17), torch.ones(2, 2)):
+        with pytest.raises(ValueError, match="n from 1 to 16"):
+            sign_flip_p(wrong)
+
+
+def test_sign_flip_keeps_its_promise():
+    """Of two equals, at most 5 % of the tables give a p-value below 0.05."""
+    tables = torch.randn(400, 8, generator=torch.Generator().manual_seed(0))
+    assert 0.02 < sum(sign_flip_p(row) < 0.05 for row in tables) / 400 < 0.075
 
 
 def test_measure_takes_the_models_range(photographs):

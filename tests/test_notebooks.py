@@ -1,5 +1,6 @@
 """The lessons run, hold what is committed, and are in order; and course.py says so when they are not."""
 
+import fcntl
 import json
 import os
 import re
@@ -18,6 +19,7 @@ from tinymsg.myphoto import ONLY_DEFAULT
 
 LESSONS = course.lessons()
 NAMES = ("00_start", "01_blur", "02_icdpm", "03_guidance", "04_ablations", "05_evaluation")
+TWICE = ("00_start", "04_ablations")  # these are run a second time; the others would take minutes
 each_lesson = pytest.mark.parametrize("lesson", LESSONS, ids=lambda path: path.stem)
 
 
@@ -124,15 +126,36 @@ def with_prover(lesson: Path, folder: Path) -> Path:
     return folder / lesson.name
 
 
+def proving_run(lesson: Path, folder: Path) -> str | None:
+    """Run a lesson that proves its checks, in the smoke profile, to folder/out; what went wrong."""
+    for name in ("in", "out"):
+        (folder / name).mkdir()
+    with mock.patch.dict(os.environ):
+        course.use_lesson_environment()
+        os.environ[ONLY_DEFAULT] = "1"
+        return course.execute(with_prover(lesson, folder / "in"), folder / "out" / lesson.name, {"PROFILE": "smoke"}, limit=300).problem
+
+
+def smoke_run(lesson: Path, tmp_path_factory) -> tuple[str | None, Path]:
+    """(what went wrong, executed notebook) of a `proving_run`: one for all tests, whichever process they are in."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "smoke" / lesson.stem
+    folder.mkdir(parents=True, exist_ok=True)
+    said = folder / "problem.json"
+    with open(folder / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # until another process has run it
+        if not said.exists():
+            said.write_text(json.dumps(proving_run(lesson, folder)))
+    return json.loads(said.read_text()), folder / "out" / lesson.name
+
+
 @pytest.mark.notebook
 @each_lesson
-def test_lesson_runs_in_the_smoke_profile_and_its_checks_are_right(lesson, tmp_path):
+def test_lesson_runs_in_the_smoke_profile_and_its_checks_are_right(lesson, tmp_path, tmp_path_factory):
     """No warning; and of every exercise: the stub is not attempted, the solution passes, mistakes get their own message."""
-    (tmp_path / "out").mkdir()
-    (tmp_path / "in").mkdir()
-    target = tmp_path / "out" / lesson.name
-    result = course.execute(with_prover(lesson, tmp_path / "in"), target, {"PROFILE": "smoke"}, limit=300)
-    assert result.problem is None
+    problem, executed = smoke_run(lesson, tmp_path_factory)
+    assert problem is None
+    target = Path(shutil.copy(executed, tmp_path))
     outputs = [o for cell in course.read(target).cells for o in cell.get("outputs", [])]
     assert [o.text for o in outputs if o.output_type == "stream" and o.name == "stderr"] == []  # warnings land there
     proved = re.findall(r"^PROVED (\d+)$", "".join(o.text for o in outputs if o.output_type == "stream"), re.M)
@@ -140,6 +163,19 @@ def test_lesson_runs_in_the_smoke_profile_and_its_checks_are_right(lesson, tmp_p
     assert len(proved) == len(re.findall(r"^(?:_ = )?check(?:_value)?\(", sources, re.M)) >= 3
     page = course.to_html(target).read_text()
     assert not re.search(r"<(script|img|iframe)[^>]*src=.https?:|<link[^>]*stylesheet[^>]*https?:", page)
+
+
+@pytest.mark.notebook
+@pytest.mark.parametrize("name", TWICE)
+def test_two_runs_of_a_lesson_give_the_same_bytes(name, tmp_path, tmp_path_factory):
+    """Cleaned, as they are committed; the first run is the one that proves the checks."""
+    (lesson,) = [path for path in LESSONS if path.stem == name]
+    assert (smoke_run(lesson, tmp_path_factory)[0], proving_run(lesson, tmp_path)) == (None, None)
+    runs = smoke_run(lesson, tmp_path_factory)[1], tmp_path / "out" / lesson.name
+    first, second = (course.clean(course.read(path)) for path in runs)
+    for before, after in zip(first.cells, second.cells, strict=True):
+        assert before == after, before.source  # says which cell
+    assert nbformat.writes(first) == nbformat.writes(second)
 
 
 @pytest.mark.notebook
@@ -261,6 +297,14 @@ def test_page_draws_formulas(tmp_path):
     path = make(tmp_path / "00_formula.ipynb", opening=r"The level $\sqrt{\bar\alpha_t}$ and $$\begin{aligned} a &= b \end{aligned}$$")
     page = course.to_html(path).read_text()
     assert page.count("<math") == 2 and "<msqrt>" in page and "<mtable" in page
+
+
+def test_brackets_of_a_formula_match():
+    for tex in (r"\lVert a \rVert^2", r"\Big(\tfrac1n a\Big)^{2}"):
+        first, *_, last = re.findall(r"<mo([^>]*)>(?:&#x02016;|[()])</mo>", course.markdown_html(f"${tex}$"))
+        assert ("minsize" in first) == ("minsize" in last) and ('"false"' in first) == ('"false"' in last)
+    assert '<msup><mrow><mo minsize="1.623em" maxsize="1.623em" stretchy="true" form="postfix">)</mo></mrow>' in course.markdown_html(
+        r"$\Big(a\Big)^2$")
 
 
 def test_page_without_alt_text_is_an_error(tmp_path):

@@ -16,7 +16,8 @@ import pytest
 import site_reader
 import website
 from PIL import Image
-from test_browser import BROWSER, FLAGS
+from test_browser import BROWSER, FLAGS, OTHER_KINDS, explorers, move_all
+from test_notebooks import LESSONS, smoke_run
 
 COLORS = ("red", "green", "blue")
 README = """# dots
@@ -182,6 +183,14 @@ def test_cells_are_drawn_for_readers(site):
     assert '<pre class="aligned">1    2    3\n&lt;b&gt; &amp; such\n</pre>' in page
     assert '<img alt="a red dot" src="data:image/png' in page and "SelectionSliderModel" in page
     assert "<math" in (site / "02_line.html").read_text()
+
+
+@pytest.mark.parametrize(("code", "folded"), [
+    ("import torch\nfrom torch import (\n    Tensor,\n)", True), ('SIZES = {\n    "cpu": 1,\n}[PROFILE]', True),
+    ("import torch\n\nx = torch.ones(3)", False), ("import torch\n" + "x = 1\n" * website.LONG, True), ("x = 1\nimport torch", False),
+])  # fmt: skip
+def test_set_up_is_folded(code, folded):
+    assert ("<summary>Set-up" in website.code_html(v4.new_code_cell(code))) == folded
 
 
 def test_search_finds_words_of_every_kind_of_page(site):
@@ -371,3 +380,35 @@ def test_no_page_is_wider_than_the_window(site, committed_site, page):
     for box in (".scroll", ".formula", ".highlight pre"):
         assert page.locator(box).first.evaluate("box => box.scrollWidth > box.clientWidth && box.tabIndex === 0"), box
     assert page.errors == []
+
+
+def buttons_of(view: str, state: dict) -> set[str]:
+    """Names of the buttons within a saved widget."""
+    saved, names, todo = state["state"], set(), [view]
+    while todo:
+        model = saved[todo.pop()]
+        if model["model_name"] in ("ButtonModel", "FileUploadModel"):
+            names.add(model["state"]["description"])
+        todo += [child.removeprefix("IPY_MODEL_") for child in model["state"].get("children", [])]
+    return names
+
+
+@pytest.mark.browser
+@in_browser
+@pytest.mark.parametrize("lesson", LESSONS, ids=lambda path: path.stem)
+def test_every_control_of_a_lesson_moves_without_a_kernel(lesson, page, tmp_path, tmp_path_factory):
+    problem, executed = smoke_run(lesson, tmp_path_factory)
+    assert problem is None
+    website.build_site({lesson: executed}, [], website.ROOT / "README.md", tmp_path / "site")  # alone: its links lead nowhere
+    page.goto((tmp_path / "site" / f"{lesson.stem}.html").as_uri())
+
+    state = course.read(executed).metadata.widgets[course.STATE]
+    moving = 0
+    for view in page.locator("[data-widget]").all():
+        if buttons_of(view.get_attribute("data-widget"), state) & set(OTHER_KINDS):  # it computes: a still picture, and a word on it
+            assert view.locator("img[alt]:visible").count() == 1 and "JupyterLab" in view.inner_text()
+            continue
+        assert move_all(page, view, "input[type=range]", "[role=group]") > 0, view.inner_text()
+        moving += 1
+    assert moving == explorers(course.read(lesson)) > 0
+    assert page.errors == [] and all(url.startswith(("file:", "data:")) for url in page.asked)

@@ -147,6 +147,20 @@ def nested_interval(values: Tensor, draws: int = 2000, seed: int = 0) -> tuple[f
     return low, high
 
 
+def sign_flip_p(values: Tensor) -> float:
+    """Exact two-sided p-value of the mean of a few paired differences: were the two equals, any sign might be the other one.
+
+    It is the share of the 2^n ways to choose the signs whose mean is at least as far from zero (Fisher 1935).
+    Args: values: (n,), 1 <= n <= 16, e.g. one difference a training.
+    """
+    if values.ndim != 1 or not 1 <= len(values) <= 16:
+        raise ValueError(f"values must have shape (n,), n from 1 to 16, got {tuple(values.shape)}")
+    ways = torch.arange(2 ** len(values))[:, None] >> torch.arange(len(values)) & 1
+    sums = ((1 - 2 * ways) * values.double().cpu()).sum(dim=1).abs()
+    slack = 1e-9 * values.double().abs().sum()  # ways that are equally far out must not differ by rounding
+    return float((sums >= sums[0] - slack).double().mean())  # the first way: as observed
+
+
 def summary(values: list[float]) -> dict[str, float]:
     """Mean and its 95 % interval, for results files."""
     tensor = torch.tensor(values, dtype=torch.float64)
