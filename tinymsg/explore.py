@@ -226,24 +226,23 @@ def plot_grid(cells: list[dict], metric: str = "psnr") -> Figure:
 
 
 def plot_step_curves(rows: list[dict], start: str, metrics: Sequence[str] = ("psnr", "spectral")) -> Figure:
-    """Quality against network evaluations for every sampler, from one starting point; the ranges are those of all starts.
+    """Mean quality against network evaluations for every sampler, from one starting point; the ranges are those of all starts.
 
-    rows: of `steps.step_curves`. Bands are 95 % intervals over pictures.
+    rows: of `steps.step_curves`.
     """
     figure, axes = plt.subplots(1, len(metrics), figsize=(5 * len(metrics), 3.1))
     looks = {"ancestral": (COLORS["plain"], "o-"), "ddim": (COLORS["guided"], "s--"), "dpm_solver": (COLORS["structure"], "^:")}
+    names = {"psnr": "PSNR (dB)", "ssim": "SSIM", "lpips": "LPIPS", "spectral": "spectral distance"}
     for axis, metric in zip(np.atleast_1d(axes), metrics, strict=True):
         for sampler, (color, look) in looks.items():
             mine = [row for row in rows if (row["sampler"], row["start"]) == (sampler, start)]
-            counts = [row["evaluations"] for row in mine]
-            axis.plot(counts, [row[metric]["mean"] for row in mine], look, color=color, markersize=5, label=sampler)
-            axis.fill_between(counts, *([row[metric][end] for row in mine] for end in ("low", "high")), color=color, alpha=0.08, linewidth=0)
-        ends = [row[metric][end] for row in rows for end in ("low", "high")]
-        axis.set(xscale="log", xlabel="network evaluations", ylabel=f"{metric} (dB)" if metric == "psnr" else f"{metric} distance",
-                 ylim=(min(ends), max(ends)))  # fmt: skip
+            axis.plot([row["evaluations"] for row in mine], [row[metric]["mean"] for row in mine], look, color=color, label=sampler)
+        low, *_, high = sorted(row[metric]["mean"] for row in rows)
+        axis.set(xscale="log", xlabel="network evaluations", ylabel=names[metric],
+                 ylim=(low - 0.05 * (high - low), high + 0.05 * (high - low)))  # fmt: skip
         axis.set_xticks(ticks := sorted({row["evaluations"] for row in rows}), ticks)
         axis.minorticks_off()
-    np.atleast_1d(axes)[0].legend(loc="lower left")
+    np.atleast_1d(axes)[-1].legend()
     return figure
 
 
