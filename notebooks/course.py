@@ -481,6 +481,11 @@ def check(files: list[Path]) -> int:
 def lab() -> int:
     """Open JupyterLab on the lessons, without its news and update questions."""
     use_fast_allocator()
+    if sys.prefix != sys.base_prefix:  # our own environment: others' settings are left alone
+        # --LabApp.news_url=None alone still asks, at first, whether one wants news
+        overrides = Path(sys.prefix) / "share/jupyter/lab/settings/overrides.json"
+        overrides.parent.mkdir(parents=True, exist_ok=True)
+        overrides.write_text(json.dumps({"@jupyterlab/apputils-extension:notification": {"fetchNews": "false"}}) + "\n")
     # In a container one is root, and the server listens on this machine alone, behind a token
     as_root = ["--allow-root"] if hasattr(os, "geteuid") and os.geteuid() == 0 else []
     os.execv(sys.executable, [sys.executable, "-m", "jupyterlab", str(HERE), "--LabApp.news_url=None",

@@ -24,6 +24,16 @@ def test_the_tables_are_the_results_files():
     assert quoted("headline") == headline_table(read_results(ROOT / "notebooks/results/pictures.json"))
 
 
+def test_few_evaluations_do_what_is_said_of_them():
+    rows = read_results(ROOT / "notebooks/results/steps.json")["rows"]
+    long = next(row for row in rows if (row["sampler"], row["start"], row["evaluations"]) == ("ancestral", "noise", 250))
+    psnr, spectral = long["psnr"]["mean"], long["spectral"]["mean"]
+    few = min((r for r in rows if r["psnr"]["mean"] >= psnr and r["spectral"]["mean"] <= spectral), key=lambda r: r["evaluations"])
+    assert quoted("few") == (
+        f"{few['evaluations']} evaluations of {few['sampler']} from {few['start']} ({few['psnr']['mean']:.2f} dB, spectral distance "
+        f"{few['spectral']['mean']:.3f}) are no worse than 250 of ancestral from noise ({psnr:.2f} dB, {spectral:.3f})")  # fmt: skip
+
+
 def test_what_is_said_of_speed_is_what_was_measured(monkeypatch):
     results = ROOT / "benchmarks/results"
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
