@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from .data import to_display
-from .evaluate import bootstrap_interval, psnr
+from .evaluate import HIGHER_IS_BETTER, bootstrap_interval, psnr
 
 # Okabe & Ito 2008: told apart with any common colour blindness. One colour a thing, in every lesson.
 COLORS = {"blurry": "#666666", "regression": "#E69F00", "plain": "#D55E00", "guided": "#0072B2", "sharp": "#000000",
@@ -146,8 +146,8 @@ def watch(records: Iterator, total: int, every: int = 10) -> list[dict[str, floa
 def smooth(values: Iterable[float], window: int = 9) -> np.ndarray:
     """Running median, for noisy training curves; the same length as `values`."""
     values = np.asarray(list(values), dtype=float)
-    padded = np.pad(values, window // 2, mode="edge")
-    return np.median(np.lib.stride_tricks.sliding_window_view(padded, window), axis=-1)[: len(values)]
+    padded = np.pad(values, window // 2, constant_values=np.nan)  # at the ends, of fewer values
+    return np.nanmedian(np.lib.stride_tricks.sliding_window_view(padded, window), axis=-1)[: len(values)]
 
 
 def plot_losses(histories: dict[str, list[dict[str, float]]], key: str = "denoise") -> Figure:
@@ -212,10 +212,12 @@ def plot_grid(cells: list[dict], metric: str = "psnr") -> Figure:
     for cell in cells:
         i, j = steps.index(cell["steps"]), noises.index(cell["max_noise"])
         values[i, j] = cell[metric]
-    picture = axis.imshow(values, cmap="viridis", aspect="auto")
+    lower_is_better = not HIGHER_IS_BETTER[metric]  # bright is good
+    picture = axis.imshow(values, cmap="viridis_r" if lower_is_better else "viridis", aspect="auto")
     for cell in cells:
         i, j = steps.index(cell["steps"]), noises.index(cell["max_noise"])
-        dark = picture.norm(values[i, j]) < 0.6
+        share = picture.norm(values[i, j])
+        dark = share > 0.4 if lower_is_better else share < 0.6
         noisy = " ×" if cell["alpha_bar_T"] > 0.15 else ""
         axis.text(j, i, f"{values[i, j]:.2f}{noisy}", ha="center", va="center", color="white" if dark else "black")
     axis.set_xticks(range(len(noises)), noises)
