@@ -10,6 +10,8 @@ reads them: ours has packed it before. Writes bench.json, bench.md and bench.png
 
 import argparse
 import contextlib
+import ctypes
+import gc
 import json
 import multiprocessing
 import os
@@ -66,7 +68,7 @@ def machine_limits(device: torch.device) -> dict[str, float | str]:
 
 
 def serve(pipe, name: str, width: int, device_name: str) -> None:
-    """A contender's process: does what it is asked for, and answers with seconds; ends at None."""
+    """A contender's process: does what it is asked for, once to warm up and then timed, and answers with seconds; ends at None."""
     device = torch.device(device_name)
     batches, contenders = {}, {}
 
@@ -86,6 +88,7 @@ def serve(pipe, name: str, width: int, device_name: str) -> None:
         elif kind == "train":
             batch, steps = arguments
             it = contender(batch)
+            it.train(lambda step: batches[batch])
             start = clock(device)
             it.train(lambda step: batches[batch], steps)
             pipe.send((clock(device) - start) / steps)
@@ -100,9 +103,10 @@ def serve(pipe, name: str, width: int, device_name: str) -> None:
                 waited.append(time.perf_counter() - begin)
                 return pair
 
-            start = clock(device)
+            it.train(timed)
+            start, done = clock(device), len(waited)
             it.train(timed, steps)
-            pipe.send(((clock(device) - start) / steps, sum(waited) / steps))
+            pipe.send(((clock(device) - start) / steps, sum(waited[done:]) / steps))
             del source, timed  # ends its processes: they would decode ahead in the others' turn
         elif kind == "sample":
             height, wide, steps = arguments
@@ -111,11 +115,23 @@ def serve(pipe, name: str, width: int, device_name: str) -> None:
             start = clock(device)
             it.begin(x)
             begun = clock(device)
+            it.step()
+            warm = clock(device)
             for _ in range(steps):
                 it.step()
-            pipe.send((begun - start, (clock(device) - begun) / steps))
+            pipe.send((begun - start, (clock(device) - warm) / steps))
         elif kind == "memory":
             pipe.send(round(peak_memory(device) / 1e9, 2))
+        give_back(device)
+
+
+def give_back(device: torch.device) -> None:
+    """Return what is free to the system: all contenders' memory together would not fit beside the one that works."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    elif sys.platform == "linux":
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 class Field:
@@ -138,17 +154,14 @@ class Field:
         return self.pipes[name].recv()
 
     def rounds(self, request: tuple, rounds: int) -> dict[str, list]:
-        """`rounds` answers of each to the same request, in turn, after one that does not count; a dead one has none."""
+        """`rounds` answers of each to the same request, in turn; a dead one has none."""
         answers = {name: [] for name in self.pipes}
-        for turn in range(rounds + 1):
+        for _ in range(rounds):
             for name in list(answers):
                 try:
-                    answer = self.ask(name, *request)
+                    answers[name].append(self.ask(name, *request))
                 except (EOFError, BrokenPipeError):
                     answers.pop(name)
-                    continue
-                if turn > 0:
-                    answers[name].append(answer)
         return answers
 
     def close(self) -> None:
@@ -198,7 +211,7 @@ def measure(new_field, batches: list[int], sizes: list[tuple[int, int]], rounds:
     with new_field() as field:
         results = {"about": {name: field.ask(name, "about") for name in field.pipes}, "train": {}, "sample": {}, "begin": {}}
         for batch in batches:
-            answers = field.rounds(("train", batch, 2 if batch < 32 else 1), rounds)
+            answers = field.rounds(("train", batch, 2 if batch < 8 else 1), rounds)
             results["train"][str(batch)] = ratios(answers, results["about"])
             tell(f"training, {batch} crops of 128x128", results["train"][str(batch)])
         results["memory_training"] = {name: field.ask(name, "memory") for name in answers}
