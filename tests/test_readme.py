@@ -45,8 +45,8 @@ def test_what_is_said_of_speed_is_what_was_measured(monkeypatch):
                        ("cost", scale.prediction_table(stored))):  # fmt: skip
         assert quoted(name) == text.strip(), f"README's {name} table is not that of the results file"
     counted = stored["counted"]
-    assert f"{counted['gflop_a_crop']:.1f} GFLOP, {counted['bytes_a_crop'] / 1e9:.2f} GB" in README
-    assert f"{counted['kernels']:,} kernels" in README
+    assert f"{counted['gflop_a_crop']:.1f} GFLOP, {counted['bytes_a_crop'] / 1e9:.2f} GB of memory traffic" in README
+    assert f"a crop, {counted['kernels']:,} kernels a step" in README
 
 
 def test_every_linked_file_exists():
