@@ -185,8 +185,8 @@ def prediction_table(results: dict) -> str:
     """Hours and money of the full profile, in Markdown; "to": at our goal's efficiency, to a poor one."""
     lines = ["| GPUs | crops each | a step | hours | US dollars | bound by |", "|---|---|---|---|---|---|"]
     for good, poor in zip(*results["predicted"], strict=True):
-        spans = [f"{good[key]:.{digits}f} to {poor[key]:.{digits}f}" if f"{good[key]:.{digits}f}" != f"{poor[key]:.{digits}f}"
-                 else f"{good[key]:.{digits}f}" for key, digits in (("step_ms", 0), ("hours", 0), ("dollars", -1))]  # fmt: skip
+        ends = [[f"{round(row[key], digits):.0f}" for row in (good, poor)] for key, digits in (("step_ms", 0), ("hours", 0), ("dollars", -1))]
+        spans = [low if low == high else f"{low} to {high}" for low, high in ends]
         lines.append(f"| {good['gpus']} | {good['crops_a_gpu']:g} | {spans[0]} ms | {spans[1]} | {spans[2]} | {good['bound']} |")
     return "\n".join(lines)
 
