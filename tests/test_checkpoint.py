@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from tinymsg.training import checkpoint
 from tinymsg.training.checkpoint import (
     checkpoints,
     is_whole,
@@ -248,3 +249,12 @@ def test_a_lock_holds_until_its_process_is_killed(tmp_path):
         pass
     with training_lock(tmp_path):  # and again: it is let go of
         assert training_process(tmp_path) is not None
+
+
+def test_one_that_is_about_to_let_go_is_waited_for(tmp_path, monkeypatch):
+    """At its end a training empties the file before it lets go of it."""
+    (tmp_path / "lock").write_text("")
+    monkeypatch.setattr(checkpoint, "LOCK", "lock")
+    answers = iter([False, False, True])
+    monkeypatch.setattr(checkpoint, "_take", lambda file: next(answers))
+    assert training_process(tmp_path) is None

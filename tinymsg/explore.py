@@ -232,7 +232,7 @@ def plot_step_curves(rows: list[dict], start: str, metrics: Sequence[str] = ("ps
 
     rows: of `steps.step_curves`.
     """
-    figure, axes = plt.subplots(1, len(metrics), figsize=(5 * len(metrics), 3.1))
+    figure, axes = plt.subplots(1, len(metrics), figsize=(4.3 * len(metrics), 2.7))
     looks = {"ancestral": (COLORS["plain"], "o-"), "ddim": (COLORS["guided"], "s--"), "dpm_solver": (COLORS["structure"], "^:")}
     names = {"psnr": "PSNR (dB)", "ssim": "SSIM", "lpips": "LPIPS", "spectral": "spectral distance"}
     for axis, metric in zip(np.atleast_1d(axes), metrics, strict=True):

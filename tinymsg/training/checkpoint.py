@@ -137,10 +137,10 @@ def training_process(folder: str | Path) -> int | None:
     path = Path(folder) / LOCK
     if not path.is_file():
         return None
-    with open(path, "a+") as file:
-        if _take(file):
-            return None
-    for _ in range(20):  # taken, but its name not yet written
+    for _ in range(20):  # taken, but its name not yet written, or no longer: then it is about to let go
+        with open(path, "a+") as file:
+            if _take(file):
+                return None
         with contextlib.suppress(ValueError):
             holder = json.loads(path.read_text())
             if holder["host"] != socket.gethostname():
