@@ -92,11 +92,21 @@ def is_pressed(button) -> bool:
     return button.get_attribute("aria-pressed") == "true" or "mod-active" in (button.get_attribute("class") or "")
 
 
+VISIBLE = """view => [...view.querySelectorAll("img")].filter(i => i.offsetParent)
+    .map(i => [i.alt, i.getBoundingClientRect().width, i.getBoundingClientRect().height])"""
+
+
 def check_pictures(view) -> None:
-    """What can be seen is a picture, in words too."""
-    for picture in view.locator("img:visible").all():
-        box = picture.bounding_box()
-        assert picture.get_attribute("alt") and box["width"] > 20 and box["height"] > 20
+    """What can be seen is a picture, in words too. Asked at one moment: a live panel exchanges its own at any time."""
+
+    def fine() -> bool:
+        return all(alt and width > 20 and height > 20 for alt, width, height in view.evaluate(VISIBLE))
+
+    for _ in range(30):
+        if fine():
+            return
+        view.page.wait_for_timeout(200)
+    assert fine(), view.evaluate(VISIBLE)
 
 
 def explorers(notebook: nbformat.NotebookNode) -> int:

@@ -38,7 +38,7 @@ for accumulate in (1, 2):
     state = TrainState(config)
     exchanges = []
     if rank_and_processes()[1] > 1:
-        original = train._distributed
+        original = train._network
         def counted(*args):
             network = original(*args)
             def hook(_, bucket):
@@ -46,11 +46,11 @@ for accumulate in (1, 2):
                 return torch.distributed.all_reduce(bucket.buffer().div_(2), async_op=True).get_future().then(lambda f: f.value()[0])
             network.register_comm_hook(None, hook)
             return network
-        train._distributed = counted
+        train._network = counted
     records = [r.to_dict() for r in fit(state, make_batches(config, device))]
     out[accumulate] = (records, state.model.state_dict(), len(exchanges))
     if rank_and_processes()[1] > 1:
-        train._distributed = original
+        train._network = original
 rank = rank_and_processes()[0] if torch.distributed.is_initialized() else "alone"
 if rank != "alone":
     assert from_first(lambda: f"said by {rank}") == "said by 0" and highest(10 + rank) == 11
