@@ -304,6 +304,7 @@ def picture(results: dict, path: Path) -> None:
     axes[0].invert_yaxis()
     figure.supxlabel("times as long as ours at equal FLOPs (shorter is faster)", fontsize=9)
     figure.savefig(path, dpi=110)
+    plt.close(figure)
 
 
 def main() -> None:
@@ -320,7 +321,7 @@ def main() -> None:
     device = torch.device(args.device)
     batches = args.batches or ([2, 8, 32, 256] if device.type == "cuda" else [2, 8, 32])
     sizes = [tuple(reversed([int(n) for n in size.split("x")])) for size in args.sizes]
-    where = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{_processor()}, {torch.get_num_threads()} threads"
+    where = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{processor()}, {torch.get_num_threads()} threads"
     packages = {p: metadata.version(p) for p in ("diffusers", "denoising-diffusion-pytorch")}
     results = {"machine": where, "torch": torch.__version__, "packages": packages, "width": args.width, "rounds": args.rounds,
                "limits": machine_limits(device)}  # fmt: skip
@@ -335,7 +336,8 @@ def main() -> None:
     print(markdown(results))
 
 
-def _processor() -> str:
+def processor() -> str:
+    """The processor's name."""
     try:
         return next(line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name"))
     except (OSError, StopIteration):

@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from bench import _processor, clock
+from bench import clock, processor
 from tinymsg.__main__ import ALLOCATOR
 from tinymsg.model import PROFILES, Config, build_model, count_parameters
 from tinymsg.processes import join_processes, leave_processes
@@ -210,7 +210,7 @@ def main() -> None:
     if args.predict_only:
         results = json.loads(file.read_text())
     else:
-        results = {"machine": f"{_processor()}, {torch.get_num_threads()} threads", "torch": torch.__version__,
+        results = {"machine": f"{processor()}, {torch.get_num_threads()} threads", "torch": torch.__version__,
                    "measured": measured(lambda line: print(line, flush=True))}  # fmt: skip
     cluster = Cluster()
     counted = traffic(FULL) | {"parameters": count_parameters(build_model(FULL)), "gflop_a_crop": gigaflops(FULL)}

@@ -385,3 +385,16 @@ def test_unknown_profile_names_the_known(capsys):
     with pytest.raises(SystemExit):
         course.main(["run", "--profile", "huge"])
     assert "smoke" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("ours", [True, False])
+def test_lab_asks_nothing_and_leaves_settings_of_others_alone(ours, tmp_path, monkeypatch):
+    started = []
+    monkeypatch.setattr(os, "execv", lambda program, arguments: started.append(arguments))
+    monkeypatch.setattr(course, "use_fast_allocator", lambda: None)
+    monkeypatch.setattr(sys, "prefix", str(tmp_path))
+    monkeypatch.setattr(sys, "base_prefix", "elsewhere" if ours else str(tmp_path))
+    course.lab()
+    overrides = list(tmp_path.rglob("overrides.json"))
+    assert len(started) == 1 and str(course.HERE) in started[0]
+    assert [json.loads(path.read_text()) for path in overrides] == ours * [{"@jupyterlab/apputils-extension:notification": {"fetchNews": "false"}}]

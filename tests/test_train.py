@@ -368,7 +368,7 @@ def test_a_recorded_step_learns_what_an_eager_one_does(tiny_config):
     for on in (False, True):
         config = tiny_config(steps=3, batch=2, precision="fp32", cuda_graph=on)
         generator = torch.Generator().manual_seed(0)
-        y0, x = ((torch.rand(2, 3, config.crop, config.crop, generator=generator) * 2 - 1).cuda() for _ in range(2))
+        y0, x = ((torch.rand(2, 3, config.crop, config.crop, generator=generator) * 2 - 1).to("cuda") for _ in range(2))
         rows.append([record.to_dict() for record in fit(TrainState(config, "cuda"), lambda step, y0=y0, x=x: (y0, x))])
     for eager, recorded in zip(*rows, strict=True):
         assert recorded == pytest.approx(eager, rel=1e-3)

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .data import ImageError, photo, read_image, to_model, write_image
-from .explore import frame_bytes
+from .explore import display_view, frame_bytes
 
 FILE = "my_photo.png"  # in the folder that a lesson runs in: notebooks/
 LONGEST = 512  # pixels: no lesson shows more, and the file stays small
@@ -99,7 +99,8 @@ class PhotoUpload:
         except ImageError as error:
             display, caption, message = torch.ones(3, self.size, self.size), "no photograph", f"{error}."
         text = f"In use: {caption}."
-        source = base64.b64encode(frame_bytes(to_model(display), scale=1)).decode()
+        self._look = frame_bytes(to_model(display), scale=1)
+        source = base64.b64encode(self._look).decode()
         self.picture.value = f'<img alt="{html.escape(text, quote=True)}" src="data:image/png;base64,{source}">'
         self.status.value = html.escape(f"{message} {text}".strip())
         self.forget.disabled = not self.path.is_file()
@@ -107,15 +108,8 @@ class PhotoUpload:
 
     def show(self) -> None:
         """Display it. Where widgets cannot run, the picture and the words are left."""
-        from IPython.display import display
-
         text = self.refresh()
-        bundle = {
-            "application/vnd.jupyter.widget-view+json": {"version_major": 2, "version_minor": 0, "model_id": self.view.model_id},
-            "image/png": self.picture.value.split("base64,")[1].removesuffix('">'),
-            "text/plain": text,
-        }
-        display(bundle, raw=True, metadata={"image/png": {"alt": text}})
+        display_view(self.view, self._look, text)
 
     def _on_upload(self, change: dict) -> None:
         if not change["new"]:

@@ -306,10 +306,10 @@ def _dropout_stream(state: TrainState, micro_batch: int) -> Iterator[None]:
 
 def _network(state: TrainState, config: Config) -> nn.Module:
     """What is called in training: the model, compiled or recorded where the configuration says so, shared under torchrun."""
-    model, device = state.model, state.device
-    network = torch.compile(model, fullgraph=True) if config.compile else model
     if config.cuda_graph:
         return _graphed(state, config)
+    model, device = state.model, state.device
+    network = torch.compile(model, fullgraph=True) if config.compile else model
     if not torch.distributed.is_initialized():
         return network
     # static_graph counts the backward passes of a step: it does not go with no_sync
@@ -321,7 +321,8 @@ def _network(state: TrainState, config: Config) -> nn.Module:
 def _graphed(state: TrainState, config: Config) -> nn.Module:
     """The model with its forward and backward passes recorded once as CUDA graphs, and replayed.
 
-    Launching some two thousand kernels a step takes longer than small batches take to compute. Shapes must stay the same.
+    A step of the full network launches 1,444 kernels (counted by benchmarks/scale.py): for small batches that takes longer than
+    to compute them. Shapes must stay the same.
     """
     if state.device.type != "cuda" or torch.distributed.is_initialized() or config.withhold or config.dropout:
         raise ValueError("cuda_graph needs one process on a GPU, without withhold and dropout; leave it False")
