@@ -32,6 +32,10 @@ from tinymsg.train import use_bf16
 from tinymsg.training.runs import peak_memory
 
 
+# Kinds of operation, by parts of their names: PyTorch's on a CPU, the kernels' on a GPU
+OPERATIONS = {"convolution": ("conv", "gemm", "cudnn", "xmma"), "normalisation": ("norm",), "activation": ("silu", "gelu", "mish")}
+
+
 def clock(device: torch.device) -> float:
     """Seconds, once what was asked of the device is done."""
     if device.type == "cuda":
@@ -120,9 +124,28 @@ def serve(pipe, name: str, width: int, device_name: str) -> None:
             for _ in range(steps):
                 it.step()
             pipe.send((begun - start, (clock(device) - warm) / steps))
+        elif kind == "profile":
+            (batch,) = arguments
+            it = contender(batch)
+            it.train(lambda step: batches[batch])
+            pipe.send(shares(lambda: it.train(lambda step: batches[batch]), device))
         elif kind == "memory":
             pipe.send(round(peak_memory(device) / 1e9, 2))
         give_back(device)
+
+
+def shares(work, device: torch.device) -> dict[str, float]:
+    """Where the time of `work` goes, by kind of operation; sums to 1."""
+    from torch.profiler import ProfilerActivity, profile
+
+    with profile(activities=[ProfilerActivity.CUDA if device.type == "cuda" else ProfilerActivity.CPU]) as recorded:
+        work()
+    spent = dict.fromkeys(OPERATIONS, 0.0) | {"the rest": 0.0}
+    for event in recorded.key_averages():
+        name = event.key.lower()
+        kind = next((kind for kind, marks in OPERATIONS.items() if any(mark in name for mark in marks)), "the rest")
+        spent[kind] += event.self_device_time_total if device.type == "cuda" else event.self_cpu_time_total
+    return {kind: round(time / sum(spent.values()), 3) for kind, time in spent.items()}
 
 
 def give_back(device: torch.device) -> None:
@@ -134,16 +157,33 @@ def give_back(device: torch.device) -> None:
         ctypes.CDLL(None).malloc_trim(0)
 
 
+@contextlib.contextmanager
+def allocator_of(name: str):
+    """The environment in which a contender's process starts: glibc reads its settings then, and only then."""
+    before = dict(os.environ)
+    for setting in ALLOCATOR:
+        os.environ.pop(setting, None)
+    if sys.platform == "linux" and (name.startswith("ours") or name.endswith("tuned")):
+        os.environ.update(ALLOCATOR)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
 class Field:
     """All contenders, each behind a pipe; asked one at a time."""
 
     def __init__(self, names: tuple[str, ...], width: int, device: str):
+        """Ours and the tuned ones start with the allocator's settings, which our commands set for themselves; the shipped without."""
         context = multiprocessing.get_context("spawn")
         self.pipes, self.processes = {}, []
         for name in names:
             here, there = context.Pipe()
             process = context.Process(target=serve, args=(there, name, width, device))  # no daemon: it has workers of its own
-            process.start()
+            with allocator_of(name):
+                process.start()
             there.close()
             self.pipes[name] = here
             self.processes.append(process)
@@ -214,6 +254,7 @@ def measure(new_field, batches: list[int], sizes: list[tuple[int, int]], rounds:
             answers = field.rounds(("train", batch, 2 if batch < 8 else 1), rounds)
             results["train"][str(batch)] = ratios(answers, results["about"])
             tell(f"training, {batch} crops of 128x128", results["train"][str(batch)])
+        results["shares"] = {name: field.ask(name, "profile", min(batches)) for name in answers}
         results["memory_training"] = {name: field.ask(name, "memory") for name in answers}
     for height, wide in sizes:
         with new_field() as field:
@@ -270,6 +311,9 @@ def markdown(results: dict) -> str:
         cells = [str(column.get(name, "failed")) for column in memory.values()]
         lines.append(f"| {name} | " + " | ".join(cells) + f" | {waiting[name]['waiting']:.2%} |" if name in waiting
                      else f"| {name} | " + " | ".join(cells) + " | - |")  # fmt: skip
+    kinds = [*OPERATIONS, "the rest"]
+    lines += ["", "Where the time of a training step goes:", "", "| | " + " | ".join(kinds) + " |", "|---" * (1 + len(kinds)) + "|"]
+    lines += [f"| {name} | " + " | ".join(f"{row[kind]:.0%}" for kind in kinds) + " |" for name, row in results["shares"].items()]
     limits, batch = results["limits"], max(results["train"], key=int)
     ours = results["train"][batch]["ours"]["seconds"]
     rate = 3 * about["ours"]["gflop"] * int(batch) / ours / 1e3
@@ -346,6 +390,6 @@ def processor() -> str:
 
 if __name__ == "__main__":
     if sys.platform == "linux" and not any(name in os.environ for name in ALLOCATOR):
-        os.environ.update(ALLOCATOR)  # as the command line does: glibc reads it at start only; the peers get it too
+        os.environ.update(ALLOCATOR)  # as the command line does: glibc reads it at start only
         os.execv(sys.executable, [sys.executable, *sys.argv])
     main()

@@ -2,7 +2,7 @@
 
 diffusers' UNet2DModel and denoising_diffusion_pytorch's Unet come from the package index (extra `bench`); SR3 is
 written here, after the structure that Saharia 2021 publishes. Each has two ways of being trained: as its own trainer
-sets it ("shipped"), and with the usual tricks ("tuned": bf16, channels_last, fused optimiser, compiled on a GPU).
+sets it ("shipped"), and with the usual tricks ("tuned": our number type, memory layout and allocator settings, fused optimiser, compiled on a GPU).
 """
 
 import math
@@ -20,7 +20,7 @@ from tinymsg.datasets.packed import PackedPairs
 from tinymsg.datasets.packing import folder_pairs
 from tinymsg.model import Config
 from tinymsg.sample import prepare
-from tinymsg.train import TrainState, fit, use_bf16
+from tinymsg.train import TrainState, fit, training_layout, use_bf16
 from torch import Tensor
 
 STEPS_FOREVER = 10**7
@@ -186,6 +186,8 @@ class Contender:
         kind, _, variant = name.partition(", ")
         self.ours, self.kind, self.batch = kind == "ours", kind, batch
         self.tuned = variant == "tuned"
+        self.bf16 = (self.ours or self.tuned) and use_bf16("auto", device)
+        self.layout = training_layout(our_config(width, False), device, self.bf16)  # the tuned ones': sampling is channels_last
         if self.ours:
             self.config = our_config(width, variant == "guided", batch=batch, compile=device.type == "cuda")
             self.state = TrainState(self.config, device)
@@ -194,13 +196,12 @@ class Contender:
         torch.manual_seed(0)
         self.network = NETWORKS[kind](width).to(device).train()
         if self.tuned:
-            self.network = self.network.to(memory_format=torch.channels_last)
+            self.network = self.network.to(memory_format=self.layout)
         # AdamW in diffusers' example, Adam in the others'; neither is fused there. Both clip the norm at 1 and keep an EMA
         kind_of = torch.optim.AdamW if kind == "diffusers" or self.tuned else torch.optim.Adam
         self.optimizer = kind_of(self.network.parameters(), lr=1e-4, betas=(0.9, 0.99), **({"fused": True} if self.tuned else {}))
         self.ema = [p.detach().clone() for p in self.network.parameters()]
         self.call = torch.compile(self.network, fullgraph=True) if self.tuned and device.type == "cuda" else self.network
-        self.bf16 = self.tuned and use_bf16("auto", device)
 
     def source(self, pictures: Path, packed: Path) -> Source:
         """Batches as its own trainer makes them: ours from the packed file, the others from the folder of PNGs."""
@@ -221,7 +222,7 @@ class Contender:
         for step in range(steps):
             y0, x = source(step)
             if self.tuned:
-                y0, x = (image.contiguous(memory_format=torch.channels_last) for image in (y0, x))
+                y0, x = (image.contiguous(memory_format=self.layout) for image in (y0, x))
             level = torch.rand(len(y0), device=self.device)
             eps = torch.randn_like(y0)
             y_t = level[:, None, None, None] * y0 + torch.sqrt(1 - level**2)[:, None, None, None] * eps

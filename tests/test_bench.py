@@ -33,11 +33,13 @@ def test_the_table_names_every_contender_and_who_failed(bench, tmp_path):
     row = {"seconds": 0.5, "ratio": 1.0, "low": 0.9, "high": 1.1}
     folder = {"batch": 2, "rows": {"ours": row | {"waiting": 0.002}, "other": row | {"ratio": 5.0, "waiting": 0.25}}}
     results = {"about": ABOUT, "train": {"2": {"ours": row, "other": row | {"ratio": 3.0}}}, "sample": {"8x8": {"ours": row}},
+               "shares": {"ours": {"convolution": 0.75, "normalisation": 0.05, "activation": 0.1, "the rest": 0.1}},
                "folder": folder, "memory_training": {"ours": 1.5, "other": 2.5}, "memory_sampling": {"8x8": {"ours": 0.5}},
                "limits": {"precision": "bf16", "conv_tflops": 0.24, "matmul_tflops": 0.48, "copy_gbs": 9.0}, "machine": "m", "torch": "t", "rounds": 3}  # fmt: skip
     text = bench.markdown(results)
     assert "| other | 2.0 | 20.0 | 3.00x (0.90 to 1.10) | 5.00x (0.90 to 1.10) | failed |" in text
     assert "| ours | 1.5 | 0.5 | 0.20% |" in text and "| other | 2.5 | failed | 25.00% |" in text
+    assert "| ours | 75% | 5% | 10% | 10% |" in text
     assert "4.0 crops a second at 2, 0.12 TFLOP/s, 50% of this machine's own convolution in bf16" in text
     bench.picture(results, tmp_path / "bench.png")
     assert (tmp_path / "bench.png").stat().st_size > 3000
@@ -62,6 +64,24 @@ def test_they_take_turns_and_one_that_dies_is_left_out(bench):
     field.pipes = {"a": _Pipe(log, "a"), "b": _Pipe(log, "b"), "c": _Pipe(log, "c", dies=True)}
     answers = field.rounds(("train", 2, 1), rounds=2)
     assert log == ["a", "b", "c", "a", "b"] and answers == {"a": [1, 4], "b": [2, 5]}
+
+
+def test_shares_sort_operations_and_sum_to_one(bench):
+    layer, image = torch.nn.Conv2d(8, 8, 3), torch.randn(2, 8, 64, 64)
+    found = bench.shares(lambda: layer(image), torch.device("cpu"))
+    assert found["convolution"] > 0.5 and found["activation"] == 0 and sum(found.values()) == pytest.approx(1, abs=0.01)
+    assert bench.shares(lambda: torch.nn.functional.silu(image), torch.device("cpu"))["activation"] > 0.3
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc's allocator settings")
+def test_ours_and_the_tuned_start_with_our_allocator_settings_the_shipped_without(bench, monkeypatch):
+    for name in bench.ALLOCATOR:
+        monkeypatch.setenv(name, "0")
+    before = dict(bench.os.environ)
+    for name, wanted in (("ours", True), ("ours, guided", True), ("sr3", False), ("sr3, tuned", True)):
+        with bench.allocator_of(name):
+            assert {k: bench.os.environ.get(k) for k in bench.ALLOCATOR} == (bench.ALLOCATOR if wanted else dict.fromkeys(bench.ALLOCATOR))
+        assert dict(bench.os.environ) == before
 
 
 def test_every_contender_trains_and_steps(bench):

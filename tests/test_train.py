@@ -222,6 +222,29 @@ def test_weights_stay_fp32_and_channels_last(tiny_config, batches):
     assert state.model.unet.down[0][0].conv_1.weight.is_contiguous(memory_format=torch.channels_last)
 
 
+@pytest.mark.parametrize("crop", [64, 96])
+def test_the_layout_changes_the_speed_and_nothing_else(tiny_config, crop, monkeypatch):
+    """Large crops in fp32 on a CPU train in the ordinary layout: weights and what the network sees; the losses are the same."""
+    config = tiny_config(precision="fp32", crop=crop, batch=2, steps=2)
+    pairs = SyntheticPairs(scene_contents(4, size=crop), "gopro_like")
+    state, seen = TrainState(config), []
+    state.model.register_forward_pre_hook(lambda module, args: seen.append(args[0].is_contiguous()))
+    losses = [r.to_dict() for r in fit(state, Batches(pairs, 2, crop))]
+    assert seen == [crop == 96] * 2
+    assert state.model.unet.down[0][0].conv_1.weight.is_contiguous() == (crop == 96)
+    monkeypatch.setattr(train, "training_layout", lambda *_: torch.channels_last)
+    for one, other in zip(fit(TrainState(config), Batches(pairs, 2, crop)), losses, strict=True):
+        assert one.to_dict() == pytest.approx(other, rel=1e-3, abs=1e-6)
+
+
+def test_layout(tiny_config):
+    config, cpu, cuda = tiny_config(crop=128), torch.device("cpu"), torch.device("cuda")
+    assert train.training_layout(config, cpu, bf16=False) is torch.contiguous_format
+    assert train.training_layout(config, cpu, bf16=True) is torch.channels_last
+    assert train.training_layout(config, cuda, bf16=False) is torch.channels_last
+    assert train.training_layout(tiny_config(crop=128, dims=1, channels=1), cpu, bf16=False) is torch.channels_last
+
+
 @pytest.mark.parametrize("changes", [{}, {"scales": ()}, {"precision": "bf16"}])
 @pytest.mark.parametrize("accumulate", [2, 4])
 def test_accumulated_gradients_are_those_of_the_whole_batch(tiny_config, accumulate, device, changes):

@@ -8,8 +8,10 @@ from .commands import ablate, deblur, evaluate, pack, paper, publish, shift, ste
 from .commands.shared import UserError
 
 # glibc gives freed blocks of this size back to the system at once, and asks again at the next layer: keeping
-# them made one residual block 1.6 times faster on the CPU. Read by malloc at start, hence the re-exec in main().
-ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": "4294967296", "MALLOC_TRIM_THRESHOLD_": "8589934592", "MALLOC_TOP_PAD_": "268435456"}
+# them made one residual block 1.6 times faster on the CPU. In pages of 2 MB instead of 4 kB a training step takes
+# another tenth less time. Read by malloc at start, hence the re-exec in main().
+ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": "4294967296", "MALLOC_TRIM_THRESHOLD_": "8589934592", "MALLOC_TOP_PAD_": "268435456",
+             "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}  # fmt: skip
 
 COMMANDS = (deblur, pack, train, evaluate, paper, ablate, steps, shift, publish)
 

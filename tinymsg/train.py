@@ -81,6 +81,16 @@ def use_bf16(precision: str, device: torch.device) -> bool:
     return precision == "bf16" or (precision == "auto" and bf16_is_faster(device.type))
 
 
+def training_layout(config: Config, device: torch.device, bf16: bool) -> torch.memory_format:
+    """The memory layout in which a training step takes least time: channels_last, with one exception.
+
+    In fp32 on a CPU the backward pass of a convolution of large crops is faster in the ordinary layout: a step then takes 0.84
+    of the time at 128x128, as long at 64x64 and less, 1.3 times as long for signals. Sampling is faster in channels_last everywhere.
+    """
+    ordinary = device.type == "cpu" and not bf16 and config.dims == 2 and config.crop >= 96
+    return torch.contiguous_format if ordinary else torch.channels_last
+
+
 class CheckpointError(ValueError):
     """What was read is not a checkpoint of this program, or does not hold what it should."""
 
@@ -92,19 +102,20 @@ TUNABLE = ("steps", "batch", "lr", "warmup", "weight_decay", "ema", "clip", "cli
 
 
 class TrainState:
-    """All that a run is made of: model, EMA, optimiser, step. Weights stay fp32; layout channels_last.
+    """All that a run is made of: model, EMA, optimiser, step. Weights stay fp32.
 
     `data` says what it learns from ({"name": ...}); it travels with the checkpoints.
     """
 
     def __init__(self, config: Config, device: torch.device | str = "cpu", model: Model | None = None):
         self.config, self.device, self.step, self.data = config, torch.device(device), 0, {}
-        self.model = (model or build_model(config)).to(self.device, memory_format=torch.channels_last).train()
+        self.bf16 = use_bf16(config.precision, self.device)
+        self.layout = training_layout(config, self.device, self.bf16)
+        self.model = (model or build_model(config)).to(self.device, memory_format=self.layout).train()
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=config.lr, weight_decay=config.weight_decay,
                                            betas=(0.9, 0.99), fused=True)  # fmt: skip
         self.ema = AveragedModel(self.model, use_buffers=False)
         self.schedule = self.model.training_schedule().on(self.device)
-        self.bf16 = use_bf16(config.precision, self.device)
         self._not_finite_since = torch.full((), -1, device=self.device)  # stays on the device: reading it waits
 
     @property
@@ -228,7 +239,7 @@ def fit(model: TrainState | Config, batches: Callable[[int], tuple[Tensor, Tenso
     _, processes = rank_and_processes()
     network = _network(state, config)
     while state.step < config.steps:
-        y0, x = (image.contiguous(memory_format=torch.channels_last) for image in batches(state.step))
+        y0, x = (image.contiguous(memory_format=state.layout) for image in batches(state.step))
         noise_level, eps, hidden = _noise(state, y0)
         for group in state.optimizer.param_groups:
             group["lr"] = state.learning_rate()
@@ -328,6 +339,6 @@ def _graphed(state: TrainState, config: Config) -> nn.Module:
         raise ValueError("cuda_graph needs one process on a GPU, without withhold and dropout; leave it False")
     height = config.crop if config.dims == 2 else 1
     image = torch.zeros(config.batch // config.accumulate, config.channels, height, config.crop, device=state.device)
-    image = image.contiguous(memory_format=torch.channels_last)
+    image = image.contiguous(memory_format=state.layout)
     with torch.autocast("cuda", torch.bfloat16, enabled=state.bf16, cache_enabled=False):
         return torch.cuda.make_graphed_callables(state.model, (image, image.clone(), image.new_full((len(image),), 0.5)))

@@ -143,7 +143,7 @@ def seconds_a_step(state: TrainState, processes: int = 1, crops: int | None = No
     share = config.batch // processes
     crops = crops or min(share // config.accumulate or 1, 4 if device.type == "cpu" else 64)
     shape = (crops, config.channels, config.crop if config.dims == 2 else 1, config.crop)
-    y0 = torch.zeros(shape, device=device).contiguous(memory_format=torch.channels_last)
+    y0 = torch.zeros(shape, device=device).contiguous(memory_format=state.layout)
     level = torch.full((crops,), 0.5, device=device)
     times = []
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):  # dropout must not use up the stream
