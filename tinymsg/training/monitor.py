@@ -143,6 +143,9 @@ def plot_progress(progress: Progress) -> Figure:
     if progress.losses:
         axis.set_yscale("log")
         axis.legend()
+    else:
+        axis.text(0.5, 0.5, "no step yet", transform=axis.transAxes, ha="center", color="0.4")
+        axis.set(xticks=[], yticks=[])
     if looked:
         axis = figure.add_subplot(grid[0, 1])
         axis.plot([row["step"] for row in progress.validation], [row["psnr"] for row in progress.validation], "o-",
