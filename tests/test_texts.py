@@ -186,7 +186,8 @@ def test_the_points_add_up():
     ("02_icdpm", ["restores the 20° one, spoils the 110° one", "worse", "no"]),
 ])  # fmt: skip
 def test_the_answers_to_expect_are_those_that_came_out(name, answers):
-    revealed = re.findall(r"What happened: (.+?)\. ", prose(LESSONS[f"{name}.ipynb"]))
+    said = " ".join(prose(LESSONS[f"{name}.ipynb"]).split())  # it is printed in several lines
+    revealed = re.findall(r"What happened: (.+?)\. ", said)
     assert set(answers) == set(revealed)
     for answer in answers:
         assert answer in TEACHING

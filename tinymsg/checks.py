@@ -1,5 +1,6 @@
 """Exercise checks: the learner's function is held against the library's own, so there is no second solution."""
 
+import textwrap
 from collections.abc import Callable
 
 import torch
@@ -49,10 +50,11 @@ def check_value(mine: float | None, expected: float, tolerance: float, name: str
 def reveal(guess, answer, explanation: str) -> None:
     """Hold a prediction, made before the cell ran, against what happened."""
     if guess is None:
-        print(f"No prediction was made. What happened: {answer}. {explanation}")
+        said = f"No prediction was made. What happened: {answer}. {explanation}"
     else:
         verdict = "as you predicted" if guess == answer else f"you predicted {guess}"
-        print(f"What happened: {answer} ({verdict}). {explanation}")
+        said = f"What happened: {answer} ({verdict}). {explanation}"
+    print(textwrap.fill(said, 92, break_long_words=False, break_on_hyphens=False))  # GitHub does not wrap what is printed
 
 
 def _difference(actual, expected) -> str | None:

@@ -150,7 +150,10 @@ def plot_progress(progress: Progress) -> Figure:
         axis = figure.add_subplot(grid[0, 1])
         axis.plot([row["step"] for row in progress.validation], [row["psnr"] for row in progress.validation], "o-",
                   color=COLORS["sharp"], markersize=4)  # fmt: skip
-        axis.set(xlabel="optimiser steps", ylabel="validation PSNR (dB)", title="held-out pictures, averaged weights")
+        low, high = axis.get_ylim()
+        middle, half = (low + high) / 2, max(high - low, 0.5) / 2  # a jitter of hundredths shall not look like a crash
+        axis.set(xlabel="optimiser steps", ylabel="validation PSNR (dB)", title="held-out pictures, averaged weights",
+                 ylim=(middle - half, middle + half))  # fmt: skip
     if strip:
         axis = figure.add_subplot(grid[1, :])
         axis.imshow(pictures)
@@ -161,7 +164,7 @@ def plot_progress(progress: Progress) -> Figure:
 
 def progress_text(progress: Progress) -> str:
     """The text alternative of `plot_progress`."""
-    parts = [f"Training, {progress}."]
+    parts = [f"Training, {str(progress).rstrip('.')}."]
     if progress.losses:
         first, last = progress.losses[0], progress.losses[-1]
         parts.append(f"Denoising loss from {first['denoise']:.3g} to {last['denoise']:.3g}, guidance loss from "
