@@ -46,7 +46,7 @@ def test_the_range_exercise_knows_the_usual_mistakes(wrong, message):
         range_check(wrong)
 
 
-@pytest.mark.parametrize(("name", "right", "too_small", "too_large"), [("my_gain", 1.7, 0.9, 27.9), ("my_share", 0.64, 0.36, 0.8)])
+@pytest.mark.parametrize(("name", "right", "too_small", "too_large"), [("my_gain", -0.1, -4.7, 1.7), ("my_share", 0.64, 0.36, 0.8)])
 def test_the_exercises_that_ask_for_a_number(name, right, too_small, too_large, capsys):
     given = {"check_value": check_value, "gain": {"short motion": 1.77, "camera shake": -0.1}}
     run(f"check_value({name},", **given, **{name: None})
