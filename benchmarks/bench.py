@@ -26,7 +26,7 @@ from pathlib import Path
 import torch
 from loader import make_pictures
 from peers import CONTENDERS, Contender
-from tinymsg.__main__ import ALLOCATOR
+from tinymsg.__main__ import ALLOCATOR, restart_with_allocator
 from tinymsg.datasets.packing import folder_pairs, pack
 from tinymsg.train import use_bf16
 from tinymsg.training.runs import peak_memory
@@ -389,7 +389,5 @@ def processor() -> str:
 
 
 if __name__ == "__main__":
-    if sys.platform == "linux" and not any(name in os.environ for name in ALLOCATOR):
-        os.environ.update(ALLOCATOR)  # as the command line does: glibc reads it at start only
-        os.execv(sys.executable, [sys.executable, *sys.argv])
+    restart_with_allocator(*sys.argv)
     main()

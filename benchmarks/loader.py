@@ -22,7 +22,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from tinymsg.__main__ import ALLOCATOR
+from tinymsg.__main__ import restart_with_allocator
 from tinymsg.data import Batches, Pairs, SyntheticPairs, scene_contents
 from tinymsg.datasets.layouts import DATASETS, Pair, find_pairs
 from tinymsg.model import PROFILES, Config
@@ -156,7 +156,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    if sys.platform == "linux" and not any(name in os.environ for name in ALLOCATOR):
-        os.environ.update(ALLOCATOR)  # as the command line does: glibc reads it at start only
-        os.execv(sys.executable, [sys.executable, *sys.argv])
+    restart_with_allocator(*sys.argv)
     main()

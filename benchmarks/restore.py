@@ -11,19 +11,19 @@ import argparse
 import json
 import os
 import platform
-import resource
 import statistics
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 
 import torch
+from bench import clock
 from tinymsg.__main__ import ALLOCATOR
 from tinymsg.model import PROFILES, Config, build_model, count_parameters, pretrained, pretrained_names
 from tinymsg.sample import prepare, restore_steps
 from tinymsg.train import use_bf16
+from tinymsg.training.runs import peak_memory
 
 HEAD = "{:<16} {:>8} {:>5} {:>8} {:>7} {:>11} {:>9} {:>9}"
 
@@ -33,7 +33,9 @@ def measure(name: str, precision: str, width: int, height: int, steps: int, repe
     model = pretrained(name, device) if name in pretrained_names() else build_model(Config(**PROFILES[name])).eval().to(device)
     model.config = replace(model.config, precision=precision)
     x = torch.rand(1, 3, height, width, generator=torch.Generator().manual_seed(0)).to(device) * 2 - 1
-    before = peak_memory(device, reset=True)
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    before = peak_memory(device)
     guidance, seconds = [], []
     for _ in range(1 + repeats):
         start = clock(device)
@@ -54,22 +56,6 @@ def measure(name: str, precision: str, width: int, height: int, steps: int, repe
         "peak_GB": round(peak_memory(device) / 1e9, 2),
         "before_GB": round(before / 1e9, 2),
     }
-
-
-def clock(device: torch.device) -> float:
-    """Seconds, once what was asked of the device is done."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter()
-
-
-def peak_memory(device: torch.device, reset: bool = False) -> int:
-    """Bytes at most so far: of the process on the CPU, of its tensors on a GPU."""
-    if device.type == "cuda":
-        if reset:
-            torch.cuda.reset_peak_memory_stats(device)
-        return torch.cuda.max_memory_allocated(device)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def row(name: str, precision: str, args: argparse.Namespace) -> dict:
@@ -115,15 +101,7 @@ def main() -> None:
             if "failed" in found:
                 print(f"{name:<16} {precision}: {found['failed']}", flush=True)
                 continue
-            columns = (
-                "parameters_M",
-                "precision",
-                "peak_GB",
-                "before_GB",
-                "guidance_seconds",
-                "first_steps_seconds",
-                "step_seconds",
-            )
+            columns = ("parameters_M", "precision", "peak_GB", "before_GB", "guidance_seconds", "first_steps_seconds", "step_seconds")
             print(HEAD.format(name, *(found[column] for column in columns)), flush=True)
     text = json.dumps({"where": where, "torch": torch.__version__, "rows": rows}, indent=1)
     if args.out:

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import torch
 from bench import clock, processor
-from tinymsg.__main__ import ALLOCATOR
+from tinymsg.__main__ import restart_with_allocator
 from tinymsg.model import PROFILES, Config, build_model, count_parameters
 from tinymsg.processes import join_processes, leave_processes
 from tinymsg.sample import prepare, restore_steps
@@ -224,7 +224,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    if sys.platform == "linux" and not any(name in os.environ for name in ALLOCATOR):
-        os.environ.update(ALLOCATOR)  # as the command line does: glibc reads it at start only
-        os.execv(sys.executable, [sys.executable, *sys.argv])
+    restart_with_allocator(*sys.argv)
     main()

@@ -16,7 +16,7 @@ import time
 from dataclasses import replace
 
 import torch
-from tinymsg.__main__ import ALLOCATOR
+from tinymsg.__main__ import restart_with_allocator
 from tinymsg.model import Config, count_parameters, plain_twin
 from tinymsg.train import TrainState, fit
 
@@ -74,7 +74,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    if sys.platform == "linux" and not any(name in os.environ for name in ALLOCATOR):
-        os.environ.update(ALLOCATOR)  # as the command line does: glibc reads it at start only
-        os.execv(sys.executable, [sys.executable, *sys.argv])
+    restart_with_allocator(*sys.argv)
     main()

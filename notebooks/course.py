@@ -55,10 +55,9 @@ def use_lesson_environment() -> None:
 
 def use_fast_allocator() -> None:
     """The command line's allocator settings, which glibc reads when a process starts: kernels inherit them."""
-    from tinymsg.__main__ import ALLOCATOR
+    from tinymsg.__main__ import use_allocator
 
-    if sys.platform == "linux" and not any(name in os.environ for name in ALLOCATOR):
-        os.environ.update(ALLOCATOR)
+    use_allocator()
 
 
 # --- run ----------------------------------------------------------------------------------------------------

@@ -72,6 +72,22 @@ def test_show_displays_once_with_its_words(shown):
     assert plt.get_fignums() == [], "left open it would be drawn a second time"
 
 
+def test_a_figure_is_stored_in_few_colours_that_nobody_misses(shown):
+    def curve():
+        figure, axis = plt.subplots()
+        axis.plot([0, 1, 0.5], color=explore.COLORS["guided"])
+        explore.show(figure, "a line")
+
+    noise = torch.rand(3, 64, 64, generator=torch.Generator().manual_seed(0))
+    smooth = torch.nn.functional.interpolate(noise[None, :, :8, :8], size=(64, 64), mode="bilinear")[0]
+    pictures = shown(curve), shown(lambda: explore.show(explore.image_grid([smooth], model_range=False), "a picture"))
+    line, picture = (Image.open(io.BytesIO(base64.b64decode(data["image/png"]))) for ((data, _),) in pictures)
+    assert len(line.getcolors()) <= 64 < len(picture.getcolors()) <= 256
+    assert line.convert("RGB").getpixel((0, 0)) == (255, 255, 255)
+    ink = np.asarray(line.convert("RGB"), dtype=int) - [int(explore.COLORS["guided"][i : i + 2], 16) for i in (1, 3, 5)]
+    assert (np.abs(ink).max(axis=-1) < 6).sum() > 50, "the line has its colour"
+
+
 def frames_of(view) -> list[str]:
     """The pictures of a frame explorer, in order."""
     if hasattr(view, "value") and str(view.value).startswith("<img"):
@@ -100,9 +116,14 @@ def test_a_frame_for_every_combination_linked_to_its_sliders(shown):
     assert all(link.source[1] == "index" and link.target[1] == "selected_index" for link in view._links)
 
 
-def test_frames_are_enlarged_as_asked(shown):
+def test_frames_are_enlarged_as_asked_and_the_still_says_what_it_is(shown):
     ((data, _),) = shown(lambda: explore.frame_explorer(lambda level: torch.zeros(1, 2, 3), {"level": [1]}, "grey", scale=5))
-    assert Image.open(io.BytesIO(base64.b64decode(data["image/png"]))).size == (15, 10)
+    (frame,) = frames_of(widget_of(data))
+    assert Image.open(io.BytesIO(base64.b64decode(frame.split("base64,")[1].split('"')[0]))).size == (15, 10)
+    still = np.asarray(Image.open(io.BytesIO(base64.b64decode(data["image/png"]))).convert("L"))
+    assert (still[:10, :15] == 128).all() and (still[:10, 15:] == 255).all(), "the picture, with white beside it"
+    words = (still[10:] < 200).any(axis=0).nonzero()[0]
+    assert words.min() < 5 and 200 < words.max() < still.shape[1], "below it a line, not cut off"
 
 
 def test_a_path_is_drawn_where_its_kernel_has_its_light():

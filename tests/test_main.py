@@ -8,6 +8,7 @@ import sys
 import time
 from importlib.util import find_spec
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ import torch
 from miniatures import make_gopro
 from PIL import Image
 
-from tinymsg.__main__ import main
+from tinymsg.__main__ import ALLOCATOR, main, restart_with_allocator
 from tinymsg.model import load_model
 from tinymsg.results import read_results, sha256, write_results
 
@@ -155,6 +156,23 @@ def run(*arguments, cwd, **options) -> subprocess.CompletedProcess:
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1]), "OMP_NUM_THREADS": "1"}
     return subprocess.run([sys.executable, "-m", "tinymsg", *arguments], cwd=cwd, env=environment,
                           capture_output=True, text=True, timeout=240, **options)  # fmt: skip
+
+
+@pytest.mark.parametrize("platform, of_the_user, restarts", [("linux", None, 1), ("linux", next(iter(ALLOCATOR)), 0), ("darwin", None, 0)])
+def test_programs_restart_once_with_the_allocators_settings(platform, of_the_user, restarts, monkeypatch):
+    started = []
+    monkeypatch.setattr(os, "execv", lambda program, command: started.append((program, command)))
+    monkeypatch.setattr(sys, "platform", platform)
+    with mock.patch.dict(os.environ):
+        for name in ALLOCATOR:
+            os.environ.pop(name, None)
+        if of_the_user:
+            os.environ[of_the_user] = "1"
+        restart_with_allocator("program.py", "--fast")
+        restart_with_allocator("program.py", "--fast")  # what it has become
+        found = {name: os.environ[name] for name in ALLOCATOR if name in os.environ}
+    assert started == restarts * [(sys.executable, [sys.executable, "program.py", "--fast"])]
+    assert found == (ALLOCATOR if restarts else {of_the_user: "1"} if of_the_user else {})
 
 
 def test_help_names_every_command(tmp_path):

@@ -9,11 +9,28 @@ from .commands.shared import UserError
 
 # glibc gives freed blocks of this size back to the system at once, and asks again at the next layer: keeping
 # them made one residual block 1.6 times faster on the CPU. In pages of 2 MB instead of 4 kB a training step takes
-# another tenth less time. Read by malloc at start, hence the re-exec in main().
+# another tenth less time.
 ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": "4294967296", "MALLOC_TRIM_THRESHOLD_": "8589934592", "MALLOC_TOP_PAD_": "268435456",
              "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}  # fmt: skip
 
 COMMANDS = (deblur, pack, train, evaluate, paper, ablate, steps, shift, publish)
+
+
+def use_allocator() -> bool:
+    """Put the allocator's settings into the environment, for the processes that start from here; not over settings of the user's.
+
+    Returns: whether they are new there. No other system than Linux has them.
+    """
+    if sys.platform != "linux" or any(name in os.environ for name in ALLOCATOR):
+        return False
+    os.environ.update(ALLOCATOR)
+    return True
+
+
+def restart_with_allocator(*command: str) -> None:
+    """Go on as `python COMMAND` with the allocator's settings: malloc reads them when a process starts, and only then."""
+    if use_allocator():
+        os.execv(sys.executable, [sys.executable, *command])
 
 
 def parser() -> argparse.ArgumentParser:
@@ -38,7 +55,5 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    if sys.platform == "linux" and not any(name in os.environ for name in ALLOCATOR):
-        os.environ.update(ALLOCATOR)
-        os.execv(sys.executable, [sys.executable, "-m", "tinymsg", *sys.argv[1:]])
+    restart_with_allocator("-m", "tinymsg", *sys.argv[1:])
     sys.exit(main())
