@@ -42,8 +42,7 @@ def show(figure: Figure, alt: str) -> None:
     if not alt.strip():
         raise ValueError("a figure needs a text alternative")
     png = base64.b64encode(_palette_png(_png(figure))).decode()
-    display({"image/png": png, "text/plain": alt}, raw=True,
-            metadata={"image/png": {"alt": alt}})  # fmt: skip
+    display({"image/png": png, "text/plain": alt}, raw=True, metadata={"image/png": {"alt": alt}})
 
 
 def _png(figure: Figure) -> bytes:
@@ -61,8 +60,7 @@ def _palette_png(png: bytes) -> bytes:
     image = Image.open(io.BytesIO(png)).convert("RGB")
     if image.getcolors(256) is None:
         image = image.point([v & 0xFC | v >> 6 for v in range(256)] * 3)  # 6 bits: fewer colours to sort, white stays
-    # k-means ends when fewer pixels than `stop` change their colour
-    stop = image.width * image.height // 50
+    stop = image.width * image.height // 50  # k-means ends when fewer pixels change their colour
     for colors in (64, 256):
         reduced = image.quantize(colors, Image.Quantize.MAXCOVERAGE, kmeans=stop, dither=Image.Dither.NONE)
         change = np.abs(np.asarray(reduced.convert("RGB"), dtype=int) - np.asarray(image)).max(axis=-1)
