@@ -22,7 +22,7 @@ import torch
 from bench import clock, processor
 from tinymsg.__main__ import restart_with_allocator
 from tinymsg.model import PROFILES, Config, build_model, count_parameters
-from tinymsg.processes import join_processes, leave_processes
+from tinymsg.processes import from_first, join_processes, leave_processes
 from tinymsg.sample import prepare, restore_steps
 from tinymsg.train import TrainState, fit, loss_terms
 from tinymsg.training.estimate import gigaflops
@@ -82,7 +82,9 @@ def step_seconds(config: Config, repeats: int = 3) -> float:
     """Median seconds of a whole training step on zeros, the first left out."""
     share = config.batch // (torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1)
     y0, x = (torch.zeros(share, 3, config.crop, config.crop) for _ in range(2))
-    steps, seconds = fit(TrainState(replace(config, steps=10**6)), lambda step: (y0, x)), []
+    state = TrainState(replace(config, steps=10**6))
+    state.compute_in(from_first(lambda: state.bf16))  # each process has measured it for itself
+    steps, seconds = fit(state, lambda step: (y0, x)), []
     for _ in range(1 + repeats):
         start = time.perf_counter()
         next(steps)

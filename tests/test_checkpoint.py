@@ -111,6 +111,10 @@ def test_a_kill_while_writing_leaves_the_last_checkpoint(tiny_config, tmp_path, 
     with pytest.raises(KeyboardInterrupt):
         save_checkpoint(tmp_path, state)
     assert resume(tmp_path, TrainState(tiny_config())) == (tmp_path / "checkpoint-00000000.pt", [])
+    monkeypatch.undo()
+    (tmp_path / "checkpoint-00000007.part").write_bytes(b"half, of another step")
+    save_checkpoint(tmp_path, state)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-00000000.pt"], "half-written ones are taken away"
 
 
 def test_a_checkpoint_of_other_settings_is_refused(tiny_config, tmp_path):

@@ -228,6 +228,13 @@ def test_setting_gives_one_sample_and_the_mean(tiny_model):
     torch.testing.assert_close(mean, (draws[0] + draws[1]) / 2)
 
 
+def test_a_setting_computes_the_guidance_once_a_picture(tiny_model):
+    model, calls = tiny_model(), []
+    model.guidance.register_forward_hook(lambda *_: calls.append(1))
+    Setting(steps=2, samples=3).restore(model, torch.zeros(1, 3, 16, 16), torch.Generator().manual_seed(5))
+    assert len(calls) == 1
+
+
 def test_evaluate(tiny_model, pairs, tmp_path):
     models = {"plain": tiny_model(scales=()), "guided": tiny_model(), "regression": tiny_model(kind="regression", scales=())}
     domains = {"in": pairs, "noise": SyntheticPairs(scene_contents(8), "noise", seed=3)}

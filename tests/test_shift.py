@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from tinymsg.__main__ import main
+from tinymsg import shift
 from tinymsg.evaluate import Setting
 from tinymsg.model import save_model
 from tinymsg.shift import activations, domain_shift, mmd, sensitivity, study_shift
@@ -37,6 +38,13 @@ def test_domain_shift_grows_with_the_shift_and_knows_none():
     units = torch.tensor([1.0, 10.0, 0.1, 1.0, 5.0, 2.0])  # layers of any scale can be compared
     same = domain_shift(reference * units, (normal(120, 6, 2) + 0.5) * units, held_out * units)["shift"]["mean"]
     assert same == pytest.approx(found[1], rel=1e-3, abs=1e-4)
+
+
+def test_the_mean_of_a_shift_is_no_median(monkeypatch):
+    values = iter([0.0, 1.0, 0.0, 1.0, 9.0, 1.0])  # of other and held-out halves in turn
+    monkeypatch.setattr(shift, "mmd", lambda *_: next(values))
+    found = domain_shift(*(normal(8, 2, seed) for seed in range(3)), draws=3)
+    assert (found["shift"]["mean"], found["none"]["mean"]) == (3.0, 1.0)
 
 
 def test_activations_of_both_branches(tiny_model, images, device):

@@ -1,3 +1,4 @@
+import copy
 import dataclasses
 import math
 
@@ -235,6 +236,46 @@ def test_the_layout_changes_the_speed_and_nothing_else(tiny_config, crop, monkey
     monkeypatch.setattr(train, "training_layout", lambda *_: torch.channels_last)
     for one, other in zip(fit(TrainState(config), Batches(pairs, 2, crop)), losses, strict=True):
         assert one.to_dict() == pytest.approx(other, rel=1e-3, abs=1e-6)
+
+
+@pytest.mark.parametrize("resumed_in_bf16", [False, True])
+def test_a_checkpoint_goes_on_in_the_layout_of_its_new_number_type(resumed_in_bf16, tiny_config, monkeypatch):
+    """The fused optimiser reads weights and moments as they lie: those of another layout would meet the wrong weights."""
+    pairs = SyntheticPairs(scene_contents(4, size=96), "gopro_like")
+    config = tiny_config(precision="fp32", crop=96, batch=2, steps=4)
+    monkeypatch.setattr(train, "training_layout", lambda *_: torch.channels_last)
+    before = TrainState(config)
+    list(fit(before, Batches(pairs, 2, 96), dataclasses.replace(config, steps=2)))
+    saved = copy.deepcopy(before.state_dict())  # as one was written before there were two layouts
+    expected = [r.to_dict() for r in fit(before, Batches(pairs, 2, 96))]
+    monkeypatch.undo()
+
+    state = TrainState(dataclasses.replace(config, precision="bf16" if resumed_in_bf16 else "fp32"))
+    state.load_state_dict(saved, accept_changes=resumed_in_bf16)
+    assert state.layout == (torch.channels_last if resumed_in_bf16 else torch.contiguous_format)
+    for average, weight in zip(state.ema_model.parameters(), state.model.parameters(), strict=True):
+        moments = state.optimizer.state[weight]
+        assert weight.stride() == moments["exp_avg"].stride() == moments["exp_avg_sq"].stride() == average.stride()
+    for number, moments in enumerate(state.optimizer.state.values()):
+        assert torch.equal(moments["exp_avg"], saved["optimizer"]["state"][number]["exp_avg"])
+    found = [r.to_dict() for r in fit(state, Batches(pairs, 2, 96))]
+    tolerance = 0.03 if resumed_in_bf16 else 1e-3
+    for one, other in zip(found, expected, strict=True):
+        assert one == pytest.approx(other, rel=tolerance, abs=1e-5)
+    for one, other in zip(state.model.parameters(), before.model.parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=(5e-3 if resumed_in_bf16 else 1e-4))
+
+
+def test_a_measured_number_type_goes_on_as_it_began(tiny_config, batches, monkeypatch):
+    config = tiny_config(precision="auto", crop=96)
+    monkeypatch.setattr(train, "bf16_is_faster", lambda kind: False)
+    before = TrainState(config)
+    monkeypatch.setattr(train, "bf16_is_faster", lambda kind: True)
+    after = TrainState(config)
+    assert after.bf16 and after.layout == torch.channels_last
+    after.load_state_dict(before.state_dict())
+    assert not after.bf16 and after.layout == torch.contiguous_format
+    assert after.model.unet.down[0][0].conv_1.weight.is_contiguous()
 
 
 def test_layout(tiny_config):

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .data import Contents, Domain, Pairs, SyntheticPairs, get_domain, make_contents, other_content, to_display
 from .model import Model
-from .sample import restore
+from .sample import prepare, restore
 from .schedule import make_schedule
 
 # --- metrics: (estimate, truth), both (n, c, h, w) display values in [0, 1] -> (n,) ---------------------------
@@ -199,7 +199,8 @@ class Setting:
 
     def restore(self, model: Model, x: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """(one sample, mean of self.samples), both (b, c, h, w)."""
-        draws = [restore(model, x, self.sampler, self.steps, self.max_noise, generator=generator)
+        prepared = prepare(model, x)
+        draws = [restore(model, x, self.sampler, self.steps, self.max_noise, generator=generator, prepared=prepared)
                  for _ in range(1 if model.config.kind == "regression" else self.samples)]  # fmt: skip
         return draws[0], torch.stack(draws).mean(dim=0)
 
@@ -282,6 +283,8 @@ def grid_search(model: Model, pairs: Pairs, count: int, size: int, steps: tuple[
             generator = torch.Generator(x.device).manual_seed(VALIDATION_SEED)
             start = time.perf_counter()
             output = restore(model, x, sampler, n, noise, samples=samples, generator=generator)
+            if x.device.type == "cuda":
+                torch.cuda.synchronize(x.device)
             seconds = (time.perf_counter() - start) / count
             scores = measure(output, y0, metrics)
             cells.append({"steps": n, "max_noise": noise, "alpha_bar_T": float(make_schedule("linear", n, noise).alpha_bar[-1]),

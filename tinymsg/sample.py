@@ -171,7 +171,8 @@ def restore_steps(model: Model, x: Tensor, sampler: str = "ancestral", steps: in
 
 def restore(model: Model, x: Tensor, sampler: str = "ancestral", steps: int = 10, max_noise: float = 0.5,
             schedule: str = "linear", samples: int = 1, generator: torch.Generator | None = None,
-            progress: Callable[[int, int], None] | None = None, start: Tensor | None = None) -> Tensor:  # fmt: skip
+            progress: Callable[[int, int], None] | None = None, start: Tensor | None = None,
+            prepared: Prepared | None = None) -> Tensor:  # fmt: skip
     """Deblur: draw y0 ~ p(y0 | x), or the mean of several draws.
 
     Args:
@@ -187,6 +188,7 @@ def restore(model: Model, x: Tensor, sampler: str = "ancestral", steps: int = 10
         start: (b, c, h, w) in [-1, 1], an estimate of y0 to begin from instead of pure noise: it is noised up to the
             schedule's end (CCDF, Chung 2022, "Come-Closer-Diffuse-Faster", Alg. 1). Choose max_noise so that
             alpha_bar_T is not near 0 (`schedule.max_noise_for`).
+        prepared: of `prepare(model, x)`, to save repeating it.
     Returns: (b, c, h, w) float32 in [-1, 1].
     Raises: ValueError on unknown names, wrong shapes, ranges or values that are not finite.
     """
@@ -194,7 +196,7 @@ def restore(model: Model, x: Tensor, sampler: str = "ancestral", steps: int = 10
         raise ValueError(f"samples must be at least 1, got {samples}")
     if model.config.kind == "regression":
         steps = samples = 1
-    prepared = prepare(model, x)
+    prepared = prepared or prepare(model, x)
     total = torch.zeros_like(x, dtype=torch.float32)
     done = 0
     for _ in range(samples):

@@ -109,14 +109,25 @@ class TrainState:
 
     def __init__(self, config: Config, device: torch.device | str = "cpu", model: Model | None = None):
         self.config, self.device, self.step, self.data = config, torch.device(device), 0, {}
-        self.bf16 = use_bf16(config.precision, self.device)
-        self.layout = training_layout(config, self.device, self.bf16)
-        self.model = (model or build_model(config)).to(self.device, memory_format=self.layout).train()
+        self.model = (model or build_model(config)).to(self.device).train()
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=config.lr, weight_decay=config.weight_decay,
                                            betas=(0.9, 0.99), fused=True)  # fmt: skip
         self.ema = AveragedModel(self.model, use_buffers=False)
+        self.compute_in(use_bf16(config.precision, self.device))
         self.schedule = self.model.training_schedule().on(self.device)
         self._not_finite_since = torch.full((), -1, device=self.device)  # stays on the device: reading it waits
+
+    def compute_in(self, bf16: bool) -> None:
+        """Take this number type from here on, and the memory layout that goes with it.
+
+        The fused optimiser walks through memory as it lies: weights and moments, which may come from a checkpoint, must lie alike.
+        """
+        self.bf16, self.layout = bf16, training_layout(self.config, self.device, bf16)
+        for module in (self.model, self.ema.module):
+            module.to(memory_format=self.layout)
+        for weight, moments in self.optimizer.state.items():
+            for name in ("exp_avg", "exp_avg_sq"):
+                moments[name] = torch.empty_like(weight).copy_(moments[name])
 
     @property
     def ema_model(self) -> Model:
@@ -192,8 +203,8 @@ class TrainState:
         self.model.load_state_dict(state["model"])
         self.ema.load_state_dict(state["ema"])
         self.step = step
-        if kind == self.device.type and self.config.precision == "auto":  # it is measured: not certainly the same twice
-            self.bf16 = bf16 == "True"
+        measured = kind == self.device.type and self.config.precision == "auto"  # not certainly the same twice
+        self.compute_in(bf16 == "True" if measured else self.bf16)
 
     @staticmethod
     def _refuse(different: list[str], what: str, allowed: tuple[str, ...]) -> None:

@@ -29,6 +29,8 @@ def save_checkpoint(folder: str | Path, state: TrainState) -> Path:
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"checkpoint-{state.step:08d}.pt"
+    for left in folder.glob("checkpoint-*.part"):  # of a process that was killed
+        left.unlink()
     partial = path.with_suffix(".part")
     with open(partial, "wb") as file:
         torch.save(state.state_dict(), file)
@@ -68,9 +70,10 @@ def resume(folder: str | Path, state: TrainState, accept_changes: bool = False) 
     Returns: its path (None if there is none), and one sentence for each unusable one that was passed over.
     Raises: ValueError if the checkpoint belongs to other settings or other data.
     """
-    path, saved, passed_over, state.bf16 = from_first(lambda: _newest(Path(folder), state, accept_changes))
+    path, saved, passed_over, bf16 = from_first(lambda: _newest(Path(folder), state, accept_changes))
     if saved is not None and rank_and_processes()[0] > 0:
         state.load_state_dict(saved, accept_changes)
+    state.compute_in(bf16)  # the first one's: measured by each process, it may come out otherwise
     return path, passed_over
 
 
