@@ -4,7 +4,7 @@
 PYTHON ?=
 VENV_PYTHON := .venv/bin/python
 
-# Same bytes at every run; no window, whatever the caller's matplotlib is set to
+# Same bytes at every run
 export PYTHONHASHSEED := 0
 
 .PHONY: help setup course site test test-kill bench lab check clean
@@ -15,7 +15,7 @@ help:
 	@echo "make lab      open the lessons in JupyterLab"
 	@echo "make test     run every test"
 	@echo "make test-kill  kill trainings at random and resume them, over 100 times (ten minutes)"
-	@echo "make bench    compare speed with other libraries, on an idle machine (half an hour)"
+	@echo "make bench    compare speed with other libraries, on an idle machine (an hour or two)"
 	@echo "make check    look over the committed notebooks without running them"
 	@echo "make setup    only make .venv (the others do it by themselves)"
 	@echo "make clean    remove .venv, runs/course and runs/site"
@@ -32,7 +32,8 @@ site: setup
 lab: setup
 	@$(VENV_PYTHON) notebooks/course.py lab
 
-# Two tests at a time, each with one thread: threads of two processes on the same cores wait for each other
+# Two tests at a time, each with one thread: threads of two processes on the same cores wait for each other.
+# Agg: no window, whatever the caller's matplotlib is set to
 test: setup
 	MPLBACKEND=Agg OMP_NUM_THREADS=1 $(VENV_PYTHON) -m pytest -n 2 --dist worksteal
 

@@ -1,11 +1,12 @@
 """Ours against the peers, in one run: training, sampling, memory, data. `make bench` installs the peers and runs it.
 
-python benchmarks/bench.py [--device cuda] [--width 32] [--rounds 5] [--out benchmarks/results]
+python benchmarks/bench.py [--device cuda] [--width 32] [--rounds 3] [--out benchmarks/results]
 
 Every contender lives in a process of its own, so that a peak of memory is nobody else's; they take turns, round after
 round, so that a slow minute of the machine meets all of them. What counts is the ratio to ours within a round, at equal FLOPs:
 its median and its spread over the rounds. End to end means from a folder of PNG pairs of 1280x720, each as its own trainer
-reads them: ours has packed it before. Writes bench.json, bench.md and bench.png.
+reads them: ours has packed it before. Writes bench.json, bench.md and bench.png; what was measured until it ends early is in
+bench.json.part. Three rounds take about an hour on two cores without units for bf16.
 """
 
 import argparse
@@ -188,41 +189,49 @@ class Field:
             self.pipes[name] = here
             self.processes.append(process)
 
-    def ask(self, name: str, *request):
-        """The answer of one contender; the others wait. Raises EOFError if it died (out of memory)."""
-        self.pipes[name].send(request)
-        return self.pipes[name].recv()
+    def ask(self, *request) -> dict:
+        """The answers of all, one after the other; one that dies (out of memory) has none, and is not asked again."""
+        answers = {}
+        for name, pipe in list(self.pipes.items()):
+            try:
+                pipe.send(request)
+                answers[name] = pipe.recv()
+            except (EOFError, ConnectionError):
+                del self.pipes[name]
+        return answers
 
     def rounds(self, request: tuple, rounds: int) -> dict[str, list]:
-        """`rounds` answers of each to the same request, in turn; a dead one has none."""
-        answers = {name: [] for name in self.pipes}
-        for _ in range(rounds):
-            for name in list(answers):
-                try:
-                    answers[name].append(self.ask(name, *request))
-                except (EOFError, BrokenPipeError):
-                    answers.pop(name)
-        return answers
+        """`rounds` answers of each to the same request, in turn; one that died on the way has none."""
+        found = [self.ask(*request) for _ in range(rounds)]
+        return {name: [answers[name] for answers in found] for name in found[-1]}
 
     def close(self) -> None:
         """End the processes."""
         for pipe in self.pipes.values():
             try:
                 pipe.send(None)
-            except BrokenPipeError:
+            except ConnectionError:
                 pass
         for process in self.processes:
             process.join(10)
             process.kill()
 
 
+def with_ours(names: list[str]) -> tuple[str, ...]:
+    """The contenders that were asked for, each once, and ours, which all are compared with."""
+    return tuple(dict.fromkeys(["ours", *names]))
+
+
 def ratios(seconds: dict[str, list[float]], about: dict[str, dict], ours: str = "ours") -> dict[str, dict]:
     """Seconds and, within a round, how many times as long as ours at equal FLOPs: {name: {"seconds", "ratio", "low", "high"}}.
 
-    The networks are matched as far as their structures allow; what is left is divided out.
+    The networks are matched as far as their structures allow; what is left is divided out. One that failed when asked `about`
+    itself has no row; without ours there is none.
     """
-    table = {}
-    for name, values in seconds.items():
+    known, table = {name: values for name, values in seconds.items() if about.get(name)}, {}
+    if ours not in known:
+        return {}
+    for name, values in known.items():
         cost = about[name]["gflop"] / about[ours]["gflop"]
         within = sorted(v / o / cost for v, o in zip(values, seconds[ours], strict=True))
         table[name] = {"seconds": statistics.median(values), "ratio": statistics.median(within), "low": within[0], "high": within[-1]}
@@ -239,33 +248,37 @@ def field_of(names: tuple[str, ...], width: int, device: str):
         field.close()
 
 
-def measure(new_field, batches: list[int], sizes: list[tuple[int, int]], rounds: int, pictures: int, say) -> dict:
+def measure(new_field, batches: list[int], sizes: list[tuple[int, int]], rounds: int, pictures: int, say,
+            keep=lambda results: None) -> dict:  # fmt: skip
     """Every measurement of one run.
 
     new_field: makes the context of a `Field`. pictures: PNG pairs of the folder; 0 leaves end to end out.
+    keep: is given the results so far, after each part.
     """
 
     def tell(title: str, table: dict) -> None:
-        say(f"{title}: " + ", ".join(f"{name} x{row['ratio']:.2f}" for name, row in table.items()))
+        say(f"{title}: " + (", ".join(f"{name} x{row['ratio']:.2f}" for name, row in table.items()) or "ours failed"))
+        keep(results)
 
     with new_field() as field:
-        results = {"about": {name: field.ask(name, "about") for name in field.pipes}, "train": {}, "sample": {}, "begin": {}}
+        names, about = list(field.pipes), field.ask("about")
+        results = {"about": {name: about.get(name) for name in names}, "train": {}, "sample": {}, "begin": {}}
         for batch in batches:
             answers = field.rounds(("train", batch, 2 if batch < 8 else 1), rounds)
-            results["train"][str(batch)] = ratios(answers, results["about"])
+            results["train"][str(batch)] = ratios(answers, about)
             tell(f"training, {batch} crops of 128x128", results["train"][str(batch)])
-        results["shares"] = {name: field.ask(name, "profile", min(batches)) for name in answers}
-        results["memory_training"] = {name: field.ask(name, "memory") for name in answers}
+        results["shares"] = field.ask("profile", min(batches))
+        results["memory_training"] = field.ask("memory")
     for height, wide in sizes:
         with new_field() as field:
             answers = field.rounds(("sample", height, wide, 2), rounds)
             size = f"{wide}x{height}"
             results["begin"][size] = {name: statistics.median(a for a, _ in values) for name, values in answers.items()}
-            results["sample"][size] = ratios({name: [step for _, step in values] for name, values in answers.items()}, results["about"])
-            results.setdefault("memory_sampling", {})[size] = {name: field.ask(name, "memory") for name in answers}
+            results["sample"][size] = ratios({name: [step for _, step in values] for name, values in answers.items()}, about)
+            results.setdefault("memory_sampling", {})[size] = field.ask("memory")
         tell(f"one step at {size}", results["sample"][size])
     if pictures:
-        results["folder"] = end_to_end(new_field, sorted(batches)[len(batches) // 2], rounds, pictures, results["about"])
+        results["folder"] = end_to_end(new_field, sorted(batches)[len(batches) // 2], rounds, pictures, about)
         tell("end to end", results["folder"]["rows"])
     return results
 
@@ -280,8 +293,8 @@ def end_to_end(new_field, batch: int, rounds: int, pictures: int, about: dict) -
         packing = time.perf_counter() - start
         answers = field.rounds(("folder", batch, 2, str(folder), str(packed)), rounds)
         rows = ratios({name: [step for step, _ in values] for name, values in answers.items()}, about)
-        for name, values in answers.items():
-            rows[name]["waiting"] = statistics.median(waited / step for step, waited in values)
+        for name, row in rows.items():
+            row["waiting"] = statistics.median(waited / step for step, waited in answers[name])
         return {"batch": batch, "pairs": pictures, "packing_seconds": round(packing, 2), "rows": rows}
 
 
@@ -303,7 +316,8 @@ def markdown(results: dict) -> str:
             row = table.get(name)
             cells.append("failed" if row is None else f"{row['seconds']:.3g} s" if name == "ours"
                          else f"{row['ratio']:.2f}x ({row['low']:.2f} to {row['high']:.2f})")  # fmt: skip
-        lines.append(f"| {name} | {facts['parameters_M']} | {facts['gflop']:.1f} | " + " | ".join(cells) + " |")
+        size = f"{facts['parameters_M']} | {facts['gflop']:.1f}" if facts else "failed | failed"
+        lines.append(f"| {name} | {size} | " + " | ".join(cells) + " |")
     memory = {"training": results["memory_training"]} | {f"a step at {size}": row for size, row in results["memory_sampling"].items()}
     lines += ["", "Peak memory of the process, GB:", "", "| | " + " | ".join(memory) + " | waits for data |", "|---" * (2 + len(memory)) + "|"]
     waiting = results.get("folder", {"rows": {}})["rows"]
@@ -314,13 +328,18 @@ def markdown(results: dict) -> str:
     kinds = [*OPERATIONS, "the rest"]
     lines += ["", "Where the time of a training step goes:", "", "| | " + " | ".join(kinds) + " |", "|---" * (1 + len(kinds)) + "|"]
     lines += [f"| {name} | " + " | ".join(f"{row[kind]:.0%}" for kind in kinds) + " |" for name, row in results["shares"].items()]
-    limits, batch = results["limits"], max(results["train"], key=int)
+    limits, batch = results["limits"], max((b for b, table in results["train"].items() if "ours" in table), key=int, default=None)
+    lines += ["", f"{results['machine']}, PyTorch {results['torch']}, {results['rounds']} rounds: how many times as long as ours "
+              "at equal FLOPs, median (least to most)."]  # fmt: skip
+    if batch is None:
+        lines[-1] += " Ours failed: nothing can be compared with it."
+        return "\n".join(lines)
     ours = results["train"][batch]["ours"]["seconds"]
     rate = 3 * about["ours"]["gflop"] * int(batch) / ours / 1e3
-    lines += ["", f"{results['machine']}, PyTorch {results['torch']}, {results['rounds']} rounds: how many times as long as ours at equal FLOPs, median (least to most). Ours: "
-              f"{int(batch) / ours:.1f} crops a second at {batch}, {rate:.2f} TFLOP/s, "
+    lines[-1] += (f" Ours: {int(batch) / ours:.1f} crops a second at {batch}, {rate:.2f} TFLOP/s, "
               f"{rate / limits['conv_tflops']:.0%} of this machine's own convolution in {limits['precision']} ({limits['conv_tflops']} TFLOP/s), "
-              f"{rate / limits['matmul_tflops']:.0%} of its matrix product ({limits['matmul_tflops']}); it copies {limits['copy_gbs']} GB/s."]  # fmt: skip
+              f"{rate / limits['matmul_tflops']:.0%} of its matrix product ({limits['matmul_tflops']}); "
+              f"it copies {limits['copy_gbs']} GB/s.")  # fmt: skip
     return "\n".join(lines)
 
 
@@ -357,9 +376,10 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=32, help="channels at full resolution, a multiple of 32 (default: %(default)s)")
     parser.add_argument("--batches", type=int, nargs="+", help="crops a step (default: 2 8 32, on a GPU also 256)")
     parser.add_argument("--sizes", nargs="+", default=["256x256", "1280x720"], metavar="WxH")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=3, help="turns of each contender (default: %(default)s)")
     parser.add_argument("--pictures", type=int, default=32, help="PNG pairs of the end-to-end measurement; 0: without (default: %(default)s)")
-    parser.add_argument("--contenders", nargs="+", choices=CONTENDERS, default=list(CONTENDERS), metavar="NAME")
+    parser.add_argument("--contenders", nargs="+", choices=CONTENDERS, default=list(CONTENDERS), metavar="NAME",
+                        help="some of: " + "; ".join(CONTENDERS) + " (default: all; ours is always among them)")  # fmt: skip
     parser.add_argument("--out", default="benchmarks/results", help="folder of bench.json, bench.md, bench.png (default: %(default)s)")
     args = parser.parse_args()
     device = torch.device(args.device)
@@ -370,11 +390,17 @@ def main() -> None:
     results = {"machine": where, "torch": torch.__version__, "packages": packages, "width": args.width, "rounds": args.rounds,
                "limits": machine_limits(device)}  # fmt: skip
     print(f"{where}: {results['limits']}", flush=True)
-    results |= measure(lambda: field_of(tuple(args.contenders), args.width, args.device), batches, sizes, args.rounds, args.pictures,
-                       lambda line: print(line, flush=True))  # fmt: skip
-    out = Path(args.out)
+    names, out = with_ours(args.contenders), Path(args.out)
     out.mkdir(parents=True, exist_ok=True)
-    (out / "bench.json").write_text(json.dumps(results, indent=1) + "\n")
+    partial = out / "bench.json.part"
+
+    def keep(found: dict) -> None:
+        partial.write_text(json.dumps(results | found, indent=1) + "\n")
+
+    results |= measure(lambda: field_of(names, args.width, args.device), batches, sizes, args.rounds, args.pictures,
+                       lambda line: print(line, flush=True), keep)  # fmt: skip
+    keep({})
+    partial.replace(out / "bench.json")
     (out / "bench.md").write_text(markdown(results) + "\n")
     picture(results, out / "bench.png")
     print(markdown(results))

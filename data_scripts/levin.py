@@ -62,8 +62,8 @@ def data_set(form: str) -> DataSet:
         archives=(png,) if form == "png" else (mat,),
         next_commands=("python -m tinymsg paper --sets levin{root} --out runs/paper",)
         if form == "png"
-        else ("fetch --form png too: the library reads PNG",),
-        notes=(copied,) if form == "png" else (),
+        else ("python data_scripts/levin.py --form png --folder {folder}",),
+        notes=(copied if form == "png" else "The library reads the PNG form, not these: fetch that too",),
     )
 
 

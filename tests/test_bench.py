@@ -1,6 +1,9 @@
 """The comparison with peers: its arithmetic, its table, its turn-taking. Nothing is timed here."""
 
+import contextlib
+import copy
 import importlib.util
+import json
 import sys
 from pathlib import Path
 
@@ -64,6 +67,93 @@ def test_they_take_turns_and_one_that_dies_is_left_out(bench):
     field.pipes = {"a": _Pipe(log, "a"), "b": _Pipe(log, "b"), "c": _Pipe(log, "c", dies=True)}
     answers = field.rounds(("train", 2, 1), rounds=2)
     assert log == ["a", "b", "c", "a", "b"] and answers == {"a": [1, 4], "b": [2, 5]}
+
+
+class _Mortal:
+    """Stands in for a contender's pipe: answers as `serve` does, and dies at a kind of request."""
+
+    def __init__(self, dies_at: str = ""):
+        self.dies_at, self.dead, self.asked = dies_at, False, None
+
+    def send(self, request):
+        if self.dead:
+            raise BrokenPipeError
+        self.asked = request[0]
+
+    def recv(self):
+        self.dead = self.asked == self.dies_at
+        if self.dead:
+            raise ConnectionResetError if self.asked == "memory" else EOFError
+        shares = dict.fromkeys(("convolution", "normalisation", "activation", "the rest"), 0.25)
+        return {"about": ABOUT["ours"], "train": 2.0, "sample": (0.5, 1.0), "folder": (2.0, 0.1), "profile": shares,
+                "memory": 1.5}[self.asked]  # fmt: skip
+
+
+def _run(bench, monkeypatch, **deaths) -> tuple[dict, list[dict]]:
+    """(the results, what was kept after each part) of a run in which contenders die at these requests."""
+
+    @contextlib.contextmanager
+    def new_field():
+        field = object.__new__(bench.Field)
+        field.pipes = {name: _Mortal(deaths.get(name, "")) for name in ("ours", "other", "third")}
+        yield field
+
+    monkeypatch.setattr(bench, "make_pictures", lambda *_: None)
+    monkeypatch.setattr(bench, "folder_pairs", lambda *_: [])
+    monkeypatch.setattr(bench, "pack", lambda *_: None)
+    kept = []
+    results = bench.measure(new_field, [2, 8], [(8, 8)], 2, 4, lambda line: None, lambda found: kept.append(copy.deepcopy(found)))
+    limits = {"precision": "bf16", "conv_tflops": 0.24, "matmul_tflops": 0.48, "copy_gbs": 9.0}
+    return results | {"limits": limits, "machine": "m", "torch": "t", "rounds": 2}, kept
+
+
+@pytest.mark.parametrize("kind", ["about", "train", "profile", "memory", "sample", "folder"])
+def test_one_that_dies_anywhere_has_failed_and_the_rest_goes_on(bench, monkeypatch, tmp_path, kind):
+    results, _ = _run(bench, monkeypatch, other=kind)
+    row = next(line for line in bench.markdown(results).splitlines() if line.startswith("| other |"))
+    assert ("failed" in row) == (kind not in ("profile", "memory")) and list(results["about"]) == ["ours", "other", "third"]
+    assert all(set(table) >= {"ours", "third"} for table in bench.panels(results).values())
+    assert ("other" in results["shares"]) == (kind not in ("about", "train", "profile"))
+    assert ("other" in results["memory_training"]) == (kind in ("sample", "folder"))
+    bench.picture(results, tmp_path / "bench.png")
+
+
+@pytest.mark.parametrize("kind", ["about", "train"])
+def test_without_ours_nothing_is_compared_and_that_is_said(bench, monkeypatch, kind):
+    results, _ = _run(bench, monkeypatch, ours=kind)
+    assert results["train"] == {"2": {}, "8": {}} and "Ours failed: nothing can be compared" in bench.markdown(results)
+
+
+def test_what_was_measured_is_kept_after_each_part(bench, monkeypatch):
+    results, kept = _run(bench, monkeypatch)
+    assert [len(bench.panels(found)) for found in kept] == [1, 2, 3, 4] and kept[-1].items() <= results.items()
+
+
+def test_ours_is_always_among_the_contenders(bench):
+    assert bench.with_ours(["sr3"]) == ("ours", "sr3") and bench.with_ours(["sr3", "ours"]) == ("ours", "sr3")
+
+
+def test_a_run_writes_as_it_goes(bench, monkeypatch, tmp_path):
+    """An early end leaves the last results whole, and what it has in bench.json.part."""
+    out = tmp_path / "results"
+    monkeypatch.setattr(sys, "argv", ["bench.py", "--device", "cpu", "--contenders", "sr3", "--out", str(out)])
+    monkeypatch.setattr(bench, "machine_limits", lambda device: {})
+    monkeypatch.setattr(bench.metadata, "version", lambda name: "1")
+
+    def cut_short(new_field, *arguments):
+        arguments[-1]({"train": {"2": {}}})
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(bench, "measure", cut_short)
+    with pytest.raises(KeyboardInterrupt):
+        bench.main()
+    assert [path.name for path in out.iterdir()] == ["bench.json.part"]
+    assert json.loads((out / "bench.json.part").read_text())["train"] == {"2": {}}
+    monkeypatch.setattr(bench, "measure", lambda *_: {"train": {}})
+    monkeypatch.setattr(bench, "markdown", lambda results: "text")
+    monkeypatch.setattr(bench, "picture", lambda results, path: None)
+    bench.main()
+    assert sorted(path.name for path in out.iterdir()) == ["bench.json", "bench.md"]
 
 
 def test_shares_sort_operations_and_sum_to_one(bench):

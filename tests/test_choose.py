@@ -9,13 +9,15 @@ import torch
 
 from tinymsg.paper import choose
 from tinymsg.__main__ import main
-from tinymsg.paper.choose import GRID_MAX_NOISE, GRID_STEPS, Centres, choose_setting, held_out, validation_pairs
+from tinymsg.paper.choose import GRID_MAX_NOISE, GRID_STEPS, Centres, choose_setting, doubt, validation_pairs
 from tinymsg.data import ImageError
-from tinymsg.datasets.layouts import Pair, find_pairs
+from tinymsg.datasets.layouts import find_pairs
 from tinymsg.evaluate import MetricUnavailable, Setting, choose_cell
 from tinymsg.paper.ledger import Ledger
 from tinymsg.model import save_model
 from tinymsg.paper.protocol import Entry
+from tinymsg.results import write_results
+from tinymsg.training.runs import open_data
 
 
 @pytest.fixture(scope="module")
@@ -32,13 +34,29 @@ def test_the_grid_is_dvsrs():
     assert GRID_STEPS == (10, 20, 30, 50, 100, 200, 300, 500) and GRID_MAX_NOISE == (0.01, 0.02, 0.05, 0.1, 0.2, 0.5)
 
 
-def test_what_is_held_out():
-    pairs = [Pair(f"{s}/{i}", None, None) for s in "abcdef" for i in range(3)]
-    assert [pair.name for pair in held_out(pairs)] == ["f/0", "f/1", "f/2"]
-    flat = [Pair(f"{i:03d}", None, None) for i in range(40)]
-    assert [pair.name for pair in held_out(flat)] == ["038", "039"]
-    two = [Pair(f"{s}/{i}", None, None) for s in "ab" for i in range(3)]
-    assert [pair.name for pair in held_out(two)] == ["b/2"]  # the last sequence would be half of all
+def test_the_grid_sees_what_a_training_holds_out(root, tiny_config):
+    data = open_data(tiny_config(), torch.device("cpu"), str(root / "GOPRO_Large/train"), validate=True)
+    pairs, trained = validation_pairs(99, root, complete=False), data.batches.pairs
+    assert [pair.blurry for pair in pairs.pairs] == [trained.pairs.paths[i][1] for i in trained.held_out.tolist()]
+    assert pairs.held_out == data.identity["held_out"]
+
+
+def test_there_is_one_rule_of_what_is_held_out(root, monkeypatch):
+    monkeypatch.setattr(choose, "choose_held_out", lambda names: ([names.index(max(names))], "another rule"))
+    pairs = validation_pairs(99, root, complete=False)
+    assert [pair.name for pair in pairs.pairs] == [max(p.name for p in find_pairs("gopro", root, "train", complete=False))]
+    assert pairs.held_out == "another rule"
+
+
+def test_whether_the_training_saw_the_grids_pictures(root, tiny_config):
+    pairs = validation_pairs(2, root, complete=False)
+    record = lambda *data, **more: {"source": open_data(tiny_config(), torch.device("cpu"), *data, **more).identity}  # noqa: E731
+    gopro = str(root / "GOPRO_Large/train")
+    assert doubt(record(gopro, validate=True), pairs) is None and doubt(record(), pairs) is None  # synthetic pairs are not GoPro's
+    assert "without --validate-every, it saw" in doubt(record(gopro), pairs)
+    assert "recorded no held-out pictures" in doubt({}, pairs) and "no run.json" in doubt(None, pairs)
+    other = {"source": {"blur": "blur", "held_out": "the last 2 of 40 training pairs"}}
+    assert "held out the last 2 of 40 training pairs, and the grid's pictures are of the 3 pairs" in doubt(other, pairs)
 
 
 def test_validation_is_of_the_training_split_and_not_of_a_test_set(root):
@@ -124,10 +142,16 @@ def test_the_command_searches_then_freezes(root, tiny_model, tmp_path, monkeypat
         found["grid"]
     ) == 4
     assert found["chosen"] == "by psnr, of 4 cells, on 2 of 3 pairs held out of GoPro train (blur)"
-    assert found["chosen"] in (tmp_path / "out/table.md").read_text()
+    warning = f"The setting of tiny was chosen {found['chosen']}, but there is no run.json beside the weights"
+    assert found["chosen"] in (tmp_path / "out/table.md").read_text() and warning in (tmp_path / "out/table.md").read_text()
+    said = capsys.readouterr()
+    assert "steps 1, max_noise 0.5: psnr" in said.out and "warning: tiny: there is no run.json" in said.err
     before = (tmp_path / "out/table.json").read_bytes()
     assert main(arguments) == 0 and (tmp_path / "out/table.json").read_bytes() == before
-    assert "steps 1, max_noise 0.5: psnr" in capsys.readouterr().out
+    capsys.readouterr()
+    write_results(tmp_path / "run.json", {"source": {"blur": "blur", "held_out": validation_pairs(1, root, complete=False).held_out}})
+    assert main([*arguments, "--out", "again"]) == 0
+    assert "setting of tiny" not in (tmp_path / "again/table.md").read_text() and "warning" not in capsys.readouterr().err
     monkeypatch.setattr(choose, "lpips_distance", lambda *_: (_ for _ in ()).throw(MetricUnavailable("no weights here")))
     assert main([*arguments, "--choose", "lpips"]) == 2
     assert "--choose lpips: no weights here" in capsys.readouterr().err

@@ -9,7 +9,7 @@ from tinymsg import data
 from tinymsg.blur import Camera, Motion
 from tinymsg.data import (
     CONTENTS, DOMAINS, PHOTOS, TEST_DOMAINS, Batches, Contents, Domain, ImageError, PairedImages, SignalPairs,
-    SyntheticPairs, box_kernels, folder_contents, make_contents, photo, read_image, scene_contents, to_display, to_model,
+    SyntheticPairs, box_kernels, folder_contents, make_contents, photo, picture_files, read_image, scene_contents, to_display, to_model,
     write_image,
 )  # fmt: skip
 from tinymsg.evaluate import domain_pairs
@@ -265,6 +265,18 @@ def test_a_folder_of_pictures_is_content(tmp_path):
         folder_contents(str(tmp_path / "nowhere"))
 
 
+def test_picture_files_are_sorted_and_what_a_mac_leaves_is_none(tmp_path):
+    (tmp_path / "sub.folder").mkdir()
+    Image.fromarray(pixels(10, 12)).save(tmp_path / "a.png")
+    for name in ("._a.png", "sub.folder/._c.bmp", ".DS_Store", "notes.txt"):
+        (tmp_path / name).write_bytes(b"no picture")
+    assert picture_files(tmp_path) == [tmp_path / "a.png"] and len(make_contents(str(tmp_path), 1, 0)) == 1
+    for name in ("sub.folder/c.bmp", "B.TIFF"):
+        (tmp_path / name).touch()
+    assert picture_files(str(tmp_path)) == [tmp_path / "B.TIFF", tmp_path / "a.png"]
+    assert picture_files(tmp_path, recursive=True) == [tmp_path / name for name in ("B.TIFF", "a.png", "sub.folder/c.bmp")]
+
+
 def test_natural_photographs_as_content(bsds500, tmp_path):
     for path in sorted((bsds500 / "train").iterdir())[:3]:
         (tmp_path / path.name).symlink_to(path)
@@ -397,6 +409,7 @@ def test_gopro_layout(tmp_path, blur):
 def test_flat_layouts(tmp_path, sides):
     for i in range(3):
         save_pair(tmp_path, *sides, f"{i}.png", seed=i)
+    (tmp_path / sides[0] / "._0.png").write_bytes(b"left by a Mac: no picture")  # without a sharp one beside it
     assert len(PairedImages(tmp_path)) == 3
 
 

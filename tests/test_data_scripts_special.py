@@ -88,6 +88,7 @@ def test_levin_as_the_authors_publish_it(small, tmp_path, monkeypatch, capsys):
     os.chmod(tmp_path / "bin/unrar", 0o755)
     assert small("levin")("--folder", folder, "--form", "mat", "--from-archive", rar) == 0
     assert len(list((folder / "LevinEtalCVPR09Data/Levin09blurdata").glob("*.mat"))) == 32
+    assert capsys.readouterr().out.endswith(f"Next:\n  python data_scripts/levin.py --form png --folder {folder}\n")
 
 
 @pytest.mark.parametrize(("name", "options"), [

@@ -56,7 +56,7 @@ def test_closed_forms(tmp_path):
     found = set_distances(b, a)
     assert found["fid"] == pytest.approx(frechet(features_a, features_b), rel=1e-6)
     assert found["kid"] == pytest.approx(1000 * unbiased_mmd(features_a, features_b), rel=1e-6)
-    assert {name: metric(b, a) for name, metric in SET_METRICS.items()} == found
+    assert tuple(found) == SET_METRICS
 
 
 def test_a_shift_is_its_square(tmp_path):
@@ -74,6 +74,7 @@ def test_lists_of_pictures_and_pieces(tmp_path, colours):
     a, _ = gaussian_pictures(tmp_path / "a", (100, 120), ((400, 120), (120, 300)), count=6, sizes=((8, 4), (9, 5)))
     b, _ = gaussian_pictures(tmp_path / "b", (100, 120), ((400, 120), (120, 300)), count=6, seed=1, sizes=((8, 4), (9, 5)))
     as_lists = set_distances(sorted(b.iterdir()), sorted(a.iterdir()))
+    (b / "._000.png").write_bytes(b"left by a Mac: no picture")
     assert as_lists == set_distances(b, a)
     colours.seen = 0
     pieces = set_distances(b, a, pieces=4)
@@ -82,7 +83,7 @@ def test_lists_of_pictures_and_pieces(tmp_path, colours):
     with pytest.raises(ValueError, match="two pictures or pieces on each side, got 0 and 0"):
         set_distances(b, a, pieces=100)
     with pytest.raises(ValueError, match="got 1 and 6"):
-        set_distances(sorted(b.iterdir())[:1], a)
+        set_distances([b / "000.png"], a)
 
 
 def test_the_truth_is_looked_at_once(tmp_path, colours):

@@ -113,6 +113,7 @@ def test_mistakes_are_one_sentence(tmp_path, pristine):
         load_pristine(tmp_path / "other.npz")
     with pytest.raises(ValueError, match="no pictures"):
         fit_pristine(tmp_path)
+    (tmp_path / "._a.png").write_bytes(b"left by a Mac: no picture")
     write_image(tmp_path / "a.png", photo("coffee")[:, :96, :96].float() / 255)
     with pytest.raises(ValueError, match="1 sharp patches"):
         fit_pristine(tmp_path)

@@ -415,6 +415,7 @@ def test_a_folder_of_ones_own(root, tmp_path, capsys, monkeypatch):
     for side in ("input", "target"):
         for i in range(3):
             miniatures.write_picture(tmp_path / "mine" / side / f"{i}.png", miniatures.sharp_pixels(i, (20, 16)))
+    (tmp_path / "mine/input/._0.png").write_bytes(b"left by a Mac: no picture")
     assert run("mine", "--workers", 1) == 0
     assert run(tmp_path / "mine/", "--workers", 1) == 0  # by another name for the same folder
     assert "data/packed/mine-train: 3 pairs of mine train" in capsys.readouterr().out

@@ -27,7 +27,7 @@ from pathlib import Path
 from tinymsg import train
 from tinymsg.model import Config
 from tinymsg.processes import from_first, highest, join_processes, leave_processes, rank_and_processes
-from tinymsg.training.runs import make_batches
+from tinymsg.training.runs import open_data
 from tinymsg.train import TrainState, fit
 torch.set_num_threads(1)
 device = join_processes(torch.device("cpu"))
@@ -47,21 +47,23 @@ for accumulate in (1, 2):
             network.register_comm_hook(None, hook)
             return network
         train._network = counted
-    records = [r.to_dict() for r in fit(state, make_batches(config, device))]
+    records = [r.to_dict() for r in fit(state, open_data(config, device).batches)]
     out[accumulate] = (records, state.model.state_dict(), len(exchanges))
     if rank_and_processes()[1] > 1:
         train._network = original
 rank = rank_and_processes()[0] if torch.distributed.is_initialized() else "alone"
 if rank != "alone":
     assert from_first(lambda: f"said by {rank}") == "said by 0" and highest(10 + rank) == 11
-    def fails():
-        raise ValueError("no such folder")
-    try:
-        from_first(fails)
-    except ValueError as error:
-        assert str(error) == "no such folder"
-    else:
-        raise AssertionError("an error in the first process is one in all")
+    def fails(error):
+        raise error
+    for error, there, said in ((ValueError("no such folder"), ValueError, "no such folder"),
+                               (KeyError("lr"), KeyError, "KeyError: 'lr'")):
+        try:
+            from_first(lambda: fails(error))
+        except there if rank == 0 else ValueError as raised:
+            assert raised is error if rank == 0 else str(raised) == said
+        else:
+            raise AssertionError("an error in the first process is one in all")
 torch.save(out, Path(sys.argv[1]) / f"{rank}.pt")
 leave_processes()
 """

@@ -21,6 +21,7 @@ from tinymsg.paper import protocol as paper
 from tinymsg.__main__ import ALLOCATOR, main
 from tinymsg.data import read_image, to_model, write_image
 from tinymsg.evaluate import METRICS, MetricUnavailable, Setting, psnr
+from tinymsg.model import model_card
 from tinymsg.paper.fid import SET_METRICS
 from tinymsg.paper.ledger import Ledger
 from tinymsg.paper.niqe import Pristine
@@ -100,6 +101,8 @@ def test_a_limit_is_spread_evenly(root):
 
 def test_a_folder_of_ones_own(root):
     mine = open_folder(root / "GOPRO_Large/test", "blur_gamma")
+    (mine.pairs[0].blurry.parent / "._000047.png").write_bytes(b"left by a Mac: no picture, and no sharp one beside it")
+    assert open_folder(root / "GOPRO_Large/test", "blur_gamma") == mine
     assert len(mine.pairs) == mine.total == 3 and mine.name == "test" and mine.protocol == "plain"
     assert mine.pairs[0].name.endswith("blur_gamma/000047") and mine.identity != open_folder(root / "GOPRO_Large/test").identity
 
@@ -415,6 +418,23 @@ def test_weights_without_a_setting_ask_for_one(root, weights, typed, tmp_path, c
     arguments = [a for a in command(weights, root) if a not in ("--steps", "2", "--max-noise", "0.9", "--samples")]
     assert typed(arguments, tmp_path) == 2
     assert "give --grid, or --steps and --max-noise" in capsys.readouterr().err
+
+
+def test_a_shipped_name_is_the_shipped_weights_and_the_table_says_whose_setting_it_is(root, typed, tmp_path):
+    tmp_path.joinpath("scenes-guided").write_text("a file of that name is not what is loaded")
+    own = model_card("scenes-guided")["setting"] | {"samples": 1}
+    for more, changed, said in (
+        ([], {}, "the weights' own"),
+        (["--sampler", "ddim"], {"sampler": "ddim"}, "sampler given, the rest the weights' own"),
+        (["--steps", "2", "--max-noise", "0.5"], {"steps": 2, "max_noise": 0.5}, "steps and max_noise given, the rest the weights' own"),
+        (["--steps", "2", "--max-noise", "0.5", "--sampler", "ddim"], {"sampler": "ddim", "steps": 2, "max_noise": 0.5}, "given"),
+    ):
+        arguments = ["paper", "--root", str(root), "--incomplete", "--out", "out", "--device", "cpu", "--sets", "gopro",
+                     "--samples", "1", "--metrics", "psnr", "--no-restore", *more]  # fmt: skip
+        assert typed(arguments, tmp_path) == 0
+        found = json.loads((tmp_path / "out/table.json").read_text())["settings"]["scenes-guided"]
+        assert found["sha256"] == model_card("scenes-guided")["sha256"]
+        assert found["chosen"] == said and found["setting"] == own | changed and f"({said})" in (tmp_path / "out/table.md").read_text()
 
 
 def test_own_pairs_and_only_scoring(weights, root, typed, tmp_path, capsys):

@@ -16,7 +16,7 @@ from tinymsg.training import runs
 from tinymsg.training.checkpoint import resume, save_checkpoint
 from tinymsg.data import Batches, SyntheticPairs, scene_contents
 from tinymsg.model import load_model
-from tinymsg.training.runs import Plan, make_batches, open_data, run
+from tinymsg.training.runs import Plan, open_data, run
 from tinymsg.train import NotFiniteError, TrainState
 from tinymsg.training.validation import Validation
 
@@ -61,20 +61,20 @@ def test_run_logs_saves_and_goes_on_as_if_never_stopped(tiny_config, batches, tm
     assert all(torch.equal(v, ema[k].half().float()) for k, v in load_model(weights[0]).state_dict().items())
 
 
-def test_make_batches(tiny_config, tmp_path):
-    batches = make_batches(tiny_config(domain="noise", seed=4), torch.device("cpu"))
+def test_open_data(tiny_config, tmp_path):
+    batches = open_data(tiny_config(domain="noise", seed=4), CPU).batches
     y0, x = batches(0)
     assert y0.shape == x.shape == (2, 3, 16, 16)
     assert batches.pairs.seed == 4 and "noise on scenes(count=8" in batches.pairs.name
-    assert make_batches(tiny_config(channels=1), torch.device("cpu"))(0)[0].shape == (2, 1, 16, 16)
+    assert open_data(tiny_config(channels=1), CPU).batches(0)[0].shape == (2, 1, 16, 16)
     for side in ("blur", "sharp"):
         (tmp_path / side).mkdir()
         Image.new("RGB", (20, 24), (90, 80, 70)).save(tmp_path / side / "1.png")
-    assert make_batches(tiny_config(), torch.device("cpu"), str(tmp_path))(0)[0].shape == (2, 3, 16, 16)
+    assert open_data(tiny_config(), CPU, str(tmp_path)).batches(0)[0].shape == (2, 3, 16, 16)
     with pytest.raises(ValueError, match="unknown content"):
-        make_batches(tiny_config(content="paintings"), torch.device("cpu"))
+        open_data(tiny_config(content="paintings"), CPU)
     with pytest.raises(ValueError, match="batch is the total .* 2 does not divide among 1 x 2|accumulate must divide"):
-        make_batches(tiny_config(batch=3, accumulate=2), CPU)
+        open_data(tiny_config(batch=3, accumulate=2), CPU)
 
 
 def test_gopro_by_folder_and_what_is_recorded(tiny_config, tmp_path):

@@ -101,6 +101,15 @@ def test_every_kind_of_model_is_validated(tiny_config, tmp_path, changes):
     assert all(value == value for value in row.values())
 
 
+def test_the_name_says_whether_the_pictures_are_trainings_own(tiny_config, tmp_path):
+    Image.effect_noise((40, 40), 60).save(tmp_path / "a.png")
+    own, names = "of training's own pictures blurred anew", {}
+    for content, domain in (("scenes", "jpeg"), ("photos", "jpeg"), (str(tmp_path), "gopro_like"), ("photos", "new_content")):
+        names[content, domain] = synthetic_validation(tiny_config(content=content, domain=domain), 2, CPU).name
+    assert [own in name for name in names.values()] == [False, True, True, False]
+    assert ["2 fresh crops of" in name for name in names.values()] == [True, False, False, True]
+
+
 def test_without_ssim_the_rest_goes_on(tiny_config, tmp_path, monkeypatch):
     monkeypatch.setattr("tinymsg.training.validation.available", lambda metrics: (("psnr",), {"ssim": "no torchmetrics"}))
     row = synthetic_validation(tiny_config(), 1, CPU)(TrainState(tiny_config()), tmp_path)

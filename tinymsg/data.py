@@ -27,6 +27,15 @@ class ImageError(ValueError):
     """A picture that cannot be used, with the reason in one sentence."""
 
 
+def picture_files(folder: str | Path, recursive: bool = False) -> list[Path]:
+    """The pictures in a folder, or everywhere below it, sorted by path, told by their suffixes (IMAGE_SUFFIXES).
+
+    Hidden files are none: a Mac leaves ._NAME.png beside NAME.png.
+    """
+    found = Path(folder).rglob("*") if recursive else Path(folder).iterdir()
+    return sorted(p for p in found if p.suffix.lower() in IMAGE_SUFFIXES and not p.name.startswith("."))
+
+
 def read_image(path: str | Path) -> Tensor:
     """Read a picture as display values.
 
@@ -179,7 +188,7 @@ def photo_contents() -> Contents:
 @cache
 def folder_contents(folder: str) -> Contents:
     """All pictures below a folder, in order of their names."""
-    paths = sorted(p for p in Path(folder).rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
+    paths = picture_files(folder, recursive=True)
     if not paths:
         raise ValueError(f"no pictures ({', '.join(IMAGE_SUFFIXES)}) below {folder}")
     images = [(read_image(path) * 255).round().to(torch.uint8) for path in paths]
@@ -359,7 +368,7 @@ class PairedImages:
 
     @staticmethod
     def _match(blur_folder: Path, sharp_folder: Path) -> list[tuple[Path, Path]]:
-        blurry = sorted(p for p in blur_folder.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES)
+        blurry = picture_files(blur_folder)
         missing = [p.name for p in blurry if not (sharp_folder / p.name).is_file()]
         if missing:
             raise ValueError(f"{sharp_folder} lacks {len(missing)} of {len(blurry)} pictures, the first: {missing[0]}")

@@ -1,4 +1,4 @@
-"""Figures and widgets of the lessons: the only user of matplotlib and ipywidgets.
+"""Figures and widgets of the lessons.
 
 Widgets are made of frames computed beforehand: they answer at once, work without a kernel in the exported HTML,
 and leave one PNG with alternative text wherever widgets cannot run.

@@ -55,8 +55,9 @@ def from_first(produce: Callable[[], T]) -> T:
     if rank == 0:
         try:
             answer = [produce(), None]
-        except (ValueError, OSError) as raised:
-            answer, error = [None, str(raised)], raised
+        except Exception as raised:  # whatever it is: the others wait for an answer
+            plain = isinstance(raised, ValueError | OSError)
+            answer, error = [None, str(raised) if plain else f"{type(raised).__name__}: {raised}"], raised
     torch.distributed.broadcast_object_list(answer, src=0, group=_control)
     if error is not None:
         raise error

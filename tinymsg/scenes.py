@@ -86,7 +86,7 @@ def render_scenes(index: Tensor, size: int, seed: int = 0) -> Tensor:
 
 
 def render_signals(index: Tensor, length: int = 128, seed: int = 0) -> Tensor:
-    """One-dimensional scenes for the toy of lessons 02 and 03: piecewise constant pieces and ramps.
+    """One-dimensional scenes for the toy of lessons 02 to 04: piecewise constant pieces and ramps.
 
     Args:
         index: int64 (n,).

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from .shared import DEVICE_HELP, UserError, load_weights, pick_device, positive, share
+from .shared import DEVICE_HELP, UserError, load_weights, pick_device, positive, share, weights_path
 
 
 def add(commands: argparse._SubParsersAction) -> None:
@@ -73,7 +73,8 @@ def _add_scores(option: Callable) -> None:
 
 def _add_setting(option: Callable) -> None:
     """The sampler's setting: given, or chosen by a grid."""
-    option("--grid", action="store_true", help="choose steps and noise by DvSR's grid, on pairs held out of GoPro's training")
+    option("--grid", action="store_true", help="choose steps and noise by DvSR's grid, on pairs that a GoPro training with "
+           "--validate-every holds out")
     option(
         "--choose",
         default="compromise",
@@ -171,7 +172,6 @@ def _entries(args: argparse.Namespace, device, ledger) -> tuple[list, dict]:
     import dataclasses
 
     from ..evaluate import Setting
-    from ..model import WEIGHTS
     from ..paper import protocol
     from ..results import sha256
 
@@ -183,17 +183,16 @@ def _entries(args: argparse.Namespace, device, ledger) -> tuple[list, dict]:
             raise UserError(f"a row cannot be named {label!r}: the name is taken; give another by --weights ROW={source}")
         model, card = load_weights(source, device)
         protocol.settle_precision(model, ledger, device)
-        path = Path(source) if Path(source).is_file() else WEIGHTS / f"{source}.safetensors"
         own = {k: v for k, v in card.get("setting", {}).items() if k != "samples"}
         asked = {k: v for k in ("sampler", "steps", "max_noise") if (v := getattr(args, k)) is not None}
         if model.config.kind == "diffusion" and not args.grid and not {"steps", "max_noise"} <= {*own, *asked}:
             raise UserError(f"{source} says no setting of its own: give --grid, or --steps and --max-noise")
+        chosen = _chosen(asked, own)
         asked |= {"samples": args.samples} if model.config.kind == "diffusion" else {"steps": 1, "samples": 1}
-        entry = protocol.Entry(label, model, sha256(path), Setting(**(own | asked)), args.seed)
-        chosen = "given" if args.steps or args.max_noise else "the weights' own"
+        entry = protocol.Entry(label, model, sha256(weights_path(source)), Setting(**(own | asked)), args.seed)
         settings[label] = {"source": source, "sha256": entry.weights, "chosen": chosen}
         if args.grid and model.config.kind == "diffusion":
-            entry, found = _search(args, entry, device, ledger)
+            entry, found = _search(args, entry, card or _run_record(source), device, ledger)
             settings[label] |= found
         entries.append(entry)
         settings[label]["setting"] = dataclasses.asdict(entry.setting)
@@ -201,8 +200,23 @@ def _entries(args: argparse.Namespace, device, ledger) -> tuple[list, dict]:
     return entries, settings
 
 
-def _search(args: argparse.Namespace, entry, device, ledger) -> tuple:
-    """The entry with the grid's setting, and what the results say of the search."""
+def _chosen(asked: dict, own: dict) -> str:
+    """Where a setting is from: the command line, the weights, or both."""
+    if not asked:
+        return "the weights' own"
+    return "given" if own.keys() <= asked.keys() else f"{' and '.join(asked)} given, the rest the weights' own"
+
+
+def _run_record(source: str) -> dict | None:
+    """The run.json that a training writes beside its weights."""
+    from ..results import read_results
+
+    path = weights_path(source).with_name("run.json")
+    return read_results(path) if path.is_file() else None
+
+
+def _search(args: argparse.Namespace, entry, record: dict | None, device, ledger) -> tuple:
+    """The entry with the grid's setting, and what the results say of the search. record: of the weights' training."""
     import dataclasses
 
     from ..evaluate import MetricUnavailable
@@ -217,8 +231,10 @@ def _search(args: argparse.Namespace, entry, device, ledger) -> tuple:
             tuple(args.grid_noise or choose.GRID_MAX_NOISE), lambda line: print(line, flush=True))  # fmt: skip
     except MetricUnavailable as error:
         raise UserError(f"--choose {args.choose}: {error}") from None
-    chosen = f"by {args.choose}, of {len(cells)} cells, on {pairs.name}"
-    return dataclasses.replace(entry, setting=setting), {"chosen": chosen, "grid": cells}
+    chosen, doubt = f"by {args.choose}, of {len(cells)} cells, on {pairs.name}", choose.doubt(record, pairs)
+    if doubt:
+        print(f"warning: {entry.label}: {doubt}", file=sys.stderr)
+    return dataclasses.replace(entry, setting=setting), {"chosen": chosen, "doubt": doubt, "grid": cells}
 
 
 def _run_set(args: argparse.Namespace, test, rows: list, out: Path, ledger, scorer) -> list[str]:

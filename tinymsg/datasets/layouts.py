@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from ..data import IMAGE_SUFFIXES
+from ..data import picture_files
 
 BLURS = ("blur", "blur_gamma")  # of GoPro: frames averaged as stored, or in linear light under a gamma of 2.2
 REALBLUR = {"J": "RealBlur-J_ECC_IMCORR_centroid_itensity_ref",  # "itensity" is theirs
@@ -119,10 +119,10 @@ def _folder(root: Path, *candidates: str) -> Path:
 
 
 def _pictures(folder: Path) -> list[Path]:
-    """The pictures in a folder (archives made on a Mac carry ._NAME.png beside NAME.png: those are none)."""
+    """The pictures in a folder that must be there."""
     if not folder.is_dir():
         raise _Absent(f"there is no {folder}")
-    return sorted(p for p in folder.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES and not p.name.startswith("."))
+    return picture_files(folder)
 
 
 def _flat(folder: Path) -> list[Pair]:

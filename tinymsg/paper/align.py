@@ -1,7 +1,7 @@
 """Full-reference scores where picture and truth do not lie on each other, or there are many truths.
 
 Each protocol takes (estimate, truths), an estimate (3, h, w) and a list of sharp pictures of that size, display values
-in [0, 1], and returns {"psnr": dB, "ssim": value}. Which data set is scored by which: PROTOCOLS, and `paper.PROTOCOL_OF`.
+in [0, 1], and returns {"psnr": dB, "ssim": value}. Which data set is scored by which: PROTOCOLS, and `protocol.PROTOCOL_OF`.
 """
 
 import math

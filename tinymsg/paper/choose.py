@@ -11,6 +11,7 @@ from ..data import ImageError, read_image, to_model
 from ..datasets.layouts import Pair, find_pairs, sharp_paths
 from ..evaluate import Setting, best_cell, choose_cell, grid_search, lpips_distance
 from ..schedule import make_schedule
+from ..training.validation import choose_held_out
 from .ledger import Ledger, digest
 from .protocol import Entry, spread
 
@@ -21,10 +22,15 @@ CHOICES = ("compromise", "psnr", "ssim", "lpips", "spectral")  # by what the gri
 
 
 class Centres:
-    """The middle of each picture, as pairs for the grid search. pairs: (sharp, blurry) paths by name."""
+    """The middle of each picture, as pairs for the grid search.
 
-    def __init__(self, pairs: list[Pair], name: str, device: torch.device | str = "cpu"):
-        self.pairs, self.name, self.device = pairs, name, device
+    Args:
+        pairs: (sharp, blurry) paths by name.
+        held_out: which part of the training data they are from, as a training that holds it out records it.
+    """
+
+    def __init__(self, pairs: list[Pair], name: str, device: torch.device | str = "cpu", held_out: str = ""):
+        self.pairs, self.name, self.device, self.held_out = pairs, name, device, held_out
 
     def crops(self, index: Tensor, size: int) -> tuple[Tensor, Tensor]:
         """(y0, x), both (n, 3, size, size) in [-1, 1]. Raises: ImageError for a smaller picture."""
@@ -40,22 +46,33 @@ class Centres:
         return tuple(torch.stack(side).to(self.device) for side in sides)
 
 
-def held_out(pairs: list[Pair]) -> list[Pair]:
-    """What a training of ours does not see: the last sequence, or, where names tell none, the last twentieth.
-
-    Neighbouring frames show the same scene: single frames held out would be known from their neighbours.
-    """
-    last = max(pair.name.rpartition("/")[0] for pair in pairs)
-    kept = [pair for pair in pairs if pair.name.rpartition("/")[0] == last]
-    return kept if len(kept) <= len(pairs) / 5 else pairs[-max(1, len(pairs) // 20) :]
-
-
 def validation_pairs(count: int, root: str | Path = "data", blur: str = "blur", complete: bool = True,
                      device: torch.device | str = "cpu") -> Centres:  # fmt: skip
-    """`count` pairs held out of GoPro's *training* split, evenly spread: no test set's pictures choose the setting."""
-    kept = held_out(find_pairs("gopro", root, "train", blur, complete=complete))
+    """`count` pairs of GoPro's *training* split, evenly spread: no test set's pictures choose the setting.
+
+    They are of the part that a training with --validate-every holds out; whether one did, `doubt` says.
+    """
+    pairs = find_pairs("gopro", root, "train", blur, complete=complete)
+    numbers, words = choose_held_out([pair.name for pair in pairs])
+    kept = [pairs[number] for number in numbers]
     name = f"{min(count, len(kept))} of {len(kept)} pairs held out of GoPro train ({blur})"
-    return Centres(list(spread(kept, count)), name, device)
+    return Centres(list(spread(kept, count)), name, device, words)
+
+
+def doubt(record: dict | None, pairs: Centres) -> str | None:
+    """None if a training did not see the grid's pictures, as far as its record says; else a sentence.
+
+    record: run.json of the training, or the card of shipped weights; None: there is none.
+    """
+    if record is None:
+        return "there is no run.json beside the weights: whether their training saw the grid's pictures is not known"
+    source = record.get("source") or {}
+    if "held_out" in source:
+        same = source["held_out"] == pairs.held_out
+        return None if same else f"their training held out {source['held_out']}, and the grid's pictures are of {pairs.held_out}"
+    if "blur" in source or not source:  # only of real pairs is a blur recorded: synthetic ones are not GoPro's
+        return "their training recorded no held-out pictures: if it was on GoPro without --validate-every, it saw the grid's pictures"
+    return None
 
 
 def choose_setting(entry: Entry, pairs: Centres, size: int, choice: str, ledger: Ledger, steps: tuple[int, ...] = GRID_STEPS,

@@ -1,16 +1,16 @@
 """Metrics of whole sets of pictures: (folder or list of estimates, folder or list of truths) -> value."""
 
 import hashlib
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from ..data import read_image
+from ..data import picture_files, read_image
 from ..evaluate import MetricUnavailable
 
+SET_METRICS = ("fid", "kid")  # what `set_distances` gives
 EXTRACTOR = "inception-v3-compat"  # torch-fidelity's name of the network of Heusel 2017, with their weights and resizing
 
 
@@ -33,6 +33,10 @@ class _Pieces(Dataset):
         return image if self.size is None else image[:, top : top + self.size, left : left + self.size].contiguous()
 
 
+def _pngs(folder: str | Path) -> list[Path]:
+    return [path for path in picture_files(folder, recursive=True) if path.suffix == ".png"]
+
+
 def _height_width(path: Path) -> tuple[int, int]:
     from PIL import Image
 
@@ -46,7 +50,7 @@ def set_distances(estimates: str | Path | list[Path], truth: str | Path | list[P
     """FID (Heusel 2017) and 1000 x KID (Binkowski 2018) of two sets of pictures, by torch-fidelity, in one pass.
 
     Args:
-        estimates, truth: folders (all PNGs in them) or lists of pictures.
+        estimates, truth: folders (all PNGs below them) or lists of pictures.
         pieces: None takes each picture whole (the network sees it at 299x299); else its pieces of that many pixels.
         weights: a file with the Inception weights, instead of their download at first use.
         remember: a folder for the truth's features, so that many estimates cost one pass over it.
@@ -59,7 +63,7 @@ def set_distances(estimates: str | Path | list[Path], truth: str | Path | list[P
         from torch_fidelity import calculate_metrics
     except ImportError as error:
         raise MetricUnavailable(f"FID and KID need torch-fidelity, of the extra `full`: {error}") from None
-    lists = [sorted(Path(s).rglob("*.png")) if isinstance(s, str | Path) else list(s) for s in (estimates, truth)]
+    lists = [_pngs(s) if isinstance(s, str | Path) else list(s) for s in (estimates, truth)]
     first, second = (_Pieces(pictures, pieces) for pictures in lists)
     smaller = min(len(first), len(second))
     if smaller < 2:
@@ -83,9 +87,3 @@ def set_distances(estimates: str | Path | list[Path], truth: str | Path | list[P
                 raise
             raise MetricUnavailable(f"{weights} does not hold torch-fidelity's Inception weights") from None
     return {"fid": found["frechet_inception_distance"], "kid": 1000 * found["kernel_inception_distance_mean"]}
-
-
-SET_METRICS: dict[str, Callable[..., float]] = {
-    "fid": lambda estimates, truth, **options: set_distances(estimates, truth, **options)["fid"],
-    "kid": lambda estimates, truth, **options: set_distances(estimates, truth, **options)["kid"],
-}

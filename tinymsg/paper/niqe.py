@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..data import IMAGE_SUFFIXES, read_image
+from ..data import IMAGE_SUFFIXES, picture_files, read_image
 from ..results import sha256
 
 PATCH = 96  # pixels; half as many at the second scale
@@ -79,7 +79,7 @@ def fit_pristine(folder: str | Path) -> Pristine:
 
     Raises: ValueError if there are no pictures, or too few patches (37 at least, and many more to be of use).
     """
-    paths = sorted(p for p in Path(folder).rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
+    paths = picture_files(folder, recursive=True)
     if not paths:
         raise ValueError(f"no pictures ({', '.join(IMAGE_SUFFIXES)}) below {folder}")
     kept = []

@@ -126,8 +126,7 @@ def open_set(name: str, root: str | Path = "data", blur: str = "blur", limit: in
 def open_folder(folder: str | Path, blur: str = "blur", limit: int | None = None, protocol: str | None = None) -> TestSet:
     """One's own pairs, in one of the layouts of `data.PairedImages`. Raises: ValueError as there."""
     folder = Path(folder)
-    pairs = [Pair(b.relative_to(folder).with_suffix("").as_posix(), s, b) for s, b in PairedImages(folder, blur).paths]
-    pairs = [pair for pair in sorted(pairs) if not pair.blurry.name.startswith(".")]
+    pairs = sorted(Pair(b.relative_to(folder).with_suffix("").as_posix(), s, b) for s, b in PairedImages(folder, blur).paths)
     name = folder.resolve().name
     identity = f"{folder.resolve()} ({blur})"
     return TestSet(name, name, identity, spread(pairs, limit), len(pairs), _protocol("", protocol))

@@ -25,7 +25,7 @@ Values = dict[str, dict[str, list[float]]]  # of a set: row -> metric -> value o
 
 
 def collect(test: TestSet, rows: list[Row], ledger: Ledger, scorer: Scorer, whole: dict[str, dict]) -> tuple[dict, Values]:
-    """(summary of a set, its values). whole: FID and KID of each row, from `paper.score_whole_set`."""
+    """(summary of a set, its values). whole: FID and KID of each row, from `protocol.score_whole_set`."""
     table, values = {}, {}
     for row in rows:
         known = [ledger.get(score_key(test, row, pair)) for pair in test.pairs]
@@ -158,6 +158,8 @@ def _cell(cell: dict | None, metric: str, pictures: int | None, results: dict) -
 def _notes(results: dict) -> list[str]:
     notes = ["`*` of fewer pictures than the whole sets: not comparable with published means."]
     notes += [f"{m.upper()} has no values of ours: {reason}." for m, reason in results["unavailable"].items()]
+    notes += [f"The setting of {label} was chosen {entry['chosen']}, but {entry['doubt']}."
+              for label, entry in results["settings"].items() if entry.get("doubt")]  # fmt: skip
     for summary in results["sets"].values():
         reasons = {f"{m.upper()} of {summary['title']}: {c['why']}." for row in summary["rows"].values()
                    for m, c in row.items() if "why" in c}  # fmt: skip

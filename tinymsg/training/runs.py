@@ -46,7 +46,7 @@ class Plan:
 
 @dataclass(frozen=True)
 class Data:
-    """What a run learns from, and what it is validated on."""
+    """What a run learns from (this process's share), and what it is validated on."""
 
     batches: Batches
     identity: dict  # for run.json and the checkpoints
@@ -60,7 +60,7 @@ def open_data(config: Config, device: torch.device, source: str | None = None, b
     Args:
         source: the name of a data set, a packed folder or a folder of pairs; None: config.content and config.domain
             (or the data set, where config.content is the name of one).
-        validate: hold pictures out for validation.
+        validate: validate on real pairs that are held out, or on synthetic ones (see `synthetic_validation`).
         validation: where those come from instead: another source (of a data set's name: its test split).
         pictures, size: how many, and how many pixels of their centres.
     Raises: ValueError, one sentence, for what is missing.
@@ -93,11 +93,6 @@ def describe(pairs: Pairs) -> dict:
     known = {"name": pairs.name, "pairs": len(pairs) if hasattr(pairs, "__len__") else None,
              "manifest_sha256": getattr(pairs, "manifest", {}).get("identity")}  # fmt: skip
     return {key: value for key, value in known.items() if value is not None}
-
-
-def make_batches(config: Config, device: torch.device, source: str | None = None) -> Batches:
-    """This process's share of the training data of a configuration: see `open_data`."""
-    return open_data(config, device, source).batches
 
 
 def _share(pairs: Pairs, config: Config) -> Batches:

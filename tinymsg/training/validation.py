@@ -1,4 +1,8 @@
-"""Validation while a model trains: fixed pictures and fixed noise, never seen in training, never the test set."""
+"""Validation while a model trains: fixed pictures and fixed noise, never the test set.
+
+Real pairs and procedural scenes are ones that training never sees. Of photographs under synthetic blur it sees the same
+pictures, otherwise cut and blurred: such scores do not tell learning from knowing by heart.
+"""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -125,6 +129,12 @@ class Validation:
 
 
 def synthetic_validation(config: Config, count: int, device: torch.device) -> Validation:
-    """Fresh pairs of the training domain, from other sharp pictures than training's (where the content is endless)."""
+    """Pairs of the training domain that training does not see; its name says what is new about them.
+
+    Scenes are others than training's. Photographs, or the pictures of a folder, are a few: crop, motion and camera are
+    drawn anew, from the very pictures that are learned from.
+    """
     pairs = domain_pairs(config.domain, config.content, count, VALIDATION_SEED, device, gray=config.channels == 1)
-    return Validation(pairs.crops(torch.arange(count), config.crop), f"{count} fresh crops of {pairs.name}")
+    fresh = config.content == "scenes" or pairs.domain.new_content
+    what, rest = ("fresh crops", "") if fresh else ("crops", ", of training's own pictures blurred anew")
+    return Validation(pairs.crops(torch.arange(count), config.crop), f"{count} {what} of {pairs.name}{rest}")
