@@ -1,5 +1,6 @@
 """The command line, as a user types it."""
 
+import importlib
 import json
 import os
 import signal
@@ -17,7 +18,7 @@ from miniatures import make_gopro
 from PIL import Image
 
 from tinymsg.__main__ import ALLOCATOR, main, restart_with_allocator
-from tinymsg.model import load_model
+from tinymsg.model import Config, build_model, load_model, plain_twin, save_model
 from tinymsg.results import read_results, sha256, write_results
 
 TINY = ["widths=16,16,16,16", "guidance_width=8", "guidance_blocks=1", "crop=16", "batch=2", "content_count=4", "warmup=2"]
@@ -107,6 +108,56 @@ def test_too_large_for_the_memory(tmp_path, weights, capsys, monkeypatch):
     assert "GB of memory" in capsys.readouterr().err
 
 
+class _NoRoom(torch.Tensor):
+    """A picture for which the device has no memory."""
+
+    def to(self, *arguments, **options):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+
+def _unreadable(path):
+    raise MemoryError
+
+
+@pytest.mark.parametrize(
+    ("place", "fault", "size"),
+    [
+        ("data.read_image", _unreadable, ""),
+        ("data.to_model", lambda image: image.as_subclass(_NoRoom), " for 40x29 pixels"),
+        ("sample.restore", lambda *a, **k: torch.empty(2**50), " for 40x29 pixels"),  # a plain RuntimeError of the CPU's allocator
+    ],
+)
+@pytest.mark.parametrize("bad", ["a.png", "b.png"])
+def test_without_memory_a_file_fails_and_the_others_go_on(place, fault, size, bad, tmp_path, weights, capsys, monkeypatch):
+    module, name = place.split(".")
+    module = importlib.import_module(f"tinymsg.{module}")
+    calls = iter([fault] if bad == "a.png" else [getattr(module, name), fault])
+    monkeypatch.setattr(module, name, lambda *a, real=getattr(module, name), **k: next(calls, real)(*a, **k))
+    (tmp_path / "in").mkdir()
+    for file in ("a.png", "b.png", "c.png"):
+        picture(tmp_path / "in" / file, (40, 29) if file == bad else (37, 29))
+    assert deblur(tmp_path / "in", "-o", tmp_path / "out", weights=weights) == 1
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"a.png", "b.png", "c.png"} - {bad}
+    captured = capsys.readouterr()
+    assert f"failed: {tmp_path / 'in' / bad}: not enough memory on cpu{size}; make it smaller" in captured.err.splitlines()
+    assert "2 of 3" in captured.out
+
+
+def test_a_fault_of_the_program_is_no_lack_of_memory(tmp_path, weights, monkeypatch):
+    def broken(*arguments, **options):
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr("tinymsg.sample.restore", broken)
+    with pytest.raises(RuntimeError, match="illegal memory access"):
+        deblur(picture(tmp_path / "in.png"), "-o", tmp_path / "out.png", weights=weights)
+
+
+def test_a_regression_takes_one_step_whatever_is_asked_for(tmp_path):
+    save_model(build_model(plain_twin(Config(widths=(16, 16, 16, 16), precision="fp32"), "regression")), tmp_path / "w.safetensors")
+    arguments = ["deblur", str(picture(tmp_path / "in.png")), "-o", str(tmp_path / "out.png"), "--weights", str(tmp_path / "w.safetensors")]
+    assert main([*arguments, "--steps", "500", "--max-noise", "0.99", "--device", "cpu"]) == 0
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -114,6 +165,8 @@ def test_too_large_for_the_memory(tmp_path, weights, capsys, monkeypatch):
         (["deblur", "IN", "-o", "OUT.png", "--weights", "nope"], "no weights 'nope'"),
         (["deblur", "IN", "IN", "-o", "OUT"], "two inputs"),
         (["deblur", "IN", "-o", "OUT.png", "--device", "quantum"], "cannot be used here"),
+        (["deblur", "IN", "-o", "OUT.png", "--steps", "400", "--max-noise", "0.99"], "with this noise --steps may be 143 at most"),
+        (["train", "--estimate", "--device", "cpu", "--set", "scales=9"], "scales must be distinct and within 1 .. 3, got (9,)"),
         (["train", "--out", "OUT", "--set", "lerning_rate=1"], "unknown setting 'lerning_rate'"),
         (["train", "--out", "OUT", "--set", "steps=many"], "not a value for steps"),
         (["train", "--out", "OUT", "--set", "predict=y"], "known: eps, x0, v"),
@@ -129,20 +182,41 @@ def test_too_large_for_the_memory(tmp_path, weights, capsys, monkeypatch):
         (["train", "--out", "OUT", "--start", "W"], "it differs in widths, guidance_width, guidance_blocks; give the --arm and --set"),
         (["evaluate", "--out", "OUT.json", "--weights", "W", "--domains", "mars"], "unknown domain 'mars'"),
         (["evaluate", "--out", "OUT.json", "--weights", "W", "--align", "2"], "it goes with --pairs"),
+        (["evaluate", "--out", "OUT.json", "--weights", "W", "--blur", "blur_gamma"], "--blur is for real pairs: it goes with --pairs"),
+        (["evaluate", "--out", "OUT.json", "--weights", "W", "--pairs", "IN", "--domains", "noise"], "give one of the two"),
+        (["evaluate", "--out", "OUT.json", "--weights", "W", "W"], "the name is taken; give another by ROW="),
+        (["evaluate", "--out", "OUT.json", "--weights", "blurry=W"], "a row cannot be named 'blurry'"),
+        (["evaluate", "--out", "OUT.json", "--weights", "a=W", "a-mean=W"], "a row cannot be named 'a-mean'"),
+        (["shift", "--out", "OUT.json", "--weights", "a=W", "a=W"], "a row cannot be named 'a'"),
         (["ablate", "--out", "OUT.json", "--arms", "none"], "unknown arm"),
+        (["ablate", "--out", "IN"], "in.png is not a results file; use another --out"),
         (["publish", "nowhere", "--name", "x", "--results", "nowhere.json"], "no weights at"),
     ],
 )
 def test_mistakes_get_one_sentence(arguments, message, tmp_path, weights, capsys):
     places = {"IN": picture(tmp_path / "in.png"), "OUT": tmp_path / "out", "OUT.png": tmp_path / "out.png",
               "OUT.json": tmp_path / "out.json", "W": weights}  # fmt: skip
-    arguments = [str(places.get(a, a)) for a in arguments]
+    arguments = [str(places.get(a, a)).replace("=W", f"={weights}") for a in arguments]
     if arguments[0] == "deblur" and "--weights" not in arguments:
         arguments += ["--weights", str(weights)]
     assert main(arguments) in (1, 2)
     error = capsys.readouterr().err
     assert message in error and "Traceback" not in error
     assert not (tmp_path / "out.png").exists() and not (tmp_path / "out.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("command", "option", "least"),
+    [("evaluate", "--count", 2), ("evaluate", "--align", 0), ("evaluate", "--samples", 1), ("ablate", "--count", 2),
+     ("steps", "--count", 2), ("shift", "--count", 4)],
+)  # fmt: skip
+def test_too_small_a_number_is_refused_by_its_option(command, option, least, tmp_path, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main([command, "--out", str(tmp_path / "out.json"), option, str(least - 1)])
+    assert stop.value.code == 2 and f"argument {option}: must be at least {least}, got {least - 1}" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main([command, "--out", str(tmp_path / "out.json"), option, "many"])
+    assert f"argument {option}: invalid integer value: 'many'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("arguments", [["deblur"], ["deblur", "a.png", "-o", "b.png", "--max-noise", "1.5"], ["fly"], []])
@@ -207,7 +281,8 @@ def test_train_evaluate_publish(tmp_path, monkeypatch, capsys):
     assert command[:3] == ["train", "--out", "run"]
     assert run(*command[:2], "again", *command[3:], cwd=tmp_path).returncode == 0
     again = tmp_path / "again" / "weights.safetensors"
-    assert sha256(again) == card["sha256"]
+    assert sha256(again) == card["sha256"] == sha256(shelf / "tiny-guided.safetensors")
+    assert {path.name for path in shelf.iterdir()} == {"tiny-guided.safetensors", "tiny-guided.json"}
     assert main([*arguments[:2], f"guided={again}", *arguments[3:]]) == 0
     assert read_results(results)["domains"]["gopro_like"]["scores"]["guided"] == card["scores"]["gopro_like"]["guided"]
 
@@ -216,9 +291,38 @@ def test_other_weights_than_evaluated_are_not_published(tmp_path, weights, capsy
     run_folder = tmp_path / "run"
     run_folder.mkdir()
     (run_folder / "weights.safetensors").write_bytes(weights.read_bytes())
-    write_results(tmp_path / "scores.json", {"weights": {"guided": {"sha256": "0" * 64}}})
+    write_results(run_folder / "run.json", RUN)
+    write_results(tmp_path / "scores.json", SCORES | {"weights": {"guided": {"sha256": "0" * 64}}})
     assert main(["publish", str(run_folder), "--name", "x", "--results", str(tmp_path / "scores.json")]) == 2
-    assert "evaluate these very weights first" in capsys.readouterr().err
+    assert f"holds no scores of {run_folder / 'weights.safetensors'}: evaluate these very weights first" in capsys.readouterr().err
+
+
+RUN = {"command": "python -m tinymsg train", "steps": 4, "config": {}}
+SCORES = {"weights": {}, "parameters": {"guided": 1}, "setting": {}, "unavailable": {}, "domains": {}}
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda run, scores: (run / "run.json").unlink(), "run.json cannot be read: No such file or directory; give the folder of a"),
+        (lambda run, scores: (run / "run.json").write_text(json.dumps(RUN | {"digest": "0"})), "something was changed by hand"),
+        (lambda run, scores: (run / "run.json").write_text("{"), "run.json is not a results file; give the folder of a finished train"),
+        (lambda run, scores: write_results(scores, {"rows": []}), "of another kind, without weights, parameters, setting"),
+        (lambda run, scores: scores.write_text("[]"), "scores.json is not a results file; evaluate these very weights first"),
+        (lambda run, scores: scores.unlink(), "scores.json cannot be read: No such file or directory; evaluate these"),
+    ],
+)
+def test_nothing_is_published_without_its_records(spoil, message, tmp_path, weights, monkeypatch, capsys):
+    run_folder, scores, shelf = tmp_path / "run", tmp_path / "scores.json", tmp_path / "shelf"
+    run_folder.mkdir()
+    shelf.mkdir()
+    monkeypatch.setattr("tinymsg.model.WEIGHTS", shelf)
+    (run_folder / "weights.safetensors").write_bytes(weights.read_bytes())
+    write_results(run_folder / "run.json", RUN)
+    write_results(scores, SCORES | {"weights": {"guided": {"sha256": sha256(weights)}}})
+    spoil(run_folder, scores)
+    assert main(["publish", str(run_folder), "--name", "x", "--results", str(scores)]) == 2
+    assert message in capsys.readouterr().err and list(shelf.iterdir()) == []
 
 
 def test_a_killed_training_goes_on_exactly(tmp_path):
@@ -317,6 +421,14 @@ def test_real_pairs_are_scored_after_their_best_shift(tmp_path, weights, monkeyp
                      "--device", "cpu", "--count", "2", "--validation", "2", "--size", "48", "--samples", "2"]) == 0  # fmt: skip
         blurry[reach] = read_results(out)["domains"]["pairs"]["scores"]["blurry"]["psnr"]["mean"]
     assert blurry[0] < 40 and blurry[4] == 100, blurry  # equal
+
+
+def test_real_pairs_of_the_blur_that_was_chosen(tmp_path, weights, monkeypatch):
+    monkeypatch.setattr("tinymsg.evaluate.GRID_STEPS", (1,))
+    folder, out = make_gopro(tmp_path, train=1, frames=2) / "GOPRO_Large" / "train", tmp_path / "out.json"
+    assert main(["evaluate", "--pairs", str(folder), "--blur", "blur_gamma", "--weights", f"guided={weights}", "--out", str(out),
+                 "--device", "cpu", "--count", "2", "--validation", "2", "--size", "32", "--samples", "2"]) == 0  # fmt: skip
+    assert read_results(out)["domains"]["train"]["data"] == "2 pairs of train (blur_gamma)"
 
 
 def test_train_on_a_data_set_by_name(tmp_path, capsys):

@@ -85,7 +85,7 @@ def test_the_study_and_the_command(tiny_model, images, tmp_path, capsys):
 
     weights, out = tmp_path / "w.safetensors", tmp_path / "shift.json"
     save_model(model, weights)
-    arguments = ["shift", "--weights", f"guided={weights}", "--count", "6", "--size", "32", "--out", str(out), "--device", "cpu"]
+    arguments = ["shift", "--weights", f"guided={weights}", "--count", "4", "--size", "32", "--out", str(out), "--device", "cpu"]
     assert main(arguments) == 0
     written = json.loads(out.read_text())
     assert written["reference"] == "gopro_like" and "camera_shake" in written["shift"]["guided"]["input 1"]

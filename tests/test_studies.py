@@ -2,15 +2,17 @@
 
 import dataclasses
 import json
+from pathlib import Path
 
 import pytest
 import torch
 
 from tinymsg import pictures, studies, toy
 from tinymsg.__main__ import main
-from tinymsg.commands.ablate import STUDY_NAMES
+from tinymsg.commands.ablate import STUDY_NAMES, _earlier_runs
 from tinymsg.data import SignalPairs
 from tinymsg.model import Model, count_parameters
+from tinymsg.results import read_results, write_results
 from tinymsg.studies import BREADTHS, FORMS, STUDIES, breadth_domains, family_kernels, paired_differences
 
 
@@ -133,3 +135,42 @@ def test_the_command_goes_on_where_it_stopped(tmp_path, capsys):
     assert "holds the study 'breadth'" in capsys.readouterr().err
     assert main([*command, "nonsense"]) == 2
     assert "unknown arm 'nonsense' of breadth; known: regression, plain" in capsys.readouterr().err
+
+
+def test_the_command_goes_on_with_the_same_number_of_tests(tmp_path, capsys, monkeypatch):
+    """Files that do not say it were made with the study's own."""
+    out, old, counts = tmp_path / "new.json", tmp_path / "old.json", []
+    monkeypatch.setattr(studies, "run_study", lambda trials, workers, count: counts.append(count) or iter(()))
+    command = ["ablate", "--steps", "2", "--out"]
+    assert main([*command, str(out), "--count", "3"]) == main([*command, str(out), "--count", "3"]) == 0
+    assert read_results(out)["count"] == 3
+    assert main([*command, str(out)]) == main([*command, str(out), "--count", "4"]) == 2
+    assert "scored on 3 a domain, not 'forms' at 2 steps on 4; use another --out" in capsys.readouterr().err
+    write_results(old, {"study": "forms", "steps": 2, "runs": []})
+    assert main([*command, str(old), "--count", "3"]) == 2
+    assert "scored on 64 a domain" in capsys.readouterr().err
+    assert main([*command, str(old)]) == 0
+    assert read_results(old)["count"] == 64 and counts == [3, 3, 64]
+
+
+@pytest.mark.parametrize("name", ["toy", "choices", "breadth", "pictures"])
+def test_the_command_goes_on_with_the_files_that_were_shipped(name):
+    path = Path(__file__).parents[1] / "notebooks" / "results" / f"{name}.json"
+    results = read_results(path)
+    study = STUDIES[results["study"]]
+    assert _earlier_runs(path, results["study"], results["steps"], study.count) == results["runs"] != []
+
+
+@pytest.mark.parametrize("content", ["hello", "[1]", "3", "{}", b"\xff\xfe", {"rows": []}, None])
+def test_the_command_leaves_what_is_no_study(content, tmp_path, capsys):
+    out = tmp_path / "out.json"
+    if content is None:
+        out.mkdir()
+    elif isinstance(content, dict):
+        write_results(out, content)
+    else:
+        out.write_bytes(content.encode() if isinstance(content, str) else content)
+    before = None if content is None else out.read_bytes()
+    assert main(["ablate", "--out", str(out), "--steps", "2"]) == 2
+    assert capsys.readouterr().err.strip().endswith("; use another --out")
+    assert before is None or out.read_bytes() == before

@@ -4,7 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from .shared import DEVICE_HELP, UserError, load_weights, pick_device, positive, share
+from .shared import DEVICE_HELP, UserError, load_weights, out_of_memory, pick_device, positive, share
 
 
 def add(commands: argparse._SubParsersAction) -> None:
@@ -30,35 +30,24 @@ def add(commands: argparse._SubParsersAction) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Carry it out; returns the exit status."""
-    import torch
-    from tqdm import tqdm
-
-    from ..data import ImageError, read_image, to_display, to_model, write_image
-    from ..sample import restore
+    from ..data import ImageError
 
     jobs = _jobs([Path(p) for p in args.inputs], Path(args.output))
     device = pick_device(args.device)
     model, card = load_weights(args.weights, device)
     setting = {"sampler": "ancestral", "steps": 5, "max_noise": 0.9} | card.get("setting", {}) | {"samples": 1}
     setting |= {k: getattr(args, k) for k in setting if getattr(args, k) is not None}
+    if model.config.kind == "diffusion":
+        check_schedule(setting["steps"], setting["max_noise"])
     failed = []
     for source, target in jobs:
         try:
             if target.exists() and not args.overwrite:
                 raise ImageError(f"{target} exists; --overwrite replaces it")
-            x = to_model(read_image(source))[None].to(device)
-            check_memory(source, x, model.config)
-            # Seeded a file: a picture's result does not depend on which others were given
-            generator = torch.Generator(device).manual_seed(args.seed)
-            with tqdm(desc=source.name, unit="step", leave=False) as bar:
-                y0_hat = restore(model, x, **setting, generator=generator,
-                                 progress=lambda done, total, bar=bar: _advance(bar, done, total))  # fmt: skip
-            write_image(target, to_display(y0_hat[0]), like=source)
+            _deblur(model, source, target, setting, args.seed, device)
             print(f"{source} -> {target}")
         except ImageError as error:
             failed.append(str(error))
-        except torch.OutOfMemoryError:
-            failed.append(f"{source}: not enough memory on {device} for {x.shape[-1]}x{x.shape[-2]} pixels; make it smaller")
         except KeyboardInterrupt:
             print(f"\nstopped at {source}; files finished so far are whole", file=sys.stderr)
             return 130
@@ -67,6 +56,31 @@ def run(args: argparse.Namespace) -> int:
     if len(jobs) > 1:
         print(f"{len(jobs) - len(failed)} of {len(jobs)} pictures deblurred")
     return 1 if failed else 0
+
+
+def _deblur(model, source: Path, target: Path, setting: dict, seed: int, device) -> None:
+    """One picture; raises ImageError, one sentence, if it cannot be used or memory runs out."""
+    import torch
+    from tqdm import tqdm
+
+    from ..data import ImageError, read_image, to_display, to_model, write_image
+    from ..sample import restore
+
+    size = ""
+    try:
+        image = to_model(read_image(source))[None]
+        size = f" for {image.shape[-1]}x{image.shape[-2]} pixels"
+        x = image.to(device)
+        check_memory(source, x, model.config)
+        # Seeded a file: a picture's result does not depend on which others were given
+        generator = torch.Generator(device).manual_seed(seed)
+        with tqdm(desc=source.name, unit="step", leave=False) as bar:
+            y0_hat = restore(model, x, **setting, generator=generator, progress=lambda done, total: _advance(bar, done, total))
+        write_image(target, to_display(y0_hat[0]), like=source)
+    except (RuntimeError, MemoryError) as error:
+        if not out_of_memory(error):
+            raise
+        raise ImageError(f"{source}: not enough memory on {device}{size}; make it smaller") from None
 
 
 def _advance(bar, done: int, total: int) -> None:
@@ -97,6 +111,25 @@ def _jobs(inputs: list[Path], output: Path) -> list[tuple[Path, Path]]:
     if twice is not None:
         raise UserError(f"two inputs would both be written to {twice}; deblur them in two calls")
     return jobs
+
+
+def check_schedule(steps: int, max_noise: float) -> None:
+    """Refuse, before any picture is read, steps and noise of which no schedule can be made."""
+    from bisect import bisect_left
+
+    from ..schedule import make_schedule
+
+    def mistake(steps: int) -> str:
+        try:
+            make_schedule("linear", steps, max_noise)
+        except ValueError as error:
+            return str(error)
+        return ""
+
+    if what := mistake(steps):
+        most = bisect_left(range(1, steps), True, key=lambda n: bool(mistake(n)))
+        allowed = f"; with this noise --steps may be {most} at most" if most else ""
+        raise UserError(f"--steps {steps} with --max-noise {max_noise}: {what}{allowed}")
 
 
 # Peak of a restoration per pixel and channel of the first level, above what the process holds before it. Measured on the

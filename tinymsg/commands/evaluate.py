@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from .shared import DEVICE_HELP, UserError, load_named_weights, pick_device, positive
+from .shared import DEVICE_HELP, UserError, at_least, load_named_weights, pick_device, positive
 
 
 def add(commands: argparse._SubParsersAction) -> None:
@@ -15,13 +15,16 @@ def add(commands: argparse._SubParsersAction) -> None:
     sub.add_argument("--out", required=True, metavar="FILE", help="results file (JSON)")
     sub.add_argument("--domains", nargs="+", metavar="NAME", help="default: the training domain and all test domains")
     sub.add_argument("--pairs", metavar="FOLDER", help="real pairs (GoPro layout, or input/ and target/) instead of synthetic domains")
-    sub.add_argument("--align", type=int, default=0, metavar="PIXELS",
+    sub.add_argument("--blur", metavar="NAME", help="with --pairs: the folders with blurry pictures, as blur_gamma (default: blur)")
+    sub.add_argument("--align", type=at_least(0), default=0, metavar="PIXELS",
                      help="with --pairs: score each picture after its best whole-pixel shift of up to so many (default: as it is)")  # fmt: skip
     sub.add_argument("--content", default="scenes",
                      help="sharp pictures of the training's kind: scenes, photos, or a folder (default: %(default)s)")  # fmt: skip
     sub.add_argument("--validation-content", metavar="NAME", help="of the pairs for choosing the sampler's setting, if it is a folder "
                                                                   "of its own (default: --content, from another seed)")  # fmt: skip
-    sub.add_argument("--count", type=positive, default=200, metavar="N", help="pairs a domain (default: %(default)s)")
+    sub.add_argument("--count", type=at_least(2), default=200, metavar="N",
+                     help="pairs a domain, at least 2: crops drawn at random with replacement, so that one picture may come "
+                          "twice and another never (default: %(default)s)")  # fmt: skip
     sub.add_argument("--validation", type=positive, default=24, metavar="N", help="pairs for choosing the sampler's setting (default: %(default)s)")
     sub.add_argument("--size", type=positive, default=96, metavar="PIXELS", help="side of the crops (default: %(default)s)")
     sub.add_argument("--samples", type=positive, default=4, metavar="N", help="draws averaged in the -mean rows (default: %(default)s)")
@@ -42,13 +45,16 @@ def run(args: argparse.Namespace) -> int:
     from ..results import provenance, write_results
 
     device = pick_device(args.device)
-    if args.align and not args.pairs:
-        raise UserError("--align is for real pairs: it goes with --pairs")
+    for name in ("align", "blur"):
+        if getattr(args, name) and not args.pairs:
+            raise UserError(f"--{name} is for real pairs: it goes with --pairs")
+    if args.domains and args.pairs:
+        raise UserError("--domains are synthetic, --pairs are real: give one of the two, the other in a second call with its own --out")
     models, weights = load_named_weights(args.weights, device)
     say = lambda line: print(line, flush=True)  # noqa: E731
     try:
         if args.pairs:
-            domains = {Path(args.pairs).name: PairedImages(args.pairs, device=device)}
+            domains = {Path(args.pairs).name: PairedImages(args.pairs, args.blur or "blur", device=device)}
         else:
             names = args.domains or ["gopro_like", *TEST_DOMAINS]
             for name in names:

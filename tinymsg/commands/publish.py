@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from .shared import UserError
+from .shared import UserError, read_record
 
 
 def add(commands: argparse._SubParsersAction) -> None:
@@ -20,26 +20,30 @@ def run(args: argparse.Namespace) -> int:
     import shutil
 
     from ..model import WEIGHTS, load_model
-    from ..results import read_results, sha256, write_results
+    from ..results import sha256, write_results
 
     run = Path(args.run_folder)
     source = run / "weights.safetensors"
     try:
         load_model(source)
-        results = read_results(args.results)
     except (FileNotFoundError, ValueError) as error:
         raise UserError(str(error)) from None
+    results = read_record(args.results, ("weights", "parameters", "setting", "unavailable", "domains"),
+                          "evaluate these very weights first, and give the file that it writes")  # fmt: skip
+    ran = read_record(run / "run.json", ("command", "config", "steps"), "give the folder of a finished train, as it left it")
     label = next((k for k, w in results["weights"].items() if w["sha256"] == sha256(source)), None)
     if label is None:
         raise UserError(f"{args.results} holds no scores of {source}: evaluate these very weights first")
     target = WEIGHTS / f"{args.name}.safetensors"
-    shutil.copyfile(source, target)
-    card = read_results(run / "run.json") | {
-        "name": args.name, "sha256": sha256(target), "parameters": results["parameters"][label],
+    card = ran | {
+        "name": args.name, "sha256": sha256(source), "parameters": results["parameters"][label],
         "setting": results["setting"], "unavailable": results["unavailable"],
         "scores": {d: {row: s for row, s in r["scores"].items() if row in ("blurry", label, f"{label}-mean")}
                    for d, r in results["domains"].items()},
     }  # fmt: skip
+    partial = target.with_name(target.name + ".part")
+    shutil.copyfile(source, partial)
     write_results(WEIGHTS / f"{args.name}.json", card)
+    partial.replace(target)  # last: weights lie there only with their card
     print(f"{target} and its card written")
     return 0

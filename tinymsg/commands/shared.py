@@ -1,6 +1,7 @@
 """What the commands share: mistakes in one sentence, devices, weights, argument types."""
 
 import argparse
+from collections.abc import Callable
 
 DEVICE_HELP = "cpu, cuda, cuda:1, ... (default: the GPU if there is one)"
 
@@ -47,24 +48,68 @@ def weights_path(name: str):
 
 
 def load_named_weights(items: list[str], device) -> tuple[dict, dict]:
-    """[ROW=]NAME arguments -> ({row: model}, {row: source, SHA-256 and configuration}); a row is else the name's last word."""
+    """[ROW=]NAME arguments -> ({row: model}, {row: source, SHA-256 and configuration}); a row is else the name's last word.
+
+    Raises: UserError for a row whose name is taken, by another or by what the results call their own rows.
+    """
     from ..results import sha256
 
     models, identities = {}, {}
     for item in items:
         row, _, name = item.rpartition("=")
         row = row or name.removesuffix(".safetensors").rsplit("-", 1)[-1]
+        if row in models or row == "blurry" or row.endswith("-mean"):
+            raise UserError(f"a row cannot be named {row!r}: the name is taken; give another by ROW={name}")
         models[row], _ = load_weights(name, device)
         identities[row] = {"source": name, "sha256": sha256(weights_path(name)), "config": models[row].config.to_dict()}
     return models, identities
 
 
-def positive(text: str) -> int:
-    """argparse type: an integer of at least 1."""
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, got {value}")
-    return value
+def read_record(path, entries: tuple[str, ...], advice: str) -> dict:
+    """A results file that has these entries; UserError, ending in the advice, if it is none."""
+    import json
+
+    from ..results import read_results
+
+    try:
+        record = read_results(path)
+    except OSError as error:
+        what = f"{path} cannot be read: {error.strerror}"
+    except (json.JSONDecodeError, UnicodeDecodeError, TypeError, AttributeError):  # no JSON, or no table in it
+        what = f"{path} is not a results file"
+    except ValueError as error:
+        what = str(error)
+    else:
+        missing = [name for name in entries if name not in record]
+        if not missing:
+            return record
+        what = f"{path} is a results file of another kind, without {', '.join(missing)}"
+    raise UserError(f"{what}; {advice}")
+
+
+def out_of_memory(error: Exception) -> bool:
+    """Whether an error says that memory ran out; on the CPU torch says it by a plain RuntimeError."""
+    import torch
+
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    signs = ("out of memory", "not enough memory", "allocate memory")
+    return isinstance(error, RuntimeError) and any(sign in str(error) for sign in signs)
+
+
+def at_least(least: int) -> Callable[[str], int]:
+    """An argparse type: integers of at least `least`."""
+
+    def integer(text: str) -> int:
+        value = int(text)
+        if value < least:
+            raise argparse.ArgumentTypeError(f"must be at least {least}, got {value}")
+        return value
+
+    return integer
+
+
+positive = at_least(1)
 
 
 def share(text: str) -> float:

@@ -2,7 +2,7 @@
 
 import argparse
 
-from .shared import DEVICE_HELP, UserError, load_named_weights, load_weights, pick_device, positive
+from .shared import DEVICE_HELP, UserError, at_least, load_named_weights, load_weights, pick_device, positive
 
 
 def add(commands: argparse._SubParsersAction) -> None:
@@ -13,7 +13,7 @@ def add(commands: argparse._SubParsersAction) -> None:
                      help="shipped weights or .safetensors files, each with a name (default: %(default)s)")  # fmt: skip
     sub.add_argument("--out", required=True, metavar="FILE", help="results file (JSON)")
     sub.add_argument("--content", default="scenes", help="sharp pictures: scenes, photos, or a folder (default: %(default)s)")
-    sub.add_argument("--count", type=positive, default=120, metavar="N", help="pictures a domain (default: %(default)s)")
+    sub.add_argument("--count", type=at_least(4), default=120, metavar="N", help="pictures a domain, at least 4 (default: %(default)s)")
     sub.add_argument("--size", type=positive, default=96, metavar="PIXELS", help="side of the crops (default: %(default)s)")
     sub.add_argument("--device", default="auto", help=DEVICE_HELP)
     sub.set_defaults(run=run)

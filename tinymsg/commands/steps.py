@@ -2,7 +2,7 @@
 
 import argparse
 
-from .shared import DEVICE_HELP, UserError, load_named_weights, pick_device, positive
+from .shared import DEVICE_HELP, UserError, at_least, load_named_weights, pick_device, positive
 
 
 def add(commands: argparse._SubParsersAction) -> None:
@@ -16,7 +16,7 @@ def add(commands: argparse._SubParsersAction) -> None:
     sub.add_argument("--domain", default="gopro_like", metavar="NAME", help="of the pictures (default: the training domain)")
     sub.add_argument("--content", default="scenes", help="sharp pictures: scenes, photos, or a folder (default: %(default)s)")
     sub.add_argument("--evaluations", type=positive, nargs="+", metavar="N", help="default: 1 2 4 8 16 32 64 250")
-    sub.add_argument("--count", type=positive, default=50, metavar="N", help="pictures, at least 2 (default: %(default)s)")
+    sub.add_argument("--count", type=at_least(2), default=50, metavar="N", help="pictures, at least 2 (default: %(default)s)")
     sub.add_argument("--size", type=positive, default=64, metavar="PIXELS", help="side of the crops (default: %(default)s)")
     sub.add_argument("--device", default="auto", help=DEVICE_HELP)
     sub.set_defaults(run=run)

@@ -74,7 +74,10 @@ def run(args: argparse.Namespace) -> int:
 
     config = _config(args)
     if args.estimate:
-        return _estimate(args, config)
+        try:
+            return _estimate(args, config)
+        except ValueError as error:
+            raise UserError(str(error)) from None
     if args.out is None:
         raise UserError("--out FOLDER is missing: where checkpoints, logs and final weights go")
     if args.validation is not None and args.validate_every is None:
