@@ -90,7 +90,7 @@ def _advance(bar, done: int, total: int) -> None:
 
 def _jobs(inputs: list[Path], output: Path) -> list[tuple[Path, Path]]:
     """(source, target) of every picture. One file to one file, or anything into a folder."""
-    from ..data import IMAGE_SUFFIXES
+    from ..data import IMAGE_SUFFIXES, picture_files
 
     if len(inputs) == 1 and not inputs[0].is_dir() and output.suffix.lower() in IMAGE_SUFFIXES and not output.is_dir():
         return [(inputs[0], output)]
@@ -99,7 +99,7 @@ def _jobs(inputs: list[Path], output: Path) -> list[tuple[Path, Path]]:
     jobs = []
     for path in inputs:
         if path.is_dir():
-            found = sorted(p for p in path.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and not p.name.startswith("."))
+            found = picture_files(path, recursive=True)
             if not found:
                 raise UserError(f"no pictures ({', '.join(IMAGE_SUFFIXES)}) in the folder {path}")
             jobs += [(p, output / p.relative_to(path)) for p in found]
