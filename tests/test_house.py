@@ -18,7 +18,7 @@ PACKAGES = {  # each file of a package imports only from those before it, and fr
 MODULES = sorted([*LIBRARY.glob("*.py"), *(path for package in PACKAGES for path in (LIBRARY / package).glob("*.py"))])
 COMMANDS = sorted((LIBRARY / "commands").glob("*.py"))
 # Each module imports only from those before it
-ORDER = ("rng", "scenes", "blur", "data", "datasets", "schedule", "unet", "guidance", "results", "model", "processes", "train",
+ORDER = ("processes", "rng", "scenes", "blur", "data", "datasets", "schedule", "unet", "guidance", "results", "model", "train",
          "sample", "evaluate", "steps", "shift", "toy", "pictures", "studies", "checks", "explore", "live", "myphoto", "training", "paper", "commands", "__main__")  # fmt: skip
 
 

@@ -2,8 +2,13 @@
 
 import dataclasses
 import json
+import os
+import subprocess
+import sys
+import time
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 
@@ -135,6 +140,23 @@ def test_the_command_goes_on_where_it_stopped(tmp_path, capsys):
     assert "holds the study 'breadth'" in capsys.readouterr().err
     assert main([*command, "nonsense"]) == 2
     assert "unknown arm 'nonsense' of breadth; known: regression, plain" in capsys.readouterr().err
+
+
+def test_a_killed_study_leaves_no_worker_behind(tmp_path):
+    out = tmp_path / "toy.json"
+    command = ["ablate", "--out", str(out), "--seeds", "2", "--steps", "5000", "--workers", "2", "--arms", "plain"]
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
+    study = psutil.Popen([sys.executable, "-m", "tinymsg", *command], cwd=tmp_path, env=environment, stdout=subprocess.DEVNULL)
+    end, workers = time.monotonic() + 120, []
+    while len(workers) < 2 and time.monotonic() < end:  # beside them there is multiprocessing's own resource tracker
+        time.sleep(0.2)
+        workers = [child for child in study.children() if "spawn_main" in " ".join(child.cmdline())]
+    study.kill()
+    study.wait(20)
+    _, alive = psutil.wait_procs(workers, timeout=60)
+    for worker in alive:
+        worker.kill()
+    assert len(workers) == 2 and not alive
 
 
 def test_the_command_goes_on_with_the_same_number_of_tests(tmp_path, capsys, monkeypatch):

@@ -1,7 +1,9 @@
-"""Several processes on one machine or many, as torchrun starts them."""
+"""Several processes: of one training on one machine or many, as torchrun starts them; workers that share out small jobs."""
 
 import datetime
+import multiprocessing
 import os
+import threading
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -73,3 +75,15 @@ def highest(value: int) -> int:
     values = torch.tensor([value])
     torch.distributed.all_reduce(values, torch.distributed.ReduceOp.MAX, group=_control)
     return int(values)
+
+
+def begin_worker() -> None:
+    """First act of a pool's process: one thread, and an end with the process that asked; killed, that one cannot tell it."""
+    torch.set_num_threads(1)
+    parent = multiprocessing.parent_process()
+
+    def follow() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=follow, daemon=True).start()

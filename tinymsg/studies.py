@@ -26,6 +26,7 @@ from .blur import path_to_kernel, walk_path
 from .data import Batches, SignalPairs
 from .evaluate import Setting, nested_interval, summary
 from .model import Config, Model, count_parameters
+from .processes import begin_worker
 from .rng import Draws
 from .train import TrainState, fit
 
@@ -289,7 +290,7 @@ def run_study(trials: list[Trial], workers: int, count: int = 64) -> Iterator[di
     if workers == 1:
         yield from (trial.run(count) for trial in trials)
         return
-    with ProcessPoolExecutor(workers, get_context("spawn"), torch.set_num_threads, (1,)) as pool:
+    with ProcessPoolExecutor(workers, get_context("spawn"), begin_worker) as pool:
         try:
             for future in as_completed([pool.submit(trial.run, count) for trial in trials]):
                 yield future.result()

@@ -10,7 +10,6 @@ import multiprocessing
 import os
 import shutil
 import signal
-import threading
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -24,6 +23,7 @@ import torch
 
 from .. import __version__
 from ..data import ImageError, PairedImages, read_image
+from ..processes import begin_worker
 from .layouts import Pair
 from .packed import FORMAT, MANIFEST, PIXELS, frame_hashes, identity, is_packed, open_frames, read_manifest, single_sharp
 
@@ -263,15 +263,8 @@ def _decode(jobs: list[_Job], workers: int, pixels: Path | None = None, offset: 
 
 
 def _start_worker() -> None:
-    torch.set_num_threads(1)
+    begin_worker()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent sees to the end
-    parent = multiprocessing.parent_process()
-
-    def end_with_parent() -> None:
-        parent.join()  # returns also when it was killed, which the pool itself would not notice
-        os._exit(1)
-
-    threading.Thread(target=end_with_parent, daemon=True).start()
 
 
 def _decode_one(job: _Job, pixels: Path | None, offset: int) -> tuple[int, str, list[int]]:
