@@ -435,8 +435,8 @@ def _control(name: str, values: list, start: object):
     import ipywidgets
 
     options = [(str(value), value) for value in values]
-    kind = ipywidgets.ToggleButtons if isinstance(values[0], str) else ipywidgets.SelectionSlider
-    return kind(options=options, value=start, description=name, tooltip=name, style={"description_width": "initial"},
+    kind, style = (ipywidgets.ToggleButtons, {"button_width": "auto"}) if isinstance(values[0], str) else (ipywidgets.SelectionSlider, {})
+    return kind(options=options, value=start, description=name, tooltip=name, style=style | {"description_width": "initial"},
                 layout={"width": "auto", "max_width": "36em"})  # fmt: skip
 
 
