@@ -249,6 +249,25 @@ def test_programs_restart_once_with_the_allocators_settings(platform, of_the_use
     assert found == (ALLOCATOR if restarts else {of_the_user: "1"} if of_the_user else {})
 
 
+@pytest.mark.parametrize("error, said", [
+    (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB"), True),
+    (RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory"), True),
+    (MemoryError(), True),
+    (RuntimeError("an illegal memory access was encountered"), False),
+])  # fmt: skip
+def test_memory_that_ran_out_is_one_sentence(error, said, monkeypatch, capsys):
+    def spent(args):
+        raise error
+
+    monkeypatch.setattr("tinymsg.commands.train.run", spent)
+    if not said:
+        with pytest.raises(RuntimeError, match="illegal"):
+            main(["train", "--out", "nowhere"])
+        return
+    assert main(["train", "--out", "nowhere"]) == 2
+    assert capsys.readouterr().err.startswith("tinymsg: memory ran out; take smaller pictures")
+
+
 def test_help_names_every_command(tmp_path):
     text = run("--help", cwd=tmp_path).stdout
     assert all(command in text for command in ("deblur", "train", "evaluate", "ablate", "publish"))

@@ -5,7 +5,7 @@ import os
 import sys
 
 from .commands import ablate, deblur, evaluate, pack, paper, publish, shift, steps, train
-from .commands.shared import UserError
+from .commands.shared import UserError, out_of_memory
 
 # glibc gives freed blocks of this size back to the system at once, and asks again at the next layer: keeping
 # them made one residual block 1.6 times faster on the CPU. In pages of 2 MB instead of 4 kB a training step takes
@@ -51,6 +51,12 @@ def main(arguments: list[str] | None = None) -> int:
         return args.run(args)
     except UserError as error:
         print(f"tinymsg: {error}", file=sys.stderr)
+        return 2
+    except (RuntimeError, MemoryError) as error:
+        if not out_of_memory(error):
+            raise
+        print("tinymsg: memory ran out; take smaller pictures, or fewer at a time (train: --set batch=N, crop=N or accumulate=N), "
+              "or another --device", file=sys.stderr)  # fmt: skip
         return 2
 
 
