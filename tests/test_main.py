@@ -268,6 +268,16 @@ def test_memory_that_ran_out_is_one_sentence(error, said, monkeypatch, capsys):
     assert capsys.readouterr().err.startswith("tinymsg: memory ran out; take smaller pictures")
 
 
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("DefaultCPUAllocator: can't allocate memory")])
+def test_a_training_without_memory_says_what_to_lower(error, tmp_path, monkeypatch, capsys):
+    def spent(*arguments):
+        raise error
+
+    monkeypatch.setattr("tinymsg.commands.train._train", spent)
+    assert main(["train", "--out", str(tmp_path), "--device", "cpu", "--set", *TINY]) == 2
+    assert "out of memory on cpu: raise accumulate" in capsys.readouterr().err
+
+
 def test_help_names_every_command(tmp_path):
     text = run("--help", cwd=tmp_path).stdout
     assert all(command in text for command in ("deblur", "train", "evaluate", "ablate", "publish"))

@@ -243,10 +243,11 @@ def test_a_checkpoint_goes_on_in_the_layout_of_its_new_number_type(resumed_in_bf
     """The fused optimiser reads weights and moments as they lie: those of another layout would meet the wrong weights."""
     pairs = SyntheticPairs(scene_contents(4, size=96), "gopro_like")
     config = tiny_config(precision="fp32", crop=96, batch=2, steps=4)
-    monkeypatch.setattr(train, "training_layout", lambda *_: torch.channels_last)
+    if not resumed_in_bf16:  # as one was written before there were two layouts
+        monkeypatch.setattr(train, "training_layout", lambda *_: torch.channels_last)
     before = TrainState(config)
     list(fit(before, Batches(pairs, 2, 96), dataclasses.replace(config, steps=2)))
-    saved = copy.deepcopy(before.state_dict())  # as one was written before there were two layouts
+    saved = copy.deepcopy(before.state_dict())
     expected = [r.to_dict() for r in fit(before, Batches(pairs, 2, 96))]
     monkeypatch.undo()
 

@@ -5,7 +5,7 @@ import os
 import sys
 
 from .commands import ablate, deblur, evaluate, pack, paper, publish, shift, steps, train
-from .commands.shared import UserError, out_of_memory
+from .commands.shared import UserError
 
 # glibc gives freed blocks of this size back to the system at once, and asks again at the next layer: keeping
 # them made one residual block 1.6 times faster on the CPU. In pages of 2 MB instead of 4 kB a training step takes
@@ -53,10 +53,11 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"tinymsg: {error}", file=sys.stderr)
         return 2
     except (RuntimeError, MemoryError) as error:
+        from .processes import out_of_memory
+
         if not out_of_memory(error):
             raise
-        print("tinymsg: memory ran out; take smaller pictures, or fewer at a time (train: --set batch=N, crop=N or accumulate=N), "
-              "or another --device", file=sys.stderr)  # fmt: skip
+        print("tinymsg: memory ran out; take smaller pictures, or fewer at a time, or another --device", file=sys.stderr)
         return 2
 
 

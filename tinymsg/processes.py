@@ -1,4 +1,5 @@
-"""Several processes: of one training on one machine or many, as torchrun starts them; workers that share out small jobs."""
+"""Several processes: of one training on one machine or many, as torchrun starts them; workers that share out small jobs; memory
+that ran out."""
 
 import datetime
 import multiprocessing
@@ -87,3 +88,11 @@ def begin_worker() -> None:
         os._exit(1)
 
     threading.Thread(target=follow, daemon=True).start()
+
+
+def out_of_memory(error: Exception) -> bool:
+    """Whether an error says that memory ran out; on the CPU torch says it by a plain RuntimeError."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    signs = ("out of memory", "not enough memory", "allocate memory")
+    return isinstance(error, RuntimeError) and any(sign in str(error) for sign in signs)

@@ -4,7 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from .shared import DEVICE_HELP, UserError, load_weights, out_of_memory, pick_device, positive, share
+from .shared import DEVICE_HELP, UserError, load_weights, pick_device, positive, share
 
 
 def add(commands: argparse._SubParsersAction) -> None:
@@ -64,6 +64,7 @@ def _deblur(model, source: Path, target: Path, setting: dict, seed: int, device)
     from tqdm import tqdm
 
     from ..data import ImageError, read_image, to_display, to_model, write_image
+    from ..processes import out_of_memory
     from ..sample import restore
 
     size = ""

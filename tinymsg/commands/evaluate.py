@@ -37,8 +37,6 @@ def run(args: argparse.Namespace) -> int:
     import dataclasses
     from functools import partial
 
-    import torch
-
     from .. import evaluate as ev
     from ..data import TEST_DOMAINS, PairedImages, get_domain
     from ..paper.align import overlap
@@ -76,7 +74,7 @@ def run(args: argparse.Namespace) -> int:
                                register=partial(overlap, reach=args.align) if args.align else None)  # fmt: skip
         if args.align:
             results["align"] = args.align
-    except (ValueError, torch.OutOfMemoryError) as error:
+    except ValueError as error:
         raise UserError(str(error)) from None
     write_results(args.out, results)
     print(ev.table(results))

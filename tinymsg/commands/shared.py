@@ -87,16 +87,6 @@ def read_record(path, entries: tuple[str, ...], advice: str) -> dict:
     raise UserError(f"{what}; {advice}")
 
 
-def out_of_memory(error: Exception) -> bool:
-    """Whether an error says that memory ran out; on the CPU torch says it by a plain RuntimeError."""
-    import torch
-
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return True
-    signs = ("out of memory", "not enough memory", "allocate memory")
-    return isinstance(error, RuntimeError) and any(sign in str(error) for sign in signs)
-
-
 def at_least(least: int) -> Callable[[str], int]:
     """An argparse type: integers of at least `least`."""
 

@@ -67,8 +67,6 @@ def add(commands: argparse._SubParsersAction) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Carry it out; returns the exit status."""
-    import torch
-
     from .. import processes, train
     from ..training.checkpoint import training_lock
 
@@ -91,14 +89,14 @@ def run(args: argparse.Namespace) -> int:
     except KeyboardInterrupt:
         print("\nstopped at once; the same command goes on from the last checkpoint", file=sys.stderr)
         return 130
-    except torch.OutOfMemoryError:
-        raise UserError(f"out of memory on {device}: raise accumulate (--set accumulate=4), or lower batch or crop; "
-                        "--estimate says what fits") from None  # fmt: skip
     except OSError as error:
         raise UserError(f"{args.out}: {error.strerror or error}; the last checkpoint there is intact") from None
     except (train.NotFiniteError, ValueError) as error:
         raise UserError(str(error)) from None
     except RuntimeError as error:
+        if processes.out_of_memory(error):
+            raise UserError(f"out of memory on {device}: raise accumulate (--set accumulate=4), or lower batch or crop; "
+                            "--estimate says what fits") from None  # fmt: skip
         if processes.rank_and_processes()[1] == 1 or not _lost_a_process(error):
             raise
         who = "the first process" if first else f"process {processes.rank_and_processes()[0]}"

@@ -23,6 +23,7 @@ from ..data import ImageError, PairedImages, read_image, to_display, to_model, w
 from ..datasets.layouts import Pair, find_pairs, get_dataset, sharp_paths
 from ..evaluate import METRICS, MetricUnavailable, Setting, available, measure
 from ..model import Config, Model
+from ..processes import out_of_memory
 from ..sample import prepare, restore_steps
 from ..train import use_bf16
 from .align import PROTOCOLS
@@ -252,8 +253,8 @@ def _attempt(pair: Pair, work: Callable[..., None], *arguments) -> list[str]:
         return [str(error)]
     except (ValueError, MetricUnavailable) as error:
         return [f"{pair.blurry}: {error}"]
-    except RuntimeError as error:
-        if not isinstance(error, torch.OutOfMemoryError) and "memory" not in str(error):
+    except (RuntimeError, MemoryError) as error:
+        if not out_of_memory(error):
             raise
         return [f"{pair.blurry}: not enough memory"]
     return []
