@@ -73,21 +73,30 @@ class Result:
 
 
 class Watch(threading.Thread):
-    """Follows the kernels that this process starts: their peak memory, and an end to them at the time limit."""
+    """Follows the kernels that this process starts from now on: their peak memory, and an end to them at the time limit."""
 
     def __init__(self, limit: float | None):
         super().__init__(daemon=True)
         self.limit, self.expired = limit, False
-        self.peaks: dict[int, int] = {}  # the last word of each: a kernel just forked has our own memory for a moment
-        self._start, self._stop_now = time.monotonic(), threading.Event()
+        self.peaks: dict[int, int] = {}
+        self._own, self._start, self._stop_now = psutil.Process(), time.monotonic(), threading.Event()
+        self._others = set(self._own.children(recursive=True))
 
     def run(self) -> None:
         while not self._stop_now.wait(0.2):
-            for process in psutil.Process().children(recursive=True):
-                self.peaks[process.pid] = _peak_bytes(process) or self.peaks.get(process.pid, 0)
+            for process in set(self._own.children(recursive=True)) - self._others:
+                if not self._is_copy(process):
+                    self.peaks[process.pid] = max(_peak_bytes(process), self.peaks.get(process.pid, 0))
                 if self.limit and time.monotonic() - self._start > self.limit:
                     self.expired = True
                     _kill(process)
+
+    def _is_copy(self, process: psutil.Process) -> bool:
+        """Whether it was forked from this process and runs nothing else yet: its memory is ours."""
+        try:
+            return process.cmdline() == self._own.cmdline()
+        except psutil.Error:
+            return True  # it has ended
 
     @property
     def peak(self) -> int:

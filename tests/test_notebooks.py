@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 from unittest import mock
 
@@ -232,6 +233,27 @@ def built(tmp_path_factory):
     with mock.patch.dict(os.environ):
         assert course.build([path], limit=60) == 0
     return path
+
+
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+def test_the_memory_of_others_and_of_a_forked_copy_is_not_a_kernels():
+    """A test before this one left a server running; a child not yet at its own program has all that we hold."""
+    holds = [sys.executable, "-c", "held = b'x' * 150_000_000; print(flush=True); open(0).read()"]
+    with subprocess.Popen(holds, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as server:
+        server.stdout.readline()
+        held, watch = b"x" * 150_000_000, course.Watch(None)
+        watch.start()
+        subprocess.run(["true"], preexec_fn=lambda: time.sleep(0.5), check=True)
+        assert watch.peak < 100e6 < len(held)
+        with subprocess.Popen(holds, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as kernel:
+            kernel.stdout.readline()
+            for _ in range(100):  # until it has been seen
+                if watch.peak < len(held):
+                    time.sleep(0.1)
+            assert watch.peaks[kernel.pid] > len(held) and server.pid not in watch.peaks
+            kernel.stdin.close()
+        watch.stop()
+        server.stdin.close()
 
 
 def test_build_states_seconds_and_memory_of_its_run(built):
