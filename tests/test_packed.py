@@ -8,6 +8,7 @@ import miniatures
 import numpy as np
 import pytest
 import torch
+from gpu_cases import no_waiting
 
 from tinymsg.datasets import packed
 from tinymsg.data import Batches, ImageError, PairedImages, read_image, to_model
@@ -176,11 +177,8 @@ def test_resident_where_it_fits(root, monkeypatch):
 def test_crops_do_not_wait_for_the_gpu(root):
     pairs = PackedPairs(packed_folder("gopro", "train", root), device="cuda", resident=True)
     pairs.crops(torch.arange(4), 16)
-    torch.cuda.set_sync_debug_mode("error")
-    try:
+    with no_waiting():
         pairs.crops(torch.arange(4, 8), 16)
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
 
 
 # --- damage -----------------------------------------------------------------------------------------------------

@@ -1,13 +1,17 @@
+import contextlib
 import copy
 import dataclasses
 import math
+import warnings
 
 import pytest
 import torch
 import torch.nn.functional as F
+from gpu_cases import no_waiting
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
+from torch.func import functional_call
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
 from tinymsg import train
 from tinymsg.data import Batches, SyntheticPairs, scene_contents
@@ -316,9 +320,23 @@ def test_compiled_training_learns_the_same(tiny_config, batches, monkeypatch):
     real = torch.compile
     monkeypatch.setattr(torch, "compile", lambda model, **options: compiled.append(options) or real(model, backend="aot_eager", **options))
     rows = [[r.to_dict() for r in fit(tiny_config(compile=on, accumulate=2, steps=2), batches)] for on in (False, True)]
-    assert compiled == [{"fullgraph": True}]
+    assert compiled == [{"fullgraph": True, "dynamic": False}]
     for one, other in zip(*rows, strict=True):
         assert other == pytest.approx(one, rel=1e-4)
+
+
+def test_compiled_trainings_follow_each_other(tiny_config, monkeypatch):
+    """More of them than torch keeps compiled forms, at other sizes; the averaged weights, which are looked at between, are not compiled."""
+    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 1)
+    real, graphs = torch.compile, []
+    monkeypatch.setattr(torch, "compile", lambda model, **o: real(model, backend=lambda g, _: graphs.append(g) or g.forward, **o))
+    for crop, widths in ((16, (16, 16)), (32, (16, 16)), (16, (16, 32))):
+        image = torch.zeros(2, 3, crop, crop)
+        state = TrainState(tiny_config(crop=crop, widths=widths, scales=(1,), compile=True, steps=2))
+        for _ in fit(state, lambda step, image=image: (image, image)):
+            with torch.no_grad():
+                state.ema_model(*[torch.zeros(1, 3, 48, 64)] * 2, torch.full((1,), 0.5))
+    assert len(graphs) == 3
 
 
 def test_accumulate_is_checked(tiny_config):
@@ -412,29 +430,122 @@ def test_a_step_never_waits_for_the_gpu(tiny_config, monkeypatch):
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
+@pytest.mark.parametrize("accumulate", [1, 2])
 @pytest.mark.parametrize("cuda_graph", [False, True])
-def test_on_a_gpu_no_step_waits_for_it(tiny_config, cuda_graph):
-    config = tiny_config(steps=6, batch=2, cuda_graph=cuda_graph)
+def test_on_a_gpu_no_step_waits_for_it(tiny_config, cuda_graph, accumulate):
+    config = tiny_config(steps=6, batch=2, accumulate=accumulate, cuda_graph=cuda_graph)
     y0, x = (torch.zeros(2, 3, config.crop, config.crop, device="cuda") for _ in range(2))
     steps = fit(TrainState(config, "cuda"), lambda step: (y0, x))
     for _ in range(2):
         next(steps)
-    torch.cuda.set_sync_debug_mode("error")
-    try:
+    with no_waiting():
         for _ in range(3):
             next(steps)
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize("failing", [False, True])
+def test_what_forbids_waiting_is_silent_and_leaves_nothing_behind(failing, monkeypatch):
+    """torch warns at the first call, after it has set the mode: as an error, that would leave it set for all tests that follow."""
+    modes = []
+
+    def set_mode(mode):
+        modes.append(mode)
+        if mode == "error":
+            warnings.warn("a prototype", stacklevel=2)
+
+    monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", set_mode)
+    with pytest.raises(ZeroDivisionError) if failing else contextlib.nullcontext(), no_waiting():
+        assert modes == ["error"]
+        assert 1 / (not failing)
+    assert modes == ["error", "default"]
+
+
+# --- a step recorded as a CUDA graph ----------------------------------------------------------------------------
+
+
+def as_recorded(model: torch.nn.Module) -> torch.nn.Module:
+    """In the place of torch.cuda.make_graphed_callables, on the CPU: each backward pass writes into the same tensors and returns them."""
+    names, weights = zip(*model.named_parameters(), strict=True)
+    static = [torch.empty_like(weight).detach() for weight in weights]
+    layout = []
+
+    def call(images, weights):
+        return tree_flatten(functional_call(model, dict(zip(names, weights, strict=True)), images))
+
+    class Recorded(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, *arguments):
+            ctx.images = tuple(image.detach() for image in arguments[:3])
+            outputs, spec = call(ctx.images, weights)
+            layout[:] = [spec]
+            return tuple(output.detach() for output in outputs)
+
+        @staticmethod
+        @torch.autograd.function.once_differentiable
+        def backward(ctx, *gradients):
+            with torch.enable_grad():
+                copies = [weight.detach().requires_grad_() for weight in weights]
+                found = torch.autograd.grad(call(ctx.images, copies)[0], copies, gradients, allow_unused=True)
+            for buffer, gradient in zip(static, found, strict=True):
+                if gradient is not None:
+                    buffer.copy_(gradient)
+            return (None,) * 3 + tuple(b.detach() if g is not None else None for b, g in zip(static, found, strict=True))
+
+    class Network(torch.nn.Module):
+        def forward(self, *images):
+            return tree_unflatten(list(Recorded.apply(*images, *weights)), layout[0])
+
+    return Network()
+
+
+@pytest.mark.parametrize("changes", [{}, {"target": "none", "stop_gradient": True}])  # some weights there have no gradient
+@pytest.mark.parametrize("accumulate", [1, 2, 4])
+def test_gradients_of_a_recorded_pass_add_up(tiny_config, batches, monkeypatch, accumulate, changes):
+    """Autograd keeps the tensor that a pass returns as the weight's gradient, and the next pass would overwrite it."""
+    monkeypatch.setattr(train, "_graphed", lambda state, config: as_recorded(state.model))
+    rows = []
+    for on in (False, True):
+        config = tiny_config(batch=4, accumulate=accumulate, cuda_graph=on, steps=3, **changes)
+        rows.append([record.to_dict() for record in fit(config, Batches(batches.pairs, 4, 16))])
+    for eager, recorded in zip(*rows, strict=True):
+        assert recorded == pytest.approx(eager, rel=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore:Accessing the data pointer of FakeTensor", "ignore:CUDA is not available")
+def test_a_second_training_records_the_model_and_not_the_first_recording(tiny_config, monkeypatch):
+    """make_graphed_callables replaces the module's forward: to record that again would replay a graph within a recording."""
+    seen, devices = [], []
+
+    def record(model, images, **options):
+        seen.append(("forward" in vars(model), len(images[0]), options))
+        model.forward = lambda *images: None
+        return model
+
+    monkeypatch.setattr(torch.cuda, "make_graphed_callables", record)
+    monkeypatch.setattr(torch.cuda, "device", lambda device: devices.append(device) or contextlib.nullcontext())
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        config = tiny_config(batch=4, accumulate=2, cuda_graph=True)
+        state = fake_gpu_state(monkeypatch, config)
+        for _ in range(2):
+            assert train._network(state, config) is state.model
+    assert seen == [(False, 2, {"allow_unused_input": True})] * 2 and devices == [state.device] * 2
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
-def test_a_recorded_step_learns_what_an_eager_one_does(tiny_config):
+@pytest.mark.parametrize("changes", [{}, {"target": "none", "stop_gradient": True}])
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_a_recorded_step_learns_what_an_eager_one_does(tiny_config, monkeypatch, accumulate, changes):
+    """And so does a second training of the same state, recorded anew."""
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
     rows = []
     for on in (False, True):
-        config = tiny_config(steps=3, batch=2, precision="fp32", cuda_graph=on)
+        config = tiny_config(steps=6, batch=4, accumulate=accumulate, precision="fp32", cuda_graph=on, **changes)
         generator = torch.Generator().manual_seed(0)
-        y0, x = ((torch.rand(2, 3, config.crop, config.crop, generator=generator) * 2 - 1).to("cuda") for _ in range(2))
-        rows.append([record.to_dict() for record in fit(TrainState(config, "cuda"), lambda step, y0=y0, x=x: (y0, x))])
+        y0, x = ((torch.rand(4, 3, config.crop, config.crop, generator=generator) * 2 - 1).to("cuda") for _ in range(2))
+        state, records = TrainState(config, "cuda"), []
+        for steps in (3, 6):
+            records += fit(state, lambda step, y0=y0, x=x: (y0, x), dataclasses.replace(config, steps=steps))
+        rows.append([record.to_dict() for record in records])
     for eager, recorded in zip(*rows, strict=True):
         assert recorded == pytest.approx(eager, rel=1e-3)
 

@@ -308,9 +308,27 @@ def _gradients(state: TrainState, config: Config, network: nn.Module, *share: Te
             # A recorded graph holds the casts of the weights: a cache of them would not be refilled
             with torch.autocast(state.device.type, torch.bfloat16, enabled=state.bf16, cache_enabled=not config.cuda_graph):
                 denoise, guidance = loss_terms(network, config, y0, x, noise_level, eps, state.model, mask)
-            ((share_of_denoising * denoise + config.guidance_weight * guidance) / n).backward()
+            with _other_stream(config.cuda_graph):
+                ((share_of_denoising * denoise + config.guidance_weight * guidance) / n).backward()
+        if config.cuda_graph and i == 0 < n - 1:
+            # A recorded pass returns its own buffers, which become the gradients, and the next one writes into them
+            for p in state.model.parameters():
+                p.grad = None if p.grad is None else p.grad.clone()
         losses += torch.stack([denoise.detach(), guidance.detach()]) / n
     return losses
+
+
+@contextlib.contextmanager
+def _other_stream(recorded: bool) -> Iterator[None]:
+    """What was recorded belongs to the stream of the recording: autograd waits for that, rightly, and need not warn of it."""
+    if not recorded:
+        yield
+        return
+    torch.autograd.graph.set_warn_on_accumulate_grad_stream_mismatch(False)
+    try:
+        yield
+    finally:
+        torch.autograd.graph.set_warn_on_accumulate_grad_stream_mismatch(True)
 
 
 @contextlib.contextmanager
@@ -331,7 +349,11 @@ def _network(state: TrainState, config: Config) -> nn.Module:
     if config.cuda_graph:
         return _graphed(state, config)
     model, device = state.model, state.device
-    network = torch.compile(model, fullgraph=True) if config.compile else model
+    network = model
+    if config.compile:
+        # torch keeps 8 compiled forms of a function and refuses a ninth: they would be those of 8 earlier trainings here
+        torch.compiler.reset()
+        network = torch.compile(model, fullgraph=True, dynamic=False)  # a training has one shape
     if not torch.distributed.is_initialized():
         return network
     # static_graph counts the backward passes of a step: it does not go with no_sync
@@ -351,5 +373,8 @@ def _graphed(state: TrainState, config: Config) -> nn.Module:
     height = config.crop if config.dims == 2 else 1
     image = torch.zeros(config.batch // config.accumulate, config.channels, height, config.crop, device=state.device)
     image = image.contiguous(memory_format=state.layout)
-    with torch.autocast("cuda", torch.bfloat16, enabled=state.bf16, cache_enabled=False):
-        return torch.cuda.make_graphed_callables(state.model, (image, image.clone(), image.new_full((len(image),), 0.5)))
+    inputs = image, image.clone(), image.new_full((len(image),), 0.5)
+    vars(state.model).pop("forward", None)  # of an earlier fit: the recording replaces it, and cannot itself be recorded
+    with torch.cuda.device(state.device), torch.autocast("cuda", torch.bfloat16, enabled=state.bf16, cache_enabled=False):
+        # Unused: with target none and stop_gradient no gradient reaches the guidance
+        return torch.cuda.make_graphed_callables(state.model, inputs, allow_unused_input=True)
