@@ -1,7 +1,12 @@
 """What the tests share: very small configurations, models whose output is not zero, the devices of this machine."""
 
+import contextlib
+import os
+import random
 import signal
+import socket
 from pathlib import Path
+from urllib.error import URLError
 
 import pytest
 import torch
@@ -30,6 +35,39 @@ def pytest_collection_modifyitems(config, items):
         config.hook.pytest_deselected(items=slow)
         items[:] = [item for item in items if item not in slow]
     items.sort(key=lambda item: not item.get_closest_marker("notebook"))  # the longest first: none runs alone at the end
+
+
+@pytest.fixture(scope="session", autouse=True)
+def whatever_machine(tmp_path_factory):
+    """No download, no setting or cache of the user's, no proxy before our own servers, here and in what tests start."""
+
+    def refuse(*_, **__):
+        raise URLError("no downloads in tests")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.hub, "download_url_to_file", refuse)
+        for name in ("TORCH_HOME", "IPYTHONDIR"):
+            patch.setenv(name, str(tmp_path_factory.mktemp(name.lower())))
+        for name in ("no_proxy", "NO_PROXY"):
+            patch.setenv(name, ",".join(filter(None, [os.environ.get(name), "127.0.0.1", "localhost"])))
+        if torch.cuda.is_available():  # closed forms are compared in fp32 that is fp32, and runs with each other
+            patch.setattr(torch.backends.cudnn, "allow_tf32", False)
+            patch.setattr(torch.backends.cudnn, "deterministic", True)
+        yield
+
+
+@pytest.fixture(scope="session")
+def free_port():
+    """free_port() -> a port that is free now, below those that a system gives away by itself meanwhile."""
+
+    def draw() -> int:
+        while True:
+            port = random.SystemRandom().randrange(20000, 32000)  # two processes of tests do not draw the same
+            with contextlib.suppress(OSError), socket.socket() as probe:
+                probe.bind(("", port))
+                return port
+
+    return draw
 
 
 @pytest.fixture(params=DEVICES)

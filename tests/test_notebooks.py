@@ -134,7 +134,7 @@ def proving_run(lesson: Path, folder: Path) -> str | None:
     with mock.patch.dict(os.environ):
         course.use_lesson_environment()
         os.environ[ONLY_DEFAULT] = "1"
-        return course.execute(with_prover(lesson, folder / "in"), folder / "out" / lesson.name, {"PROFILE": "smoke"}, limit=300).problem
+        return course.execute(with_prover(lesson, folder / "in"), folder / "out" / lesson.name, {"PROFILE": "smoke"}, limit=600).problem
 
 
 def smoke_run(lesson: Path, tmp_path_factory) -> tuple[str | None, Path]:
@@ -191,17 +191,18 @@ def test_committed_outputs_come_out_again(lesson, tmp_path):
     spent = watch.stop()
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
     seconds, gigabytes = course.stated(course.read(lesson))
-    assert watch.peak / 1e9 <= gigabytes + 0.25
+    assert watch.peak / 1e9 <= 1.25 * gigabytes + 0.25
     assert spent <= 4 * seconds + 60, "far beyond what its first cell says, even for a busy machine"
 
 
 def _nbval(notebook: Path, tmp_path: Path) -> subprocess.CompletedProcess:
+    limit = 4 * course.stated(course.read(notebook))[0] + 600  # against what hangs; slowness is for the caller to judge
     settings = tmp_path / "pytest.ini"  # ours turns the warnings of nbval itself into errors
     settings.write_text("[pytest]\n")
     return subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-c", settings, f"--rootdir={notebook.parent}", "-p", "no:cacheprovider",
-         "--nbval-lax", "--nbval-current-env", "--nbval-cell-timeout=400", notebook],
-        capture_output=True, text=True, timeout=900)  # fmt: skip
+         "--nbval-lax", "--nbval-current-env", f"--nbval-cell-timeout={limit}", notebook],
+        capture_output=True, text=True, timeout=limit + 120)  # fmt: skip
 
 
 # --- course.py ----------------------------------------------------------------------------------------------
@@ -231,7 +232,7 @@ def built(tmp_path_factory):
     notebook.cells[2].metadata["tags"] = ["nbval-check-output"]
     nbformat.write(notebook, path)
     with mock.patch.dict(os.environ):
-        assert course.build([path], limit=60) == 0
+        assert course.build([path], limit=120) == 0
     return path
 
 
@@ -258,7 +259,7 @@ def test_the_memory_of_others_and_of_a_forked_copy_is_not_a_kernels():
 
 def test_build_states_seconds_and_memory_of_its_run(built):
     seconds, gigabytes = course.stated(course.read(built))
-    assert seconds in range(10, 61, 10) and 0 < gigabytes <= 1 and gigabytes % 0.5 == 0
+    assert seconds in range(10, 121, 10) and 0 < gigabytes <= 1 and gigabytes % 0.5 == 0
 
 
 @pytest.mark.parametrize(("prose", "numbers"), [
@@ -279,8 +280,10 @@ def test_build_leaves_a_notebook_in_order(built):
 def test_two_builds_give_the_same_bytes(built, tmp_path):
     again = tmp_path / built.name
     again.write_bytes(built.read_bytes())
-    assert course.build([again], limit=60) == 0
-    assert again.read_bytes() == built.read_bytes()
+    assert course.build([again], limit=120) == 0
+    # But for the seconds and memory that it states, and the id made of that cell's source
+    first, second = (course.MACHINE.sub("", path.read_text()).replace(course.read(path).cells[0].id, "") for path in (built, again))
+    assert first == second
 
 
 def test_nbval_accepts_it_and_rejects_a_changed_output(built, tmp_path):
@@ -295,20 +298,24 @@ def test_nbval_accepts_it_and_rejects_a_changed_output(built, tmp_path):
 
 def test_run_goes_on_after_a_failure_and_names_the_cell(tmp_path, capsys, built):
     files = [make(tmp_path / "01_bad.ipynb", "x = 1\nraise KeyError('nothing here')"),
-             make(tmp_path / "02_dead.ipynb", "import os\nos.kill(os.getpid(), 9)"),
-             make(tmp_path / "03_slow.ipynb", "import time\ntime.sleep(100)"), built]  # fmt: skip
-    assert course.run(files, tmp_path / "out", {"PROFILE": "smoke"}, limit=8) == 1
+             make(tmp_path / "02_dead.ipynb", "import os\nos.kill(os.getpid(), 9)"), built]  # fmt: skip
+    assert course.run(files, tmp_path / "out", {"PROFILE": "smoke"}, limit=120) == 1
     shown = capsys.readouterr().out
-    assert "'x = 1': KeyError: 'nothing here'" in shown
-    assert "the kernel died" in shown and "longer than 8 s" in shown
+    assert "'x = 1': KeyError: 'nothing here'" in shown and "the kernel died" in shown
     rows = json.loads((tmp_path / "out" / "results.json").read_text())
-    assert [row["problem"] is None for row in rows.values()] == [False, False, False, True]
+    assert [row["problem"] is None for row in rows.values()] == [False, False, True]
     assert rows["00_dot.ipynb"]["peak"] > 0.02  # GB: a kernel is no smaller
     assert "injected-parameters" in (tmp_path / "out" / "00_dot.ipynb").read_text()
 
 
+def test_a_slow_lesson_is_ended(tmp_path, capsys):
+    slow = make(tmp_path / "03_slow.ipynb", "import time\ntime.sleep(100)")
+    assert course.run([slow], tmp_path / "out", {"PROFILE": "smoke"}, limit=8) == 1
+    assert "longer than 8 s" in capsys.readouterr().out
+
+
 def test_page_keeps_alt_text_and_needs_no_other_host(tmp_path, built):
-    assert course.run([built], tmp_path, {"PROFILE": "smoke"}, limit=60) == 0
+    assert course.run([built], tmp_path, {"PROFILE": "smoke"}, limit=120) == 0
     page = (tmp_path / "00_dot.html").read_text()
     assert 'alt="a &quot;red&quot; &lt;dot&gt;"' in page.replace("&#34;", "&quot;") or "alt='a \"red\" &lt;dot&gt;'" in page
     assert "SelectionSliderModel" in page and "data-widget" in page
@@ -382,7 +389,7 @@ def test_check_sees_each_defect(sentence, built, tmp_path, capsys):
 
 def test_clean_strips_what_tools_add(tmp_path, built):
     path = tmp_path / built.name
-    assert course.execute(built, path, {"PROFILE": "smoke"}, limit=60).problem is None
+    assert course.execute(built, path, {"PROFILE": "smoke"}, limit=120).problem is None
     assert "papermill" in path.read_text() and course.STATE in path.read_text()
     assert course.main(["clean", str(path)]) == 0
     cleaned = course.read(path)
