@@ -15,6 +15,8 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
+
 ROOT = Path(__file__).resolve().parents[1]
 TINY = ["widths=16,16", "scales=1", "guidance_width=8", "guidance_blocks=1", "crop=16", "batch=4", "warmup=2", "precision=fp32"]
 EXACT = ("log.csv", "validation.csv", "weights.safetensors")  # files that must be the same to the byte
@@ -29,31 +31,23 @@ def arguments(out: Path, data: Path, steps: int, save_every: int = 3) -> list[st
 
 
 def environment() -> dict[str, str]:
-    """Of a training process: this checkout, one thread."""
-    return os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1"}
+    """Of a training process: this checkout, one thread; several meet on this machine alone, whatever its name resolves to."""
+    here = {"GLOO_SOCKET_IFNAME": "lo"} if sys.platform == "linux" else {}
+    return os.environ | here | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1"}
 
 
-def descendants(pid: int) -> list[int]:
-    """A process and all that it started, from /proc."""
-    try:
-        children = [int(word) for task in Path(f"/proc/{pid}/task").iterdir() for word in (task / "children").read_text().split()]
-    except OSError:
-        return []
-    return [pid, *(member for child in children for member in descendants(child))]
-
-
-def lives(pid: int) -> bool:
-    """Whether a process is there and no zombie."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2][0] != "Z"
-    except OSError:
-        return False
+def lives(process: psutil.Process) -> bool:
+    """Whether a process is there and no zombie: those whose parent was killed may be buried late."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    return False
 
 
 class Real:
     """Trainings from the command line; under torchrun with `two`."""
 
     def __init__(self, two: bool = False):
+        self.largest = 0  # how many processes the largest family had that was killed
         self.start_of = [sys.executable, *(TORCHRUN if two else []), "-m", "tinymsg"]
 
     def start(self, command: list[str], log: Path) -> subprocess.Popen:
@@ -64,12 +58,14 @@ class Real:
 
     def kill(self, process: subprocess.Popen) -> int:
         """SIGKILL to every process of it (torchrun's are of other sessions), in any order; returns the status."""
-        family = descendants(process.pid)
-        for pid in random.sample(family, len(family)):
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+        first = psutil.Process(process.pid)
+        family = [first, *first.children(recursive=True)]
+        self.largest = max(self.largest, len(family))
+        for member in random.sample(family, len(family)):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                member.kill()
         status = process.wait()
-        while any(lives(pid) for pid in family):  # they take a moment to go
+        while any(map(lives, family)):  # they take a moment to go
             time.sleep(0.01)
         return status
 
@@ -287,6 +283,7 @@ def main() -> None:
         return
     trainings = Forked() if args.how == "fast" else Real(args.how == "two")
     kill_many(trainings, args.folder, args.data, args.steps, args.kills, args.seed)
+    assert args.how != "two" or trainings.largest >= 3, "no kill hit torchrun and both of its trainings"
 
 
 if __name__ == "__main__":

@@ -1,8 +1,6 @@
 """Several processes learn what one does: on one machine, on two, with accumulated gradients; none is left hanging."""
 
-import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -11,12 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from kill_training import Real, environment
 
 from tinymsg import processes
 
 pytestmark = pytest.mark.skipif(not torch.distributed.is_available(), reason="this build of torch has no torch.distributed")
-ROOT = Path(__file__).resolve().parents[1]
-ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1"}
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run"]
 TINY = ["widths=16,16", "scales=1", "guidance_width=8", "guidance_blocks=1", "crop=16", "batch=4", "warmup=0", "precision=fp32",
         "content_count=8"]  # fmt: skip
@@ -77,7 +74,7 @@ def test_two_processes_learn_what_one_does(tmp_path):
     script = tmp_path / "worker.py"
     script.write_text(WORKER)
     for start in ([*TORCHRUN, "--standalone", "--nproc-per-node=2"], [sys.executable]):
-        done = subprocess.run([*start, str(script), str(tmp_path)], capture_output=True, text=True, timeout=300, env=ENVIRONMENT)
+        done = subprocess.run([*start, str(script), str(tmp_path)], capture_output=True, text=True, timeout=300, env=environment())
         assert done.returncode == 0, done.stderr
     alone, first, second = (torch.load(tmp_path / f"{name}.pt") for name in ("alone", "0", "1"))
     for accumulate in (1, 2):
@@ -99,15 +96,21 @@ def test_without_torchrun():
         processes.from_first(lambda: (_ for _ in ()).throw(ValueError("as it was")))
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+@pytest.fixture
+def start():
+    """start(*command, cwd=..., **environment) -> Popen; whatever still runs at the end of the test is killed, workers too."""
+    started = []
 
+    def make(*command: str, cwd: Path, **more: str) -> subprocess.Popen:
+        started.append(subprocess.Popen(command, cwd=cwd, env=environment() | more, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                                        text=True, start_new_session=True))  # fmt: skip
+        return started[-1]
 
-def start(*command: str, cwd: Path, **more: str) -> subprocess.Popen:
-    return subprocess.Popen(command, cwd=cwd, env=ENVIRONMENT | more, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-                            start_new_session=True)  # fmt: skip
+    yield make
+    for process in started:
+        if process.poll() is None:
+            Real().kill(process)
+        process.stdout.close()
 
 
 def train(out: str, *more: str, steps: int = 4) -> list[str]:
@@ -119,7 +122,7 @@ def losses(path: Path) -> np.ndarray:
     return np.loadtxt(path / "log.csv", delimiter=",", skiprows=1)
 
 
-def test_two_machines_and_another_number_of_processes(tmp_path):
+def test_two_machines_and_another_number_of_processes(tmp_path, start, free_port):
     """Two torchruns that meet on 127.0.0.1 are two machines; what they began one process completes, and the other way round."""
     alone = start(sys.executable, *train("alone"), cwd=tmp_path)
     nodes = ["--nnodes", "2", "--nproc-per-node", "1", "--master-addr", "127.0.0.1", "--master-port", str(free_port())]
@@ -146,24 +149,20 @@ def test_two_machines_and_another_number_of_processes(tmp_path):
 
 @pytest.mark.skipif(sys.platform == "win32", reason="SIGKILL")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
-def test_a_signal_to_one_of_two(tmp_path, number):
+def test_a_signal_to_one_of_two(tmp_path, start, free_port, number):
     """SIGTERM to one: both agree on a step, one checkpoint, the end. SIGKILL to one: the other ends with a sentence.
 
     Without torchrun, which would end the survivor: it has to notice by itself. Its variables are set here as torchrun sets them.
     """
     meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2", "LOCAL_RANK": "0"}
     running = [start(sys.executable, *train("out", steps=5000), cwd=tmp_path, RANK=str(rank), **meeting) for rank in (0, 1)]
-    try:
-        deadline = time.monotonic() + 120
-        while not list((tmp_path / "out").glob("checkpoint-*.pt")) and time.monotonic() < deadline:
-            time.sleep(0.05)
-        running[1].send_signal(number)
-        first, _ = running[0].communicate(timeout=120)
-        second, _ = running[1].communicate(timeout=120)
-    finally:
-        for process in running:
-            if process.poll() is None:
-                os.killpg(process.pid, signal.SIGKILL)
+    deadline = time.monotonic() + 120
+    while not list((tmp_path / "out").glob("checkpoint-*.pt")):
+        assert time.monotonic() < deadline and running[0].poll() is running[1].poll() is None
+        time.sleep(0.05)
+    running[1].send_signal(number)
+    first, _ = running[0].communicate(timeout=120)
+    second, _ = running[1].communicate(timeout=120)
     if number == signal.SIGTERM:
         assert "by SIGTERM, checkpoint written" in first, first
         assert running[0].returncode == running[1].returncode == 143, first + second
