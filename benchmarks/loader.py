@@ -101,14 +101,13 @@ def measure(args: argparse.Namespace, device: torch.device, config: Config, work
     packing = time.perf_counter() - start
     print(f"{len(pairs)} pairs, frames {manifest['shape'][3]}x{manifest['shape'][2]}, {png / 1e6:.2f} MB a PNG "
           f"(GoPro: {GOPRO_PNG / 1e6:.2f}); packed in {packing:.1f} s, or there already")  # fmt: skip
-    repeats = 50 if device.type == "cuda" else 5
     step = step_seconds(config, Batches(PackedPairs(folder, device=device), config.batch, config.crop), device, args.steps)
     print(f"a step of {config.batch} crops {config.crop}x{config.crop}: {step[1]:.3f} s\n\n"
           f"{'source':<28} {'crops/s':>9} {'ms/crop':>8} {'of a step':>10}")  # fmt: skip
     rows = {}
     for name, source in sources(pairs, folder, device).items():
         batches = Batches(source, config.batch, config.crop)
-        quartiles = seconds(batches, device, warmup=1, repeats=repeats)
+        quartiles = seconds(batches, device, warmup=1, repeats=5)
         rows[name] = {
             "crops_per_second": config.batch / quartiles[1],
             "seconds_quartiles": quartiles,

@@ -201,7 +201,7 @@ class Contender:
         kind_of = torch.optim.AdamW if kind == "diffusers" or self.tuned else torch.optim.Adam
         self.optimizer = kind_of(self.network.parameters(), lr=1e-4, betas=(0.9, 0.99), **({"fused": True} if self.tuned else {}))
         self.ema = [p.detach().clone() for p in self.network.parameters()]
-        self.call = torch.compile(self.network, fullgraph=True) if self.tuned and device.type == "cuda" else self.network
+        self.call = torch.compile(self.network, fullgraph=True, dynamic=False) if self.tuned and device.type == "cuda" else self.network
 
     def source(self, pictures: Path, packed: Path) -> Source:
         """Batches as its own trainer makes them: ours from the packed file, the others from the folder of PNGs."""
