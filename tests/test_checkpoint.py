@@ -191,7 +191,7 @@ def test_a_foreign_file_is_passed_over_and_never_pushes_ours_out(tiny_config, tm
     path, passed_over = resume(tmp_path, fresh)
     assert path.name == "checkpoint-00000003.pt" and fresh.step == 3
     (sentence,) = passed_over
-    assert "checkpoint-99999999.pt" in sentence and "checkpoint of this program" in sentence or "as a checkpoint" in sentence
+    assert "checkpoint-99999999.pt" in sentence and ("checkpoint of this program" in sentence or "as a checkpoint" in sentence)
     assert foreign.exists() and (tmp_path / "checkpoint-best.pt").exists()
     assert [p.name for p in checkpoints(tmp_path)] == [f"checkpoint-{n}.pt" for n in ("00000002", "00000003", "99999999")]
     assert all(torch.equal(before[k], v) for k, v in tensors(fresh).items())

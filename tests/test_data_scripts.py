@@ -40,10 +40,9 @@ def test_a_miniature_is_not_the_published_data(data, typed, tmp_path):
     assert done.returncode == 1 and done.stdout
     assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
     assert any(number in done.stderr for number in ("2103", "6397", "980", "3000", "200", "48", "255x255")), done.stderr
-    assert (
-        contents(tmp_path / "data") in ({}, {"kohler.json": contents(tmp_path / "data").get("kohler.json")})
-        or data.script == "kohler"
-    )
+    # The 48 blurry pictures of kohler, an archive by themselves, are as published; its sharp frames are too few
+    left = first_archive(data) | {"kohler.json"} if data.script == "kohler" else set()
+    assert set(contents(tmp_path / "data")) == left
 
 
 @pytest.mark.parametrize("harm", ["lost", "small", "broken"])

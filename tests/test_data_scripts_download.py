@@ -97,7 +97,7 @@ def test_a_mirror_that_does_not_work(server, tmp_path, behaviour, message):
 
 
 def test_a_connection_that_falls_silent_is_taken_up_again(server, tmp_path, monkeypatch):
-    monkeypatch.setattr(download, "TIMEOUT", 0.3)
+    monkeypatch.setattr(download, "TIMEOUT", 3)
     assert fetch(set_from(server, "waits"), tmp_path).path.read_bytes() == WHOLE
     assert server.seen == [("waits", None), ("waits", f"bytes={len(WHOLE) // 2}-")]
     assert any("trying again in 0 s" in line for line in fetch.said)
