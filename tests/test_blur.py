@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from tinymsg import blur
 from tinymsg.blur import PATHS, RESPONSES, Camera, Motion
@@ -324,6 +325,21 @@ def test_photograph_follows_its_chain(device):
     torch.testing.assert_close(x, expected, rtol=0, atol=1.01 / 255)
     naive = blur.convolve(sharp, kernel)[..., 8:-8, 8:-8]
     assert (x - naive).abs().mean() > 0.02
+
+
+def test_the_same_index_gives_the_same_photograph_on_a_gpu_too(monkeypatch):
+    """Kernels are added up on the CPU, whose order is fixed; shown by tensors that have a device and no content."""
+    seen = []
+    monkeypatch.setattr(blur, "path_to_kernel", lambda path, size: seen.append(path.device.type) or path.new_ones(len(path), size, size))
+    with FakeTensorMode():
+        _, x = blur.photograph(torch.zeros(2, 3, 24, 24, device="cuda"), Motion("linear", length=(5.0, 5.0)), Camera(), streams(2, device="cuda"))
+    assert seen == ["cpu"] and x.device.type == "cuda"
+
+
+def test_photographs_can_be_taken_again(device):
+    sharp, motion = blur.quantise(noise_image(8, 3, 48, 48)).to(device), Motion("walk", length=(5.0, 15.0))
+    first, *others = (blur.photograph(sharp, motion, Camera(), streams(8, device=device))[1] for _ in range(4))
+    assert all(torch.equal(first, other) for other in others)
 
 
 def test_each_part_of_the_camera_has_its_effect():

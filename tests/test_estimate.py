@@ -1,5 +1,6 @@
 """The estimate holds against what is measured here."""
 
+import contextlib
 import subprocess
 import sys
 from pathlib import Path
@@ -22,7 +23,8 @@ from tinymsg.training.estimate import (
     table_text,
 )  # fmt: skip
 from tinymsg.model import PROFILES, Config, build_model, count_parameters
-from tinymsg.train import TrainState
+from tinymsg.processes import out_of_memory
+from tinymsg.train import TrainState, loss_terms
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -32,18 +34,42 @@ ROOT = Path(__file__).resolve().parents[1]
 @pytest.mark.parametrize("bf16", [False, True])
 def test_saved_bytes_scale_with_the_batch(tiny_config, changes, bf16):
     config = tiny_config(crop=32, **changes)
-    model = build_model(config).to(memory_format=torch.channels_last).train()
-    one, two, seven = (saved_bytes(model, config, n, bf16, gpu=True)[0] for n in (1, 2, 7))
+    one, two, seven = (saved_bytes(config, n, bf16, gpu=True)[0] for n in (1, 2, 7))
     assert one + 6 * (two - one) == pytest.approx(seven, rel=0.02) and two > 1.5 * one
 
 
 def test_number_types_are_counted(tiny_config):
     """bf16 saves memory; CUDA's fp32 GroupNorm gives part of it back."""
-    model = build_model(tiny_config(crop=32)).train()
     half, cuda, full = (
-        saved_bytes(model, tiny_config(crop=32), 2, bf16, gpu)[0] for bf16, gpu in ((True, False), (True, True), (False, False))
+        saved_bytes(tiny_config(crop=32), 2, bf16, gpu)[0] for bf16, gpu in ((True, False), (True, True), (False, False))
     )
     assert half < 0.65 * full and half < cuda < full
+
+
+@pytest.mark.parametrize("changes", [{}, {"how": "both"}, {"dims": 1, "channels": 1, "widths": (16, 16), "scales": (1,)}])
+@pytest.mark.parametrize("bf16", [False, True])
+def test_tensors_without_content_are_counted_as_real_ones(tiny_config, changes, bf16):
+    """Against the same count in a real pass on the CPU, by the addresses of what autograd keeps."""
+    config = tiny_config(crop=32, **changes)
+    model = build_model(config).to(memory_format=torch.channels_last).train()
+    weights, kept = {p.untyped_storage().data_ptr() for p in model.parameters()}, {}
+
+    def note(tensor):
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    image = torch.zeros(2, config.channels, 32 if config.dims == 2 else 1, 32).contiguous(memory_format=torch.channels_last)
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda t: t), torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+        losses = loss_terms(model, config, image, image.clone(), torch.full((2,), 0.5), torch.zeros_like(image))
+    sizes = [size for address, size in kept.items() if address not in weights]
+    assert losses[0].requires_grad and saved_bytes(config, 2, bf16, gpu=False) == pytest.approx((sum(sizes), max(sizes)), rel=0.01)
+
+
+def test_counting_takes_neither_memory_nor_random_numbers():
+    """The full profile with crops of 4096 would need a terabyte."""
+    stream = torch.random.get_rng_state()
+    assert memory_model(Config(**(PROFILES["full"] | {"crop": 4096}))).micro > 1e11
+    assert torch.equal(stream, torch.random.get_rng_state())
 
 
 PEAK = """
@@ -111,6 +137,45 @@ def test_timing_leaves_the_state_alone(tiny_config):
     assert one > 0 and four > 0 and state.step == 0
     assert all(torch.equal(before[name], value) for name, value in state.model.state_dict().items())
     assert all(p.grad is None for p in state.model.parameters()) and torch.equal(stream, torch.random.get_rng_state())
+
+
+@pytest.mark.parametrize("room, tried", [(3, [8, 4, 2, 2, 2]), (1, [8, 4, 2, 1, 1, 1]), (0, [8, 4, 2, 1])])
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+                                   RuntimeError("DefaultCPUAllocator: not enough memory")])  # fmt: skip
+def test_crops_that_do_not_fit_are_halved(tiny_config, monkeypatch, room, tried, error):
+    """On a small card the estimate says which micro-batch fits, instead of failing with one that does not."""
+    seen = []
+
+    def on_a_small_card(model, config, y0, *others):
+        seen.append(len(y0))
+        assert all(p.grad is None for p in model.parameters())
+        if len(y0) > room:
+            raise error
+        return loss_terms(model, config, y0, *others)
+
+    monkeypatch.setattr("tinymsg.training.estimate.loss_terms", on_a_small_card)
+    state = TrainState(tiny_config(batch=16))
+    with pytest.raises(type(error)) if room == 0 else contextlib.nullcontext():
+        assert seconds_a_step(state, crops=8) > 0
+    assert seen == tried
+
+
+@pytest.mark.parametrize("error, memory", [
+    (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"), True),
+    (MemoryError(), True),
+    (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes"), True),
+    (RuntimeError("CUDA error: out of memory"), True),
+    (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), True),
+    (RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"), True),
+    (RuntimeError("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_HOST_ALLOCATION_FAILED"), True),
+    (RuntimeError("cuFFT error: CUFFT_ALLOC_FAILED"), True),
+    (RuntimeError("CUDA error: CUBLAS_STATUS_EXECUTION_FAILED when calling `cublasSgemm`"), False),
+    (RuntimeError("cuDNN error: CUDNN_STATUS_NOT_SUPPORTED"), False),
+    (ValueError("out of memory"), False),
+])  # fmt: skip
+def test_what_says_that_memory_ran_out(error, memory):
+    """CUDA's libraries allocate beside torch, and say it in words of their own."""
+    assert out_of_memory(error) is memory
 
 
 def test_the_line(tiny_config, monkeypatch):

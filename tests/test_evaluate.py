@@ -7,6 +7,7 @@ from urllib.error import URLError
 import pytest
 import torch
 import torch.nn.functional as F
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from tinymsg import evaluate as ev
 from tinymsg.data import SyntheticPairs, photo, scene_contents, to_display
@@ -74,6 +75,23 @@ def test_ssim_is_one_for_identical_and_known_for_constants(photographs):
     a, b = torch.full((1, 3, 32, 32), 0.4), torch.full((1, 3, 32, 32), 0.6)
     c1 = 0.01**2  # Wang 2004, eq. 13: of constant images the luminance term alone is left
     torch.testing.assert_close(ssim(a, b), torch.tensor([(2 * 0.24 + c1) / (0.16 + 0.36 + c1)]), rtol=1e-3, atol=0)
+
+
+def test_ssim_does_not_depend_on_the_device(photographs, device):
+    """A GPU's convolution in fp32 takes TF32, which moves SSIM in the second decimal; what is left is the CPU's own rounding."""
+    noisy = photographs + 0.02 * torch.randn(photographs.shape, generator=torch.Generator().manual_seed(0))
+    exact = ssim(noisy.double(), photographs.double()).float()
+    torch.testing.assert_close(ssim(noisy.to(device), photographs.to(device)).cpu(), exact, rtol=0, atol=3e-5)
+
+
+def test_ssim_on_a_gpu_is_computed_in_double(monkeypatch):
+    seen = []
+    monkeypatch.setattr("torchmetrics.functional.image.structural_similarity_index_measure",
+                        lambda *images, **options: (seen.extend(i.dtype for i in images), images[0].mean(dim=(1, 2, 3)))[1])  # fmt: skip
+    with FakeTensorMode():
+        for kind in ("cuda", "cpu"):
+            assert ssim(*torch.zeros(2, 4, 3, 16, 16, device=kind)).dtype == torch.float32
+    assert seen == [torch.float64] * 2 + [torch.float32] * 2
 
 
 def test_spectral_distance_sees_missing_and_invented_detail(photographs):

@@ -373,7 +373,9 @@ def photograph(sharp: Tensor, motion: Motion, camera: Camera, draws: Draws, marg
         blurred = average_frames(light, path)
     else:
         size = 2 * math.ceil(_reach(motion)) + 1
-        blurred = convolve(light, path_to_kernel(path, size), padding="reflect")
+        # On the CPU: a GPU adds up what meets in a pixel in no fixed order, and the same index would not give the same crop
+        kernel = path_to_kernel(path.cpu(), size).to(light.device)
+        blurred = convolve(light, kernel, padding="reflect")
     if camera.shot or camera.read:
         blurred = sensor_noise(blurred.clamp(0, 1), camera.shot, camera.read, draws)
     blurry = quantise(encode(blurred))

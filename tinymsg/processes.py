@@ -94,5 +94,7 @@ def out_of_memory(error: Exception) -> bool:
     """Whether an error says that memory ran out; on the CPU torch says it by a plain RuntimeError."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
-    signs = ("out of memory", "not enough memory", "allocate memory")
+    signs = ("out of memory", "not enough memory", "allocate memory",
+             # CUDA's libraries, which allocate beside torch
+             "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED", "CUFFT_ALLOC_FAILED", "HOST_ALLOCATION_FAILED")  # fmt: skip
     return isinstance(error, RuntimeError) and any(sign in str(error) for sign in signs)

@@ -147,7 +147,9 @@ def check_memory(source: Path, x, config) -> None:
 
     need = x.shape[-1] * x.shape[-2] * config.widths[0] * _BYTES_PER_PIXEL_AND_CHANNEL[use_bf16(config.precision, x.device)]
     if x.device.type == "cuda":
-        free = torch.cuda.mem_get_info(x.device)[0]
+        # What torch keeps of earlier pictures is not free to others, but to us
+        kept = torch.cuda.memory_reserved(x.device) - torch.cuda.memory_allocated(x.device)
+        free = torch.cuda.mem_get_info(x.device)[0] + kept
     elif Path("/proc/meminfo").exists():
         lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
         free = int(lines["MemAvailable"].split()[0]) * 1024

@@ -1,7 +1,7 @@
 """Before a training starts: how much memory it takes, what fits which card, and how long it will be.
 
-Memory is computed: autograd's saved tensors are counted in two forward passes on the CPU, of one crop and of two,
-with the number types that the device would use; weights, gradients, optimiser and EMA are counted from their sizes.
+Memory is computed: autograd's saved tensors are counted in two forward passes of tensors without content, of one crop and of
+two, with the number types that the device would use; weights, gradients, optimiser and EMA are counted from their sizes.
 torch.compile recomputes part of what eager mode saves: compiled trainings take less than the figure.
 """
 
@@ -12,7 +12,8 @@ import torch
 import torch.nn as nn
 from torch import Tensor
 
-from ..model import Config, Model, build_model, count_parameters
+from ..model import Config, Model, count_parameters
+from ..processes import out_of_memory
 from ..train import TrainState, loss_terms
 
 CARDS = (8, 16, 24, 80)  # GB
@@ -39,46 +40,48 @@ class Memory:
         return next((n for n in range(share, 0, -1) if share % n == 0 and self.total(n, share) <= room), 0)
 
 
-def saved_bytes(model: Model, config: Config, crops: int, bf16: bool, gpu: bool) -> tuple[int, int]:
+def saved_bytes(config: Config, crops: int, bf16: bool, gpu: bool) -> tuple[int, int]:
     """(all, the largest single one): bytes of the tensors that autograd keeps between forward and backward pass.
 
     Args:
-        model: on the CPU.
         gpu: count GroupNorm in fp32, as CUDA's autocast computes it (the CPU's keeps bf16).
     """
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
     sizes: dict[int, int] = {}
-    weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
-
-    def note(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in weights:
-            sizes[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
     height = config.crop if config.dims == 2 else 1
-    images = torch.zeros(2, crops, config.channels, height, config.crop).unbind()
-    y0, x = (image.contiguous(memory_format=torch.channels_last) for image in images)
-    fp32 = [m.register_forward_pre_hook(lambda module, args: tuple(a.float() for a in args))
-            for m in model.modules() if gpu and isinstance(m, nn.GroupNorm)]  # fmt: skip
-    try:
-        with torch.random.fork_rng(devices=[]), torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor), \
+    with FakeTensorMode(), torch.random.fork_rng(devices=[]):  # shapes alone: the full network's tensors take 1.3 GB and 8 seconds
+        model = Model(config).train()
+        weights = {p.untyped_storage()._cdata for p in model.parameters()}  # there are no addresses of data here
+
+        def note(tensor: Tensor) -> Tensor:
+            storage = tensor.untyped_storage()
+            if storage._cdata not in weights:
+                sizes[storage._cdata] = storage.nbytes()
+            return tensor
+
+        if gpu:
+            for module in model.modules():
+                if isinstance(module, nn.GroupNorm):
+                    module.register_forward_pre_hook(lambda module, args: tuple(a.float() for a in args))
+        images = torch.zeros(2, crops, config.channels, height, config.crop).unbind()
+        y0, x = (image.contiguous(memory_format=torch.channels_last) for image in images)
+        with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor), \
                 torch.autocast("cpu", torch.bfloat16, enabled=bf16):  # fmt: skip
             losses = loss_terms(model, config, y0, x, torch.full((crops,), 0.5), torch.zeros_like(y0))
-    finally:
-        for hook in fp32:
-            hook.remove()
-    del losses  # kept until here: a freed tensor's address could be counted twice, or not at all
+    del losses  # kept until here: a freed tensor's place could be counted twice, or not at all
     return sum(sizes.values()), max(sizes.values())
 
 
 def memory_model(config: Config, device_type: str = "cuda", bf16: bool = True) -> Memory:
     """The memory of a training step of this configuration on a kind of device."""
-    model = build_model(config).to(memory_format=torch.channels_last).train()
-    (one, largest), (two, _) = (saved_bytes(model, config, crops, bf16, device_type == "cuda") for crops in (1, 2))
+    (one, largest), (two, _) = (saved_bytes(config, crops, bf16, device_type == "cuda") for crops in (1, 2))
     per_crop = two - one
     # In the backward pass the gradients of one layer's input and output stand beside what was saved
     image = 4 * config.channels * config.crop * (config.crop if config.dims == 2 else 1)
-    fixed = _STATE_BYTES * count_parameters(model) + max(one - per_crop, 0)
+    with torch.device("meta"):
+        parameters = count_parameters(Model(config))
+    fixed = _STATE_BYTES * parameters + max(one - per_crop, 0)
     return Memory(fixed, per_crop + 2 * largest, 3 * image)  # three images: y0, x, eps
 
 
@@ -137,11 +140,29 @@ def seconds_a_step(state: TrainState, processes: int = 1, crops: int | None = No
     Weights, optimiser and step are left as they were.
 
     Args:
-        crops: how many to time with (default: a micro-batch, at most 4 on the CPU).
+        crops: how many to time with (default: a micro-batch, at most 4 on the CPU); half as many, and so on, where they do
+            not fit: which micro-batch does is what an estimate is asked for.
+    Raises: torch.OutOfMemoryError if one crop does not fit.
     """
     config, device = state.config, state.device
     share = config.batch // processes
     crops = crops or min(share // config.accumulate or 1, 4 if device.type == "cpu" else 64)
+    while True:
+        try:
+            return _seconds(state, crops, repeats) * share / crops
+        except (RuntimeError, MemoryError) as error:
+            if crops == 1 or not out_of_memory(error):
+                raise
+        # Here the error is gone, and with it all that its pass had kept
+        state.model.zero_grad(set_to_none=True)
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+        crops //= 2
+
+
+def _seconds(state: TrainState, crops: int, repeats: int) -> float:
+    """Of a forward and a backward pass, the fastest."""
+    config, device = state.config, state.device
     shape = (crops, config.channels, config.crop if config.dims == 2 else 1, config.crop)
     y0 = torch.zeros(shape, device=device).contiguous(memory_format=state.layout)
     level = torch.full((crops,), 0.5, device=device)
@@ -156,7 +177,7 @@ def seconds_a_step(state: TrainState, processes: int = 1, crops: int | None = No
                 torch.cuda.synchronize(device)
             times.append(time.perf_counter() - start)
             state.model.zero_grad(set_to_none=True)
-    return min(times[1:]) * share / crops
+    return min(times[1:])
 
 
 def estimate_line(state: TrainState, processes: int = 1) -> str:
