@@ -1,11 +1,11 @@
 """Every lesson in a real browser: JupyterLab runs it, and every control of every widget changes what is seen."""
 
+import contextlib
 import json
 import os
 import re
 import secrets
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -44,18 +44,53 @@ def until(page, condition, seconds: float, complaint) -> None:
         page.wait_for_timeout(100)
 
 
+@contextlib.contextmanager
+def new_page(**options):
+    """A page of a browser of its own, patient with a busy machine."""
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=BROWSER, args=FLAGS, timeout=120_000)
+        page = browser.new_page(**options)
+        page.set_default_timeout(120_000)
+        yield page
+        browser.close()
+
+
+SEEN = """view => {
+    const pictures = [...view.querySelectorAll("img")].filter(i => i.offsetParent)
+    return pictures.every(i => i.complete && i.naturalWidth) ? pictures.map(i => i.src) : []
+}"""
+
+
 def seen(view) -> list[str]:
-    """The pictures of a view that can be seen now: all their bytes."""
-    return [picture.get_attribute("src") for picture in view.locator("img:visible").all()]
+    """The pictures of a view that can be seen now: all their bytes. None while one of them is still being decoded."""
+    return view.evaluate(SEEN)
 
 
-def changes(page, view, act, seconds: float = 3) -> bool:
-    """Whether the pictures that can be seen are others after `act`."""
+def steady(page, view) -> list[str]:
+    """What is seen of a view once it has been the same for a second: no picture is still on its way."""
+    looks = [[]] * 5
+
+    def is_steady() -> bool:
+        looks.append(seen(view))
+        page.wait_for_timeout(100)  # and `until` as much
+        return looks[-1] != [] and all(look == looks[-1] for look in looks[-5:])
+
+    until(page, is_steady, 60, view.inner_text)
+    return looks[-1]
+
+
+def changes(page, view, act, seconds: float = 30, to: list[str] | None = None) -> bool:
+    """Whether the pictures that can be seen become others after `act`: those of `to`, if it is given."""
     before, end = seen(view), time.monotonic() + seconds
     act()
-    while seen(view) == before and time.monotonic() < end:
+    while time.monotonic() < end:
+        now = seen(view)
+        if now not in ([], before) and to in (None, now):
+            return True
         page.wait_for_timeout(20)
-    return seen(view) != before
+    return False
 
 
 def move_all(page, view, sliders: str, groups: str) -> int:
@@ -63,7 +98,7 @@ def move_all(page, view, sliders: str, groups: str) -> int:
 
     Returns: how many there were. One with a single value, as the small profile has them, cannot be moved.
     """
-    moved, first = 0, seen(view)
+    moved, first = 0, steady(page, view)
     for slider in view.locator(sliders).all():
         least, most = (float(slider.get_attribute(f"aria-value{end}") or slider.get_attribute(end)) for end in ("min", "max"))
         if least == most:
@@ -73,7 +108,7 @@ def move_all(page, view, sliders: str, groups: str) -> int:
         slider.focus()
         assert changes(page, view, lambda: page.keyboard.press(there)), f"{view.inner_text()!r}: a slider changes nothing"
         check_pictures(view)
-        assert changes(page, view, lambda: page.keyboard.press(back)) and seen(view) == first
+        assert changes(page, view, lambda: page.keyboard.press(back), to=first)
         moved += 1
     for group in view.locator(groups).all():
         buttons = group.get_by_role("button").all()
@@ -83,7 +118,7 @@ def move_all(page, view, sliders: str, groups: str) -> int:
         other = buttons[(chosen + 1) % len(buttons)]
         assert changes(page, view, other.click), f"{group.inner_text()!r}: a button changes nothing"
         check_pictures(view)
-        assert is_pressed(other) and changes(page, view, buttons[chosen].click) and seen(view) == first
+        assert is_pressed(other) and changes(page, view, buttons[chosen].click, to=first)
         moved += 1
     return moved
 
@@ -100,13 +135,10 @@ def check_pictures(view) -> None:
     """What can be seen is a picture, in words too. Asked at one moment: a live panel exchanges its own at any time."""
 
     def fine() -> bool:
-        return all(alt and width > 20 and height > 20 for alt, width, height in view.evaluate(VISIBLE))
+        shown = view.evaluate(VISIBLE)
+        return bool(shown) and all(alt and width > 20 and height > 20 for alt, width, height in shown)
 
-    for _ in range(30):
-        if fine():
-            return
-        view.page.wait_for_timeout(200)
-    assert fine(), view.evaluate(VISIBLE)
+    until(view.page, fine, 30, lambda: view.evaluate(VISIBLE))
 
 
 def explorers(notebook: nbformat.NotebookNode) -> int:
@@ -146,7 +178,7 @@ def leave_training_to_its_buttons(notebook: nbformat.NotebookNode) -> nbformat.N
 
 
 @pytest.fixture(scope="module")
-def server(workspace, tmp_path_factory):
+def server(workspace, tmp_path_factory, free_port):
     """JupyterLab on 127.0.0.1 with a token, untouched by the user's own settings; yields (address, token)."""
     folder, token = tmp_path_factory.mktemp("jupyter"), secrets.token_hex(16)
     settings = {"notebook-extension/tracker": '{"windowingMode": "none"}',  # cells out of sight are in the page too
@@ -160,10 +192,7 @@ def server(workspace, tmp_path_factory):
     environment = os.environ | {name: str(folder / place) for name, place in places.items()} | {"TQDM_DISABLE": "1"}
     for name in ("MPLBACKEND", ONLY_DEFAULT):
         environment.pop(name, None)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    log = folder / "jupyter.log"
+    port, log = free_port(), folder / "jupyter.log"
     with open(log, "w") as file:
         process = subprocess.Popen(
             [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", "--ServerApp.ip=127.0.0.1",
@@ -187,11 +216,11 @@ def server(workspace, tmp_path_factory):
 def _ask(url: str, token: str, method: str = "GET"):
     """The server's own answer, whatever proxy is set."""
     request = urllib.request.Request(url, headers={"Authorization": f"token {token}"}, method=method)
-    with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=20) as answer:
+    with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=60) as answer:
         return answer.read()
 
 
-def _wait_for(url: str, process: subprocess.Popen, log: Path, seconds: float = 90) -> None:
+def _wait_for(url: str, process: subprocess.Popen, log: Path, seconds: float = 180) -> None:
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         assert process.poll() is None, f"JupyterLab ended:\n{log.read_text()[-3000:]}"
@@ -206,12 +235,8 @@ def _wait_for(url: str, process: subprocess.Popen, log: Path, seconds: float = 9
 @pytest.fixture
 def page(server):
     """A new page; what was started from it ends with it."""
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=BROWSER, args=FLAGS)
-        yield browser.new_page(viewport={"width": 1300, "height": 1000})
-        browser.close()
+    with new_page(viewport={"width": 1300, "height": 1000}) as page:
+        yield page
     address, token = server
     for kernel in json.loads(_ask(f"{address}/api/kernels", token)):  # one lesson's memory at a time
         _ask(f"{address}/api/kernels/{kernel['id']}", token, "DELETE")
@@ -220,7 +245,7 @@ def page(server):
 def run_all_cells(page, address: str, token: str, name: str, cells: int, seconds: float = 600) -> None:
     """Open a notebook, choose Run All Cells from the menu, and wait until every code cell has its number."""
     page.goto(f"{address}/lab/tree/{name}?token={token}&reset")
-    page.locator(".jp-NotebookPanel .jp-Cell").first.wait_for(timeout=90_000)
+    page.locator(".jp-NotebookPanel .jp-Cell").first.wait_for()
     prompts = page.locator(".jp-CodeCell .jp-InputPrompt")
     # A server that has just started may ask for the kernel, at any moment; the notebook's own is chosen already
     choose_kernel = page.locator(".jp-Dialog").get_by_role("button", name="Select", exact=True)
@@ -276,14 +301,14 @@ def press_upload(page, view, workspace: Path, folder: Path) -> None:
     """A photograph is dropped in, kept beside the lessons (of this copy), and given up again."""
     Image.new("RGB", (60, 40), "green").save(folder / "holiday.png")
     others = course.HERE / FILE
-    was_there, cat = others.exists(), seen(view)
+    was_there, cat = others.exists(), steady(page, view)
     with page.expect_file_chooser() as chooser:
         view.get_by_role("button", name="Choose a photograph").click()
-    assert changes(page, view, lambda: chooser.value.set_files(folder / "holiday.png"), 20)
-    until(page, lambda: "holiday.png is kept" in view.inner_text(), 20, view.inner_text)
+    assert changes(page, view, lambda: chooser.value.set_files(folder / "holiday.png"))
+    until(page, lambda: "holiday.png is kept" in view.inner_text(), 30, view.inner_text)
     assert (workspace / FILE).is_file() and others.exists() == was_there
-    assert changes(page, view, view.get_by_role("button", name="Back to the cat").click, 20)
-    assert seen(view) == cat and not (workspace / FILE).exists()
+    assert changes(page, view, view.get_by_role("button", name="Back to the cat").click, to=cat)
+    assert not (workspace / FILE).exists()
 
 
 def press_monitor(page, view, workspace: Path, folder: Path) -> None:
@@ -299,7 +324,8 @@ def press_monitor(page, view, workspace: Path, folder: Path) -> None:
         if button["Stop"].is_enabled():
             button["Stop"].click()
     until(page, lambda: "stopped; it goes on from step" in view.inner_text(), 60, view.inner_text)
-    assert seen(view) != before and button["Resume"].is_enabled() and button["Stop"].is_disabled()
+    until(page, lambda: seen(view) not in ([], before), 30, view.inner_text)
+    assert button["Resume"].is_enabled() and button["Stop"].is_disabled()
 
 
 def nudges(page, view) -> list:
@@ -320,19 +346,20 @@ def nudges(page, view) -> list:
 
 def press_live(page, view, workspace: Path, folder: Path) -> None:
     """What takes a while is computed at the press of a button, for the controls as they are."""
-    before = seen(view)
+    before = steady(page, view)
     for nudge in nudges(page, view):
         nudge()
     view.get_by_role("button", name="Compute").click()
-    until(page, lambda: seen(view) != before and "Done in" in view.inner_text(), 90, view.inner_text)
+    until(page, lambda: seen(view) not in ([], before) and "Done in" in view.inner_text(), 90, view.inner_text)
     check_pictures(view)
 
 
 def press_instant(page, view, workspace: Path, folder: Path) -> None:
     """The kernel follows each control, and one button goes back."""
-    first = seen(view)
+    first = steady(page, view)
     for nudge in nudges(page, view):
-        assert changes(page, view, nudge, 30), view.inner_text()
+        steady(page, view)  # or a late picture of the control before would be taken for this one's
+        assert changes(page, view, nudge), view.inner_text()
     check_pictures(view)
     view.get_by_role("button", name="First settings").click()
     until(page, lambda: seen(view) == first, 30, view.inner_text)

@@ -16,7 +16,7 @@ import pytest
 import site_reader
 import website
 from PIL import Image
-from test_browser import BROWSER, FLAGS, OTHER_KINDS, explorers, move_all
+from test_browser import BROWSER, OTHER_KINDS, explorers, move_all, new_page
 from test_notebooks import LESSONS, smoke_run
 
 COLORS = ("red", "green", "blue")
@@ -308,16 +308,11 @@ in_browser = pytest.mark.skipif(BROWSER is None, reason="no Chromium here: apt i
 @pytest.fixture
 def page():
     """A page of a browser in the light theme; what it asked for is in page.asked, its errors in page.errors."""
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=BROWSER, args=FLAGS)
-        page = browser.new_page(viewport={"width": 1366, "height": 768}, color_scheme="light")
+    with new_page(viewport={"width": 1366, "height": 768}, color_scheme="light") as page:
         page.asked, page.errors = [], []
         page.on("request", lambda request: page.asked.append(request.url))
         page.on("pageerror", lambda error: page.errors.append(str(error)))
         yield page
-        browser.close()
 
 
 def overflow(page) -> int:
@@ -332,7 +327,8 @@ def test_a_reader_moves_a_slider_searches_and_reads_in_the_dark(site, page):
     assert page.locator("[data-widget] img:visible").get_attribute("alt") == "a red dot"
     page.get_by_role("slider").focus()
     page.keyboard.press("ArrowRight")
-    assert page.locator("[data-widget] img:visible").get_attribute("alt") == "a green dot"
+    page.locator("[data-widget] img[alt='a green dot']").wait_for()
+    assert page.locator("[data-widget] img:visible").count() == 1
 
     light = page.evaluate("getComputedStyle(document.body).backgroundColor")
     page.get_by_role("button", name="Dark").press("Enter")
