@@ -1,6 +1,7 @@
 """The miniatures as their authors would publish them: what the tests of the data scripts share."""
 
 import importlib
+import shlex
 import shutil
 import subprocess
 import sys
@@ -75,7 +76,7 @@ def data(request, published) -> Published:
 def typed():
     """typed(script, *arguments, **changes) -> CompletedProcess: a script as a user runs it, with changed module constants."""
     return lambda *arguments, **changes: subprocess.run(
-        command(*arguments, **changes), capture_output=True, text=True, timeout=60
+        command(*arguments, **changes), capture_output=True, text=True, timeout=300
     )
 
 
@@ -105,6 +106,13 @@ download.WAITS = (0, 0)
 vars(script).update(ast.literal_eval(sys.argv[1]))
 sys.exit(script.main(sys.argv[2:]))"""
     return [sys.executable, "-c", code, repr(changes), *map(str, arguments)]
+
+
+def program(path: Path, code: str) -> None:
+    """Make a program of Python code; started by a shell, as a line #! takes no interpreter with a blank in its path."""
+    path.with_suffix(".py").write_text(code)
+    path.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} {shlex.quote(str(path))}.py "$@"\n')
+    path.chmod(0o755)
 
 
 def contents(folder: Path) -> dict[str, bytes]:

@@ -120,13 +120,13 @@ def test_stopped_in_mid_download_and_run_again(script, published, typed, tmp_pat
         with subprocess.Popen(command(script, "--folder", folder, **changes), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
                               text=True) as process:  # fmt: skip
             try:
-                deadline = time.monotonic() + 30
+                deadline = time.monotonic() + 120
                 while not part.exists():
                     assert time.monotonic() < deadline and process.poll() is None
                     time.sleep(0.02)
-                time.sleep(0.2)
+                time.sleep(0.2 if stop == signal.SIGKILL else 1)  # until the half has come that is sent
                 process.send_signal(stop)
-                error = process.communicate(timeout=30)[1]
+                error = process.communicate(timeout=120)[1]
             finally:
                 process.kill()
         have = part.stat().st_size

@@ -2,13 +2,11 @@
 
 import importlib
 import json
-import os
-import sys
 
 import pytest
 from miniatures import make_levin_mat
 from PIL import Image
-from script_cases import contents, published, small  # noqa: F401
+from script_cases import contents, program, published, small  # noqa: F401
 
 import pictures  # isort: skip
 
@@ -83,9 +81,7 @@ def test_levin_as_the_authors_publish_it(small, tmp_path, monkeypatch, capsys):
     rar.write_bytes(b"Rar!\x1a\x07\x00")
     assert small("levin")("--folder", folder, "--form", "mat", "--from-archive", rar) == 1
     assert "none of unrar, 7z, 7zz, bsdtar is installed" in capsys.readouterr().err
-    code = f"import shutil, sys; shutil.copytree({str(tree)!r}, sys.argv[-1], dirs_exist_ok=True)"
-    (tmp_path / "bin/unrar").write_text(f"#!{sys.executable}\n{code}\n")
-    os.chmod(tmp_path / "bin/unrar", 0o755)
+    program(tmp_path / "bin/unrar", f"import shutil, sys; shutil.copytree({str(tree)!r}, sys.argv[-1], dirs_exist_ok=True)")
     assert small("levin")("--folder", folder, "--form", "mat", "--from-archive", rar) == 0
     assert len(list((folder / "LevinEtalCVPR09Data/Levin09blurdata").glob("*.mat"))) == 32
     assert capsys.readouterr().out.endswith(f"Next:\n  python data_scripts/levin.py --form png --folder {folder}\n")

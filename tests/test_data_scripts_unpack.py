@@ -12,6 +12,7 @@ import zipfile
 from pathlib import Path, PurePosixPath
 
 import pytest
+from script_cases import program
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "data_scripts"))
 import unpack  # noqa: E402
@@ -221,9 +222,8 @@ def tool(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(place))
 
     def make(name: str, code: str) -> None:
-        (place / name).write_text(f"#!{sys.executable}\nimport os, pathlib, sys, time\narchive, folder = sys.argv[-2:]\n"
-                                  f"folder = pathlib.Path(folder)\n{code}\n")  # fmt: skip
-        os.chmod(place / name, 0o755)
+        program(place / name, "import os, pathlib, sys, time\narchive, folder = sys.argv[-2:]\n"
+                              f"folder = pathlib.Path(folder)\n{code}\n")  # fmt: skip
 
     return make
 
