@@ -1,5 +1,6 @@
 """Packing: whatever happens on the way, the result is the same, whole and right; and the command, as a user types it."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import miniatures
 import numpy as np
+import psutil
 import pytest
 from PIL import Image
 
@@ -276,15 +278,21 @@ def test_too_little_space(root, tmp_path, monkeypatch):
         pack(gopro(root), tmp_path / "out", "gopro", workers=1)
 
 
-def gone(group: int) -> bool:
-    """Whether no process of a group is left, after at most five seconds."""
-    for _ in range(500):
-        try:
-            os.killpg(group, 0)
-        except ProcessLookupError:
-            return True
-        time.sleep(0.01)
+def lives_in(group: int, process: psutil.Process) -> bool:
+    """A zombie does not live: whoever has to bury it may be late."""
+    with contextlib.suppress(psutil.NoSuchProcess, OSError):
+        return os.getpgid(process.pid) == group and process.status() != psutil.STATUS_ZOMBIE
     return False
+
+
+def gone(group: int) -> bool:
+    """Whether no process of a group is left, after at most a minute."""
+    end = time.monotonic() + 60
+    while any(lives_in(group, process) for process in psutil.process_iter()):
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.05)
+    return True
 
 
 @pytest.fixture
@@ -299,9 +307,21 @@ def many(tmp_path) -> Path:
     return tmp_path / "data"
 
 
-def start(root: Path, *more: str) -> subprocess.Popen:
-    command = [sys.executable, "-m", "tinymsg", "pack", "gopro", "--incomplete", "--root", str(root), *more]
-    return subprocess.Popen(command, cwd=ROOT, start_new_session=True, stderr=subprocess.PIPE, text=True)
+@pytest.fixture
+def start():
+    """start(root, *options) -> Popen of a packing, in a group of its own; it ends with the test."""
+    started = []
+
+    def make(root: Path, *more: str) -> subprocess.Popen:
+        command = [sys.executable, "-m", "tinymsg", "pack", "gopro", "--incomplete", "--root", str(root), *more]
+        started.append(subprocess.Popen(command, cwd=ROOT, start_new_session=True, stderr=subprocess.PIPE, text=True))
+        return started[-1]
+
+    yield make
+    for process in started:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
 
 
 def lines_of(journal: Path) -> int:
@@ -311,29 +331,29 @@ def lines_of(journal: Path) -> int:
 def wait_for_more(process: subprocess.Popen, journal: Path, lines: int) -> int:
     """Wait until an earlier run's journal has so many more lines; returns how many it had."""
     before = lines_of(journal)
+    deadline = time.monotonic() + 120
     while process.poll() is None and lines_of(journal) < before + lines:
+        assert time.monotonic() < deadline
         time.sleep(0.002)
     return before
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="SIGKILL")
-def test_killed_again_and_again(many, tmp_path):
+def test_killed_again_and_again(many, tmp_path, start):
     work, out = tmp_path / "data/packed/gopro-train.part", tmp_path / "data/packed/gopro-train"
     journal = work / "journal.jsonl"
     for workers in ("1", "1", "2"):
         process = start(many, "--workers", workers)
-        before = wait_for_more(process, journal, 20)
+        before = wait_for_more(process, journal, 10)
         os.kill(process.pid, signal.SIGKILL)  # the parent alone: its workers must notice
-        assert process.wait() == -signal.SIGKILL and before + 20 <= lines_of(journal) < 241 and not out.exists()
-        process.stderr.close()
+        assert process.wait() == -signal.SIGKILL and before + 10 <= lines_of(journal) < 241 and not out.exists()
         assert gone(process.pid)
     process = start(many, "--workers", "2")
-    before = wait_for_more(process, journal, 20)
+    before = wait_for_more(process, journal, 10)
     os.killpg(process.pid, signal.SIGINT)  # Ctrl-C
     said = process.stderr.read()
-    process.stderr.close()
     assert process.wait() == 130 and said.endswith(f"stopped; the same command goes on from {work}\n") and "Traceback" not in said
-    assert gone(process.pid) and before + 20 <= lines_of(journal) < 241
+    assert gone(process.pid) and before + 10 <= lines_of(journal) < 241
     pack(gopro(many), out, "gopro", workers=1)
     pack(gopro(many), tmp_path / "uninterrupted", "gopro", workers=1)
     assert content(out) == content(tmp_path / "uninterrupted")
