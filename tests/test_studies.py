@@ -1,5 +1,6 @@
 """The toy's studies: kernels, trials, scores, resuming."""
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -123,23 +124,31 @@ def test_rows_of_photographs_are_signals(device):
         SignalPairs(family_kernels(torch.arange(1), 0), content="speech")
 
 
-def test_the_command_goes_on_where_it_stopped(tmp_path, capsys):
-    out = tmp_path / "breadth.json"
+def test_the_command_goes_on_where_it_stopped(tmp_path, capsys, monkeypatch):
+    some, out = (1, 4), tmp_path / "breadth.json"
+    monkeypatch.setattr(studies, "BREADTHS", some)
     command = ["ablate", "--study", "breadth", "--out", str(out), "--seeds", "1", "--steps", "2", "--count", "3", "--workers", "1", "--arms"]
     assert main([*command, "plain"]) == 0
-    assert len(json.loads(out.read_text())["runs"]) == len(BREADTHS)
+    assert len(json.loads(out.read_text())["runs"]) == len(some)
     capsys.readouterr()
     assert main([*command, "plain", "guided"]) == 0
-    assert f"{len(BREADTHS)} of " in capsys.readouterr().out
+    assert f"breadth: {len(some)} of {len(FORMS) * len(some)} trainings" in capsys.readouterr().out
     runs = json.loads(out.read_text())["runs"]
-    assert [(run["kernels"], run["arm"]) for run in runs] == [(n, arm) for n in BREADTHS for arm in ("plain", "guided")]
+    assert [(run["kernels"], run["arm"]) for run in runs] == [(n, arm) for n in some for arm in ("plain", "guided")]
     assert main([*command, "guided, no loss", "--workers", "2"]) == 0  # in processes of their own: in order all the same
     runs = json.loads(out.read_text())["runs"]
-    assert [run["arm"] for run in runs] == ["plain", "guided", "guided, no loss"] * len(BREADTHS)
+    assert [run["arm"] for run in runs] == ["plain", "guided", "guided, no loss"] * len(some)
     assert main([*command[:2], "forms", *command[3:], "plain"]) == 2
     assert "holds the study 'breadth'" in capsys.readouterr().err
     assert main([*command, "nonsense"]) == 2
     assert "unknown arm 'nonsense' of breadth; known: regression, plain" in capsys.readouterr().err
+
+
+def is_worker(process: psutil.Process) -> bool:
+    """Beside them there is multiprocessing's own resource tracker."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return "spawn_main" in " ".join(process.cmdline())
+    return False
 
 
 def test_a_killed_study_leaves_no_worker_behind(tmp_path):
@@ -148,18 +157,20 @@ def test_a_killed_study_leaves_no_worker_behind(tmp_path):
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
     study = psutil.Popen([sys.executable, "-m", "tinymsg", *command], cwd=tmp_path, env=environment, stdout=subprocess.DEVNULL)
     end, workers = time.monotonic() + 120, []
-    while len(workers) < 2 and time.monotonic() < end:  # beside them there is multiprocessing's own resource tracker
-        time.sleep(0.2)
-        workers = [child for child in study.children() if "spawn_main" in " ".join(child.cmdline())]
-    study.kill()
-    study.wait(20)
+    try:
+        while len(workers) < 2 and time.monotonic() < end:
+            time.sleep(0.2)
+            workers = [child for child in study.children() if is_worker(child)]
+    finally:
+        study.kill()
+        study.wait(60)
     _, alive = psutil.wait_procs(workers, timeout=60)
     for worker in alive:
         worker.kill()
     assert len(workers) == 2 and not alive
 
 
-def test_the_command_goes_on_with_the_same_number_of_tests(tmp_path, capsys, monkeypatch):
+def test_the_command_goes_on_with_the_same_steps_and_number_of_tests(tmp_path, capsys, monkeypatch):
     """Files that do not say it were made with the study's own."""
     out, old, counts = tmp_path / "new.json", tmp_path / "old.json", []
     monkeypatch.setattr(studies, "run_study", lambda trials, workers, count: counts.append(count) or iter(()))
@@ -168,6 +179,8 @@ def test_the_command_goes_on_with_the_same_number_of_tests(tmp_path, capsys, mon
     assert read_results(out)["count"] == 3
     assert main([*command, str(out)]) == main([*command, str(out), "--count", "4"]) == 2
     assert "scored on 3 a domain, not 'forms' at 2 steps on 4; use another --out" in capsys.readouterr().err
+    assert main(["ablate", "--steps", "3", "--out", str(out), "--count", "3"]) == 2
+    assert "'forms' at 2 steps, scored on 3 a domain, not 'forms' at 3 steps on 3; use another --out" in capsys.readouterr().err
     write_results(old, {"study": "forms", "steps": 2, "runs": []})
     assert main([*command, str(old), "--count", "3"]) == 2
     assert "scored on 64 a domain" in capsys.readouterr().err
