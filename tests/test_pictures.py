@@ -1,12 +1,14 @@
 """The arms on pictures: fair to each other, scored as the contracts say."""
 
 import dataclasses
+from functools import cache
 from pathlib import Path
 
 import pytest
 import torch
 
 from tinymsg import evaluate, pictures, toy
+from tinymsg.data import make_contents
 from tinymsg.model import build_model, count_parameters
 from tinymsg.pictures import ARMS, PARTS, PICTURES, score_pictures
 from tinymsg.results import read_results
@@ -15,17 +17,21 @@ from tinymsg.studies import PictureTrial, Study, get_study, headline_table, pair
 ROOT = Path(__file__).resolve().parents[1]
 SMALL = dataclasses.replace(PICTURES, widths=(16, 16, 16, 16), guidance_width=8, guidance_blocks=1, crop=16, batch=2,
                             content_count=4, steps=8, warmup=2)  # fmt: skip
+drawn_once = cache(make_contents)  # every arm's pictures are the same, and drawing them takes longer than all else here
 
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch):
+    for module in (evaluate, pictures):
+        monkeypatch.setattr(module, "make_contents", drawn_once)
     monkeypatch.setattr(pictures, "SIZE", 16)
     monkeypatch.setattr(pictures, "VALIDATION_COUNT", 3)
     monkeypatch.setattr(pictures, "SETTING", evaluate.Setting("ancestral", 2, 0.99, 2))
 
 
 def trial(arm: str, seed: int = 0) -> PictureTrial:
-    return PictureTrial(arm, seed, toy.variant((ARMS | PARTS).get(arm, {}), None, seed, SMALL))
+    config = toy.variant((ARMS | PARTS).get(arm, {}), None, seed, SMALL)
+    return PictureTrial(arm, seed, dataclasses.replace(config, content_count=min(config.content_count, 8)))  # 500 take a minute
 
 
 def test_equal_parameters():
