@@ -24,10 +24,6 @@ TINY = {"widths": (16, 16, 16, 16), "blocks": 1, "crop": 16, "batch": 2, "conten
         "guidance_width": 8, "guidance_blocks": 1, "precision": "fp32"}  # fmt: skip
 
 
-def pytest_configure(config):
-    config.addinivalue_line("markers", "slow: minutes; left out unless asked for by -m slow (make test-kill)")
-
-
 def pytest_collection_modifyitems(config, items):
     """What is slow runs only where the command line names it."""
     if "slow" not in (config.option.markexpr or ""):
