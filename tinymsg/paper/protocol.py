@@ -79,13 +79,14 @@ class Row:
             return {"row": self.kind}
         setting = asdict(replace(self.entry.setting, samples=self.samples))
         precision = self.entry.model.config.precision
+        device = next(self.entry.model.parameters()).device.type  # each kind draws other noise from the same seed
         return {
             "row": "model",
             "weights": self.entry.weights,
             "setting": setting,
             "precision": precision,
             "seed": self.entry.seed,
-        }
+        } | ({} if device == "cpu" else {"device": device})  # so that what was stored before is found
 
     def folder(self) -> str:
         """Name of the folder of its pictures: another one for another key, whatever the row is called."""
