@@ -14,6 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
 from tinymsg import train
+from tinymsg.__main__ import main
 from tinymsg.data import Batches, SyntheticPairs, scene_contents
 from tinymsg.guidance import structure_targets
 from tinymsg.model import PREDICTIONS, Model, build_model
@@ -326,17 +327,43 @@ def test_compiled_training_learns_the_same(tiny_config, batches, monkeypatch):
 
 
 def test_compiled_trainings_follow_each_other(tiny_config, monkeypatch):
-    """More of them than torch keeps compiled forms, at other sizes; the averaged weights, which are looked at between, are not compiled."""
-    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 1)
+    """More than torch keeps compiled forms, at other sizes; the averaged weights, looked at in between, are not compiled."""
     real, graphs = torch.compile, []
     monkeypatch.setattr(torch, "compile", lambda model, **o: real(model, backend=lambda g, _: graphs.append(g) or g.forward, **o))
     for crop, widths in ((16, (16, 16)), (32, (16, 16)), (16, (16, 32))):
         image = torch.zeros(2, 3, crop, crop)
         state = TrainState(tiny_config(crop=crop, widths=widths, scales=(1,), compile=True, steps=2))
-        for _ in fit(state, lambda step, image=image: (image, image)):
-            with torch.no_grad():
-                state.ema_model(*[torch.zeros(1, 3, 48, 64)] * 2, torch.full((1,), 0.5))
+        with torch._dynamo.config.patch(recompile_limit=1):
+            for _ in fit(state, lambda step, image=image: (image, image)):
+                with torch.no_grad():
+                    state.ema_model(*[torch.zeros(1, 3, 48, 64)] * 2, torch.full((1,), 0.5))
     assert len(graphs) == 3
+
+
+def test_without_a_compiler_the_command_says_so_in_one_sentence(tmp_path, capsys, monkeypatch):
+    def backend(*_):
+        raise RuntimeError("Failed to find C compiler. Please specify via CC environment variable\nand more lines")
+
+    real = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda model, **options: real(model, backend=backend, **options))
+    settings = ["widths=16,16", "scales=1", "crop=16", "batch=2", "content_count=4", "precision=fp32", "compile=true"]
+    assert main(["train", "--out", str(tmp_path / "out"), "--device", "cpu", "--set", *settings]) == 2
+    said = capsys.readouterr().err.strip().splitlines()[-1]
+    assert said == ("tinymsg: torch.compile failed (RuntimeError: Failed to find C compiler. Please specify via CC environment "
+                    "variable): compile needs a C compiler and Python's headers; install them or use --set compile=false")  # fmt: skip
+
+
+@pytest.mark.parametrize("started", [{"LOCAL_RANK": "2"}, {"LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "3"}])
+def test_more_processes_than_gpus_is_one_sentence_of_each(tmp_path, capsys, monkeypatch, started):
+    for name, value in started.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr("tinymsg.commands.train.pick_device", torch.device)
+    assert main(["train", "--out", str(tmp_path / "out"), "--device", "cuda"]) == 2
+    assert capsys.readouterr().err == (
+        "tinymsg: each process needs a GPU of its own: 3 processes were started on this machine, which has 2; "
+        "give torchrun --nproc-per-node 2\n"
+    )
 
 
 def test_accumulate_is_checked(tiny_config):
@@ -464,7 +491,7 @@ def test_what_forbids_waiting_is_silent_and_leaves_nothing_behind(failing, monke
 
 
 def as_recorded(model: torch.nn.Module) -> torch.nn.Module:
-    """In the place of torch.cuda.make_graphed_callables, on the CPU: each backward pass writes into the same tensors and returns them."""
+    """As torch.cuda.make_graphed_callables does, on the CPU: each backward pass writes into the same tensors and returns them."""
     names, weights = zip(*model.named_parameters(), strict=True)
     static = [torch.empty_like(weight).detach() for weight in weights]
     layout = []

@@ -25,12 +25,17 @@ def join_processes(device: torch.device, timeout_minutes: float = 10) -> torch.d
     """Under torchrun, join the other processes and return this one's own device; else `device` unchanged.
 
     timeout_minutes: how long to wait for a process that does not answer, before all end with an error.
+    Raises: ValueError for more processes than GPUs on this machine.
     """
     global _control
     if "LOCAL_RANK" not in os.environ or torch.distributed.is_initialized():
         return device
     if device.type == "cuda":  # LOCAL_RANK counts on one machine, RANK (read by torch) over all of them
-        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        device, gpus = torch.device("cuda", int(os.environ["LOCAL_RANK"])), torch.cuda.device_count()
+        here = max(int(os.environ.get("LOCAL_WORLD_SIZE", 1)), device.index + 1)
+        if here > gpus:  # said by every process: none waits for those without a GPU
+            raise ValueError(f"each process needs a GPU of its own: {here} processes were started on this machine, which has "
+                             f"{gpus}; give torchrun --nproc-per-node {gpus}")  # fmt: skip
         torch.cuda.set_device(device)
     timeout = datetime.timedelta(minutes=timeout_minutes)
     torch.distributed.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timeout)

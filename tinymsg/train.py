@@ -77,7 +77,11 @@ def bf16_is_faster(device_type: str) -> bool:
 
 
 def use_bf16(precision: str, device: torch.device) -> bool:
-    """Resolve a Config's precision for a device."""
+    """Resolve a Config's precision for a device.
+
+    On a GPU "fp32" is what PyTorch makes of it: cuDNN's convolutions round their inputs to TF32 (10 bits of mantissa)
+    unless torch.backends.cudnn.allow_tf32 is False.
+    """
     return precision == "bf16" or (precision == "auto" and bf16_is_faster(device.type))
 
 

@@ -80,7 +80,10 @@ def run(args: argparse.Namespace) -> int:
         raise UserError("--out FOLDER is missing: where checkpoints, logs and final weights go")
     if args.validation is not None and args.validate_every is None:
         raise UserError("--validation needs --validate-every N")
-    device = processes.join_processes(pick_device(args.device), args.timeout_minutes)
+    try:
+        device = processes.join_processes(pick_device(args.device), args.timeout_minutes)
+    except ValueError as error:
+        raise UserError(str(error)) from None
     first = processes.rank_and_processes()[0] == 0
     try:
         with contextlib.ExitStack() as held:
@@ -97,6 +100,9 @@ def run(args: argparse.Namespace) -> int:
         if processes.out_of_memory(error):
             raise UserError(f"out of memory on {device}: raise accumulate (--set accumulate=4), or lower batch or crop; "
                             "--estimate says what fits") from None  # fmt: skip
+        if config.compile and (why := _compilation(error)):
+            raise UserError(f"torch.compile failed ({why}): compile needs a C compiler and Python's headers; install them or use "
+                            "--set compile=false") from None  # fmt: skip
         if processes.rank_and_processes()[1] == 1 or not _lost_a_process(error):
             raise
         who = "the first process" if first else f"process {processes.rank_and_processes()[0]}"
@@ -174,6 +180,16 @@ def _estimate(args: argparse.Namespace, config) -> int:
     print(f"\nwhat fits (computed for bf16 on CUDA, eager; {estimate.CONTEXT / 1e9:.1f} GB for CUDA itself, "
           f"{estimate.SPARE:.0%} spare), with --set accumulate=...:\n\n{estimate.table_text(config)}")  # fmt: skip
     return 0
+
+
+def _compilation(error: RuntimeError) -> str:
+    """What torch.compile failed of, as where no compiler is found, in its first line; empty for other errors."""
+    from torch._dynamo.exc import TorchDynamoException
+
+    if not isinstance(error, TorchDynamoException) and "Failed to find C compiler" not in str(error):  # as Triton itself says it
+        return ""
+    cause = getattr(error, "inner_exception", error)
+    return f"{type(cause).__name__}: {str(cause)[:200]}".partition("\n")[0]
 
 
 def _lost_a_process(error: RuntimeError) -> bool:

@@ -181,7 +181,11 @@ def _summary_writer(folder: Path, purge_step: int):
 
 
 class _Clock:
-    """Wraps the batches and times them: crops a second, and the share of the time spent waiting for data."""
+    """Wraps the batches and times them: crops a second, and the share of the time spent waiting for data.
+
+    On a GPU that share holds for pairs from files. Synthetic ones wait while they are made, and so for the kernels of the
+    step before, which are counted as waiting; to wait for those here would part every step from the next.
+    """
 
     def __init__(self, batches: Callable[[int], tuple[Tensor, Tensor]], device: torch.device):
         self.batches, self.device = batches, device
