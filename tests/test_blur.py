@@ -330,9 +330,10 @@ def test_photograph_follows_its_chain(device):
 def test_the_same_index_gives_the_same_photograph_on_a_gpu_too(monkeypatch):
     """Kernels are added up on the CPU, whose order is fixed; shown by tensors that have a device and no content."""
     seen = []
-    monkeypatch.setattr(blur, "path_to_kernel", lambda path, size: seen.append(path.device.type) or path.new_ones(len(path), size, size))
+    monkeypatch.setattr(blur, "path_to_kernel", lambda path, n: seen.append(path.device.type) or path.new_ones(len(path), n, n))
+    motion = Motion("linear", length=(5.0, 5.0))
     with FakeTensorMode():
-        _, x = blur.photograph(torch.zeros(2, 3, 24, 24, device="cuda"), Motion("linear", length=(5.0, 5.0)), Camera(), streams(2, device="cuda"))
+        _, x = blur.photograph(torch.zeros(2, 3, 24, 24, device="cuda"), motion, Camera(), streams(2, device="cuda"))
     assert seen == ["cpu"] and x.device.type == "cuda"
 
 

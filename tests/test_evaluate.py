@@ -86,8 +86,12 @@ def test_ssim_does_not_depend_on_the_device(photographs, device):
 
 def test_ssim_on_a_gpu_is_computed_in_double(monkeypatch):
     seen = []
-    monkeypatch.setattr("torchmetrics.functional.image.structural_similarity_index_measure",
-                        lambda *images, **options: (seen.extend(i.dtype for i in images), images[0].mean(dim=(1, 2, 3)))[1])  # fmt: skip
+
+    def stand_in(*images, **options):
+        seen.extend(image.dtype for image in images)
+        return images[0].mean(dim=(1, 2, 3))
+
+    monkeypatch.setattr("torchmetrics.functional.image.structural_similarity_index_measure", stand_in)
     with FakeTensorMode():
         for kind in ("cuda", "cpu"):
             assert ssim(*torch.zeros(2, 4, 3, 16, 16, device=kind)).dtype == torch.float32
