@@ -353,16 +353,17 @@ def test_without_a_compiler_the_command_says_so_in_one_sentence(tmp_path, capsys
                     "variable): compile needs a C compiler and Python's headers; install them or use --set compile=false")  # fmt: skip
 
 
+@pytest.mark.parametrize(("gpus", "instead"), [(2, "torchrun --nproc-per-node 2"), (0, "--device cpu")])
 @pytest.mark.parametrize("started", [{"LOCAL_RANK": "2"}, {"LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "3"}])
-def test_more_processes_than_gpus_is_one_sentence_of_each(tmp_path, capsys, monkeypatch, started):
+def test_more_processes_than_gpus_is_one_sentence_of_each(tmp_path, capsys, monkeypatch, started, gpus, instead):
+    """Said before any of them has touched a GPU, which is not its own."""
     for name, value in started.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    monkeypatch.setattr("tinymsg.commands.train.pick_device", torch.device)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
     assert main(["train", "--out", str(tmp_path / "out"), "--device", "cuda"]) == 2
     assert capsys.readouterr().err == (
-        "tinymsg: each process needs a GPU of its own: 3 processes were started on this machine, which has 2; "
-        "give torchrun --nproc-per-node 2\n"
+        "tinymsg: each process needs a GPU of its own: 3 processes were started on this machine, which has "
+        f"{gpus}: give {instead}\n"
     )
 
 

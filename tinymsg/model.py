@@ -80,7 +80,7 @@ class Config:
     ema: float = 0.999  # decay a step, the evaluated weights
     clip: float = 1.0  # gradient norm of the denoiser
     clip_guidance: float = 1.0  # and of the guidance net, clipped on its own
-    precision: str = "auto"  # bf16 where the processor computes it faster, else fp32
+    precision: str = "auto"  # bf16 where the processor computes it faster, else fp32 (TF32 in a GPU's convolutions)
     compile: bool = False  # torch.compile of the training forward pass
     cuda_graph: bool = False  # record the passes of a step once, and replay them: for small batches on a GPU; not with compile
     seed: int = 0

@@ -35,7 +35,7 @@ def join_processes(device: torch.device, timeout_minutes: float = 10) -> torch.d
         here = max(int(os.environ.get("LOCAL_WORLD_SIZE", 1)), device.index + 1)
         if here > gpus:  # said by every process: none waits for those without a GPU
             raise ValueError(f"each process needs a GPU of its own: {here} processes were started on this machine, which has "
-                             f"{gpus}; give torchrun --nproc-per-node {gpus}")  # fmt: skip
+                             f"{gpus}: " + (f"give torchrun --nproc-per-node {gpus}" if gpus else "give --device cpu"))  # fmt: skip
         torch.cuda.set_device(device)
     timeout = datetime.timedelta(minutes=timeout_minutes)
     torch.distributed.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timeout)

@@ -67,7 +67,8 @@ def _add_scores(option: Callable) -> None:
     )
     option("--inception", metavar="FILE", help="torch-fidelity's Inception weights, instead of their download")
     option("--pieces", type=positive, metavar="PIXELS", help="FID and KID of pieces of that size (default: whole pictures)")
-    option("--no-restore", action="store_true", help="only score the pictures that are there, and write the table anew")
+    option("--no-restore", action="store_true", help="only score the pictures that are there, from the same kind of "
+           "device, and write the table anew")
     option("--device", default="auto", help=DEVICE_HELP)
 
 

@@ -1,6 +1,7 @@
 """What the commands share: mistakes in one sentence, devices, weights, argument types."""
 
 import argparse
+import os
 from collections.abc import Callable
 
 DEVICE_HELP = "cpu, cuda, cuda:1, ... (default: the GPU if there is one)"
@@ -18,7 +19,8 @@ def pick_device(name: str):
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
-        torch.empty(0, device=device)
+        if "LOCAL_RANK" not in os.environ:  # under torchrun each process takes its own: it must hold no memory of the first
+            torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         raise UserError(f"device {name!r} cannot be used here: {str(error).splitlines()[0]}") from None
     return device

@@ -63,6 +63,12 @@ class Entry:
     setting: Setting
     seed: int = 0
 
+    @property
+    def device(self) -> dict[str, str]:
+        """For keys of what is sampled: each kind of device draws other noise from one seed. The CPU, once the only one, goes unsaid."""
+        kind = next(self.model.parameters()).device.type
+        return {} if kind == "cpu" else {"device": kind}
+
 
 @dataclass(frozen=True)
 class Row:
@@ -79,14 +85,13 @@ class Row:
             return {"row": self.kind}
         setting = asdict(replace(self.entry.setting, samples=self.samples))
         precision = self.entry.model.config.precision
-        device = next(self.entry.model.parameters()).device.type  # each kind draws other noise from the same seed
         return {
             "row": "model",
             "weights": self.entry.weights,
             "setting": setting,
             "precision": precision,
             "seed": self.entry.seed,
-        } | ({} if device == "cpu" else {"device": device})  # so that what was stored before is found
+        } | self.entry.device
 
     def folder(self) -> str:
         """Name of the folder of its pictures: another one for another key, whatever the row is called."""
