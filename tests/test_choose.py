@@ -107,7 +107,7 @@ def test_the_search_is_frozen_resumes_and_never_mixes(root, entry, tmp_path, mon
     choose_setting(entry, pairs, 16, "compromise", ledger, **grid)
     assert len(computed) == 4
     computed.clear()
-    monkeypatch.setattr(Entry, "device", {"device": "cuda"})  # which draws other noise
+    monkeypatch.setattr(Entry, "noise_key", {"device": "cuda"})  # which draws other noise
     choose_setting(entry, pairs, 16, "compromise", ledger, **grid)
     assert len(computed) == 4
 

@@ -95,7 +95,7 @@ def choose_setting(entry: Entry, pairs: Centres, size: int, choice: str, ledger:
         for noise in max_noise:
             key = {"grid": pairs.name, "images": digest(names), "size": size, "weights": entry.weights, "steps": n,
                    "max_noise": noise, "sampler": entry.setting.sampler, "precision": entry.model.config.precision,
-                   **entry.device}  # fmt: skip
+                   **entry.noise_key}  # fmt: skip
             try:
                 make_schedule("linear", n, noise)
             except ValueError as error:  # 500 steps up to 0.5: so much noise cannot be undone

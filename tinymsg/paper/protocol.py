@@ -64,7 +64,7 @@ class Entry:
     seed: int = 0
 
     @property
-    def device(self) -> dict[str, str]:
+    def noise_key(self) -> dict[str, str]:
         """For keys of what is sampled: each kind of device draws other noise from one seed. The CPU, once the only one, goes unsaid."""
         kind = next(self.model.parameters()).device.type
         return {} if kind == "cpu" else {"device": kind}
@@ -91,7 +91,7 @@ class Row:
             "setting": setting,
             "precision": precision,
             "seed": self.entry.seed,
-        } | self.entry.device
+        } | self.entry.noise_key
 
     def folder(self) -> str:
         """Name of the folder of its pictures: another one for another key, whatever the row is called."""
