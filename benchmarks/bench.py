@@ -27,14 +27,18 @@ from pathlib import Path
 import torch
 from loader import make_pictures
 from peers import CONTENDERS, Contender
+
 from tinymsg.__main__ import ALLOCATOR, restart_with_allocator
 from tinymsg.datasets.packing import folder_pairs, pack
 from tinymsg.train import use_bf16
 from tinymsg.training.runs import peak_memory
 
-
 # Kinds of operation, by parts of their names: PyTorch's on a CPU, the kernels' on a GPU
-OPERATIONS = {"convolution": ("conv", "gemm", "cudnn", "xmma"), "normalisation": ("norm",), "activation": ("silu", "gelu", "mish")}
+OPERATIONS = {
+    "convolution": ("conv", "gemm", "cudnn", "xmma"),
+    "normalisation": ("norm",),
+    "activation": ("silu", "gelu", "mish"),
+}
 
 
 def clock(device: torch.device) -> float:
@@ -66,10 +70,12 @@ def machine_limits(device: torch.device) -> dict[str, float | str]:
     flops = 3 * 2 * size * 128 * 128 * 64 * 64 * 9  # forward, and two backward passes of the same cost
     block = torch.empty(2**28 if device.type == "cuda" else 2**26, device=device)
     other = torch.empty_like(block)
-    return {"precision": precision,
-            "matmul_tflops": round(2 * n**3 / best(lambda: a @ b) / 1e12, 3),
-            "conv_tflops": round(flops / best(lambda: layer(image).sum().backward()) / 1e12, 3),
-            "copy_gbs": round(2 * block.numel() * 4 / best(lambda: other.copy_(block)) / 1e9, 1)}  # fmt: skip
+    return {
+        "precision": precision,
+        "matmul_tflops": round(2 * n**3 / best(lambda: a @ b) / 1e12, 3),
+        "conv_tflops": round(flops / best(lambda: layer(image).sum().backward()) / 1e12, 3),
+        "copy_gbs": round(2 * block.numel() * 4 / best(lambda: other.copy_(block)) / 1e9, 1),
+    }
 
 
 def serve(pipe, name: str, width: int, device_name: str) -> None:
@@ -84,14 +90,21 @@ def serve(pipe, name: str, width: int, device_name: str) -> None:
             torch.compiler.reset()  # nor are its compiled forms, of which torch keeps few
             contenders[batch] = Contender(name, width, device, batch)
             generator = torch.Generator().manual_seed(0)
-            batches[batch] = tuple((torch.rand(batch, 3, 128, 128, generator=generator) * 2 - 1).to(device) for _ in range(2))
+            batches[batch] = tuple(
+                (torch.rand(batch, 3, 128, 128, generator=generator) * 2 - 1).to(device) for _ in range(2)
+            )
         return contenders[batch]
 
     while (request := pipe.recv()) is not None:
         kind, *arguments = request
         if kind == "about":
             it = contender(1)
-            pipe.send({"parameters_M": round(sum(p.numel() for p in it.network.parameters()) / 1e6, 2), "gflop": it.gigaflops()})
+            pipe.send(
+                {
+                    "parameters_M": round(sum(p.numel() for p in it.network.parameters()) / 1e6, 2),
+                    "gflop": it.gigaflops(),
+                }
+            )
         elif kind == "train":
             batch, steps = arguments[0], 20 if fast else arguments[1]
             it = contender(batch)
@@ -152,7 +165,10 @@ def shares(work, device: torch.device) -> dict[str, float]:
             continue  # it spans the kernels that are counted already
         name = event.key.lower()
         fused = name.startswith("triton_")  # compiled from several, pointwise ones, and named after all of them
-        kind = next((kind for kind, marks in OPERATIONS.items() if not fused and any(mark in name for mark in marks)), "the rest")
+        kind = next(
+            (kind for kind, marks in OPERATIONS.items() if not fused and any(mark in name for mark in marks)),
+            "the rest",
+        )
         spent[kind] += event.self_device_time_total if device.type == "cuda" else event.self_cpu_time_total
     return {kind: round(time / sum(spent.values()), 3) for kind, time in spent.items()}
 
@@ -190,7 +206,9 @@ class Field:
         self.pipes, self.processes = {}, []
         for name in names:
             here, there = context.Pipe()
-            process = context.Process(target=serve, args=(there, name, width, device))  # no daemon: it has workers of its own
+            process = context.Process(
+                target=serve, args=(there, name, width, device)
+            )  # no daemon: it has workers of its own
             with allocator_of(name):
                 process.start()
             there.close()
@@ -242,7 +260,12 @@ def ratios(seconds: dict[str, list[float]], about: dict[str, dict], ours: str = 
     for name, values in known.items():
         cost = about[name]["gflop"] / about[ours]["gflop"]
         within = sorted(v / o / cost for v, o in zip(values, seconds[ours], strict=True))
-        table[name] = {"seconds": statistics.median(values), "ratio": statistics.median(within), "low": within[0], "high": within[-1]}
+        table[name] = {
+            "seconds": statistics.median(values),
+            "ratio": statistics.median(within),
+            "low": within[0],
+            "high": within[-1],
+        }
     return table
 
 
@@ -256,8 +279,15 @@ def field_of(names: tuple[str, ...], width: int, device: str):
         field.close()
 
 
-def measure(new_field, batches: list[int], sizes: list[tuple[int, int]], rounds: int, pictures: int, say,
-            keep=lambda results: None) -> dict:  # fmt: skip
+def measure(
+    new_field,
+    batches: list[int],
+    sizes: list[tuple[int, int]],
+    rounds: int,
+    pictures: int,
+    say,
+    keep=lambda results: None,
+) -> dict:
     """Every measurement of one run.
 
     new_field: makes the context of a `Field`. pictures: PNG pairs of the folder; 0 leaves end to end out.
@@ -282,7 +312,9 @@ def measure(new_field, batches: list[int], sizes: list[tuple[int, int]], rounds:
             answers = field.rounds(("sample", height, wide, 2), rounds)
             size = f"{wide}x{height}"
             results["begin"][size] = {name: statistics.median(a for a, _ in values) for name, values in answers.items()}
-            results["sample"][size] = ratios({name: [step for _, step in values] for name, values in answers.items()}, about)
+            results["sample"][size] = ratios(
+                {name: [step for _, step in values] for name, values in answers.items()}, about
+            )
             results.setdefault("memory_sampling", {})[size] = field.ask("memory")
         tell(f"one step at {size}", results["sample"][size])
     if pictures:
@@ -322,32 +354,65 @@ def markdown(results: dict) -> str:
         cells = []
         for table in tables.values():
             row = table.get(name)
-            cells.append("failed" if row is None else f"{row['seconds']:.3g} s" if name == "ours"
-                         else f"{row['ratio']:.2f}x ({row['low']:.2f} to {row['high']:.2f})")  # fmt: skip
+            cells.append(
+                "failed"
+                if row is None
+                else f"{row['seconds']:.3g} s"
+                if name == "ours"
+                else f"{row['ratio']:.2f}x ({row['low']:.2f} to {row['high']:.2f})"
+            )
         size = f"{facts['parameters_M']} | {facts['gflop']:.1f}" if facts else "failed | failed"
         lines.append(f"| {name} | {size} | " + " | ".join(cells) + " |")
-    memory = {"training": results["memory_training"]} | {f"a step at {size}": row for size, row in results["memory_sampling"].items()}
-    lines += ["", "Peak memory of the process, GB:", "", "| | " + " | ".join(memory) + " | waits for data |", "|---" * (2 + len(memory)) + "|"]
+    memory = {"training": results["memory_training"]} | {
+        f"a step at {size}": row for size, row in results["memory_sampling"].items()
+    }
+    lines += [
+        "",
+        "Peak memory of the process, GB:",
+        "",
+        "| | " + " | ".join(memory) + " | waits for data |",
+        "|---" * (2 + len(memory)) + "|",
+    ]
     waiting = results.get("folder", {"rows": {}})["rows"]
     for name in about:
         cells = [str(column.get(name, "failed")) for column in memory.values()]
-        lines.append(f"| {name} | " + " | ".join(cells) + f" | {waiting[name]['waiting']:.2%} |" if name in waiting
-                     else f"| {name} | " + " | ".join(cells) + " | - |")  # fmt: skip
+        lines.append(
+            f"| {name} | " + " | ".join(cells) + f" | {waiting[name]['waiting']:.2%} |"
+            if name in waiting
+            else f"| {name} | " + " | ".join(cells) + " | - |"
+        )
     kinds = [*OPERATIONS, "the rest"]
-    lines += ["", "Where the time of a training step goes:", "", "| | " + " | ".join(kinds) + " |", "|---" * (1 + len(kinds)) + "|"]
-    lines += [f"| {name} | " + " | ".join(f"{row[kind]:.0%}" for kind in kinds) + " |" for name, row in results["shares"].items()]
-    limits, batch = results["limits"], max((b for b, table in results["train"].items() if "ours" in table), key=int, default=None)
-    lines += ["", f"{results['machine']}, PyTorch {results['torch']}, {results['rounds']} rounds: how many times as long as ours "
-              "at equal FLOPs, median (least to most)."]  # fmt: skip
+    lines += [
+        "",
+        "Where the time of a training step goes:",
+        "",
+        "| | " + " | ".join(kinds) + " |",
+        "|---" * (1 + len(kinds)) + "|",
+    ]
+    lines += [
+        f"| {name} | " + " | ".join(f"{row[kind]:.0%}" for kind in kinds) + " |"
+        for name, row in results["shares"].items()
+    ]
+    limits, batch = (
+        results["limits"],
+        max((b for b, table in results["train"].items() if "ours" in table), key=int, default=None),
+    )
+    lines += [
+        "",
+        f"{results['machine']}, PyTorch {results['torch']}, {results['rounds']} rounds: how many times as long as ours "
+        "at equal FLOPs, median (least to most).",
+    ]
     if batch is None:
         lines[-1] += " Ours failed: nothing can be compared with it."
         return "\n".join(lines)
     ours = results["train"][batch]["ours"]["seconds"]
     rate = 3 * about["ours"]["gflop"] * int(batch) / ours / 1e3
-    lines[-1] += (f" Ours: {int(batch) / ours:.1f} crops a second at {batch}, {rate:.2f} TFLOP/s, "
-              f"{rate / limits['conv_tflops']:.0%} of this machine's own convolution in {limits['precision']} ({limits['conv_tflops']} TFLOP/s), "
-              f"{rate / limits['matmul_tflops']:.0%} of its matrix product ({limits['matmul_tflops']}); "
-              f"it copies {limits['copy_gbs']} GB/s.")  # fmt: skip
+    lines[-1] += (
+        f" Ours: {int(batch) / ours:.1f} crops a second at {batch}, {rate:.2f} TFLOP/s, "
+        f"{rate / limits['conv_tflops']:.0%} of this machine's own convolution in {limits['precision']} ({limits['conv_tflops']} TFLOP/s), "
+        f"{rate / limits['matmul_tflops']:.0%} of its matrix product ({limits['matmul_tflops']}); "
+        f"it copies {limits['copy_gbs']} GB/s."
+    )
     return "\n".join(lines)
 
 
@@ -359,7 +424,9 @@ def picture(results: dict, path: Path) -> None:
     import matplotlib.pyplot as plt
 
     tables = panels(results)
-    figure, axes = plt.subplots(1, len(tables), figsize=(2.3 * len(tables) + 1, 3.2), sharey=True, layout="constrained", squeeze=False)
+    figure, axes = plt.subplots(
+        1, len(tables), figsize=(2.3 * len(tables) + 1, 3.2), sharey=True, layout="constrained", squeeze=False
+    )
     axes = axes[0]
     names = list(results["about"])
     for axis, (title, table) in zip(axes, tables.items(), strict=True):
@@ -381,22 +448,47 @@ def picture(results: dict, path: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--width", type=int, default=32, help="channels at full resolution, a multiple of 32 (default: %(default)s)")
+    parser.add_argument(
+        "--width", type=int, default=32, help="channels at full resolution, a multiple of 32 (default: %(default)s)"
+    )
     parser.add_argument("--batches", type=int, nargs="+", help="crops a step (default: 2 8 32, on a GPU also 256)")
     parser.add_argument("--sizes", nargs="+", default=["256x256", "1280x720"], metavar="WxH")
     parser.add_argument("--rounds", type=int, default=3, help="turns of each contender (default: %(default)s)")
-    parser.add_argument("--pictures", type=int, default=32, help="PNG pairs of the end-to-end measurement; 0: without (default: %(default)s)")
-    parser.add_argument("--contenders", nargs="+", choices=CONTENDERS, default=list(CONTENDERS), metavar="NAME",
-                        help="some of: " + "; ".join(CONTENDERS) + " (default: all; ours is always among them)")  # fmt: skip
-    parser.add_argument("--out", default="benchmarks/results", help="folder of bench.json, bench.md, bench.png (default: %(default)s)")
+    parser.add_argument(
+        "--pictures",
+        type=int,
+        default=32,
+        help="PNG pairs of the end-to-end measurement; 0: without (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--contenders",
+        nargs="+",
+        choices=CONTENDERS,
+        default=list(CONTENDERS),
+        metavar="NAME",
+        help="some of: " + "; ".join(CONTENDERS) + " (default: all; ours is always among them)",
+    )
+    parser.add_argument(
+        "--out", default="benchmarks/results", help="folder of bench.json, bench.md, bench.png (default: %(default)s)"
+    )
     args = parser.parse_args()
     device = torch.device(args.device)
     batches = args.batches or ([2, 8, 32, 256] if device.type == "cuda" else [2, 8, 32])
     sizes = [tuple(reversed([int(n) for n in size.split("x")])) for size in args.sizes]
-    where = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{processor()}, {torch.get_num_threads()} threads"
+    where = (
+        torch.cuda.get_device_name(device)
+        if device.type == "cuda"
+        else f"{processor()}, {torch.get_num_threads()} threads"
+    )
     packages = {p: metadata.version(p) for p in ("diffusers", "denoising-diffusion-pytorch")}
-    results = {"machine": where, "torch": torch.__version__, "packages": packages, "width": args.width, "rounds": args.rounds,
-               "limits": machine_limits(device)}  # fmt: skip
+    results = {
+        "machine": where,
+        "torch": torch.__version__,
+        "packages": packages,
+        "width": args.width,
+        "rounds": args.rounds,
+        "limits": machine_limits(device),
+    }
     give_back(device)
     print(f"{where}: {results['limits']}", flush=True)
     names, out = with_ours(args.contenders), Path(args.out)
@@ -406,8 +498,15 @@ def main() -> None:
     def keep(found: dict) -> None:
         partial.write_text(json.dumps(results | found, indent=1) + "\n")
 
-    results |= measure(lambda: field_of(names, args.width, args.device), batches, sizes, args.rounds, args.pictures,
-                       lambda line: print(line, flush=True), keep)  # fmt: skip
+    results |= measure(
+        lambda: field_of(names, args.width, args.device),
+        batches,
+        sizes,
+        args.rounds,
+        args.pictures,
+        lambda line: print(line, flush=True),
+        keep,
+    )
     keep({})
     partial.replace(out / "bench.json")
     (out / "bench.md").write_text(markdown(results) + "\n")
@@ -418,7 +517,11 @@ def main() -> None:
 def processor() -> str:
     """The processor's name."""
     try:
-        return next(line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name"))
+        return next(
+            line.split(":")[1].strip()
+            for line in Path("/proc/cpuinfo").read_text().splitlines()
+            if line.startswith("model name")
+        )
     except (OSError, StopIteration):
         return platform.processor() or platform.machine()
 

@@ -22,12 +22,13 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from PIL import Image
+
 from tinymsg.__main__ import restart_with_allocator
 from tinymsg.data import Batches, Pairs, SyntheticPairs, scene_contents
 from tinymsg.datasets.layouts import DATASETS, Pair, find_pairs
-from tinymsg.model import PROFILES, Config
 from tinymsg.datasets.packed import ListedPairs, PackedPairs, packed_folder
 from tinymsg.datasets.packing import folder_pairs, pack
+from tinymsg.model import PROFILES, Config
 from tinymsg.scenes import render_scenes
 from tinymsg.train import TrainState, fit
 
@@ -99,11 +100,17 @@ def measure(args: argparse.Namespace, device: torch.device, config: Config, work
     start = time.perf_counter()
     manifest = pack(pairs, folder, args.data or "stand-in", args.split, args.blur)
     packing = time.perf_counter() - start
-    print(f"{len(pairs)} pairs, frames {manifest['shape'][3]}x{manifest['shape'][2]}, {png / 1e6:.2f} MB a PNG "
-          f"(GoPro: {GOPRO_PNG / 1e6:.2f}); packed in {packing:.1f} s, or there already")  # fmt: skip
-    step = step_seconds(config, Batches(PackedPairs(folder, device=device), config.batch, config.crop), device, args.steps)
-    print(f"a step of {config.batch} crops {config.crop}x{config.crop}: {step[1]:.3f} s\n\n"
-          f"{'source':<28} {'crops/s':>9} {'ms/crop':>8} {'of a step':>10}")  # fmt: skip
+    print(
+        f"{len(pairs)} pairs, frames {manifest['shape'][3]}x{manifest['shape'][2]}, {png / 1e6:.2f} MB a PNG "
+        f"(GoPro: {GOPRO_PNG / 1e6:.2f}); packed in {packing:.1f} s, or there already"
+    )
+    step = step_seconds(
+        config, Batches(PackedPairs(folder, device=device), config.batch, config.crop), device, args.steps
+    )
+    print(
+        f"a step of {config.batch} crops {config.crop}x{config.crop}: {step[1]:.3f} s\n\n"
+        f"{'source':<28} {'crops/s':>9} {'ms/crop':>8} {'of a step':>10}"
+    )
     rows = {}
     for name, source in sources(pairs, folder, device).items():
         batches = Batches(source, config.batch, config.crop)
@@ -113,10 +120,21 @@ def measure(args: argparse.Namespace, device: torch.device, config: Config, work
             "seconds_quartiles": quartiles,
             "share": quartiles[1] / step[1],
         }
-        print(f"{name:<28} {rows[name]['crops_per_second']:9.0f} {1e3 * quartiles[1] / config.batch:8.3f} "
-              f"{rows[name]['share']:10.2%}", flush=True)  # fmt: skip
-    return {"pairs": len(pairs), "png_bytes": png, "packing_seconds": packing, "batch": config.batch, "crop": config.crop,
-            "compile": config.compile, "step_seconds_quartiles": step, "rows": rows}  # fmt: skip
+        print(
+            f"{name:<28} {rows[name]['crops_per_second']:9.0f} {1e3 * quartiles[1] / config.batch:8.3f} "
+            f"{rows[name]['share']:10.2%}",
+            flush=True,
+        )
+    return {
+        "pairs": len(pairs),
+        "png_bytes": png,
+        "packing_seconds": packing,
+        "batch": config.batch,
+        "crop": config.crop,
+        "compile": config.compile,
+        "step_seconds_quartiles": step,
+        "rows": rows,
+    }
 
 
 def main() -> None:

@@ -15,13 +15,14 @@ import numpy as np
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
+from torch import Tensor
+
 from tinymsg.data import Batches
 from tinymsg.datasets.packed import PackedPairs
 from tinymsg.datasets.packing import folder_pairs
 from tinymsg.model import Config
 from tinymsg.sample import prepare
 from tinymsg.train import TrainState, fit, training_layout, use_bf16
-from torch import Tensor
 
 STEPS_FOREVER = 10**7
 
@@ -31,8 +32,14 @@ def our_config(width: int, guided: bool = True, **changes) -> Config:
 
     Four blocks a resolution: the peers have three on the way down and four on the way up, ours as many up as down.
     """
-    config = Config(widths=(width, 2 * width, 3 * width, 4 * width), blocks=4, crop=128, steps=STEPS_FOREVER,
-                    guidance_width=2 * width if guided else 32, **changes)  # fmt: skip
+    config = Config(
+        widths=(width, 2 * width, 3 * width, 4 * width),
+        blocks=4,
+        crop=128,
+        steps=STEPS_FOREVER,
+        guidance_width=2 * width if guided else 32,
+        **changes,
+    )
     return config if guided else replace(config, scales=())
 
 
@@ -47,8 +54,14 @@ class Diffusers(nn.Module):
         from diffusers import UNet2DModel
 
         self.net = UNet2DModel(
-            in_channels=6, out_channels=3, layers_per_block=3, block_out_channels=tuple(k * width for k in (1, 2, 3, 4)),
-            down_block_types=("DownBlock2D",) * 4, up_block_types=("UpBlock2D",) * 4, add_attention=False)  # fmt: skip
+            in_channels=6,
+            out_channels=3,
+            layers_per_block=3,
+            block_out_channels=tuple(k * width for k in (1, 2, 3, 4)),
+            down_block_types=("DownBlock2D",) * 4,
+            up_block_types=("UpBlock2D",) * 4,
+            add_attention=False,
+        )
 
     def forward(self, y_t: Tensor, x: Tensor, noise_level: Tensor) -> Tensor:
         return self.net(torch.cat([y_t, x], dim=1), 1000 * (1 - noise_level)).sample
@@ -116,7 +129,9 @@ class SR3(nn.Module):
                 self.up.append(_SR3Block(here + skips.pop(), outputs, width))
                 here = outputs
             if level > 0:
-                self.up.append(nn.Sequential(nn.Upsample(scale_factor=2, mode="nearest"), nn.Conv2d(here, here, 3, padding=1)))
+                self.up.append(
+                    nn.Sequential(nn.Upsample(scale_factor=2, mode="nearest"), nn.Conv2d(here, here, 3, padding=1))
+                )
         self.last = nn.Sequential(nn.GroupNorm(32, here), nn.SiLU(), nn.Conv2d(here, 3, 3, padding=1))
 
     def forward(self, y_t: Tensor, x: Tensor, noise_level: Tensor) -> Tensor:
@@ -136,7 +151,10 @@ class SR3(nn.Module):
 
 
 NETWORKS: dict[str, Callable[[int], nn.Module]] = {
-    "diffusers": Diffusers, "denoising_diffusion_pytorch": DenoisingDiffusionPytorch, "sr3": SR3}  # fmt: skip
+    "diffusers": Diffusers,
+    "denoising_diffusion_pytorch": DenoisingDiffusionPytorch,
+    "sr3": SR3,
+}
 
 
 # --- what they learn from: one folder of PNG pairs ---------------------------------------------------------------
@@ -162,7 +180,9 @@ class PngPairs(torch.utils.data.Dataset):
         pictures = [torch.from_numpy(np.asarray(Image.open(path).convert("RGB")).copy()) for path in (sharp, blurry)]
         height, wide = pictures[0].shape[:2]
         top, left = int(torch.randint(height - 127, ())), int(torch.randint(wide - 127, ()))
-        crops = [picture[top : top + 128, left : left + 128].permute(2, 0, 1).float() / 127.5 - 1 for picture in pictures]
+        crops = [
+            picture[top : top + 128, left : left + 128].permute(2, 0, 1).float() / 127.5 - 1 for picture in pictures
+        ]
         return tuple(crop.flip(-1) for crop in crops) if torch.rand(()) < 0.5 else tuple(crops)
 
 
@@ -170,7 +190,9 @@ def png_batches(folder: Path, batch: int, workers: int, device: torch.device) ->
     """(y0, x) without end, from a DataLoader."""
     pairs = PngPairs(folder)
     drawn = torch.utils.data.RandomSampler(pairs, replacement=True, num_samples=10**6)
-    for y0, x in torch.utils.data.DataLoader(pairs, batch, sampler=drawn, num_workers=workers, pin_memory=device.type == "cuda"):
+    for y0, x in torch.utils.data.DataLoader(
+        pairs, batch, sampler=drawn, num_workers=workers, pin_memory=device.type == "cuda"
+    ):
         yield y0.to(device, non_blocking=True), x.to(device, non_blocking=True)
 
 
@@ -187,7 +209,9 @@ class Contender:
         self.ours, self.kind, self.batch = kind == "ours", kind, batch
         self.tuned = variant == "tuned"
         self.bf16 = (self.ours or self.tuned) and use_bf16("auto", device)
-        self.layout = training_layout(our_config(width, False), device, self.bf16)  # the tuned ones': sampling is channels_last
+        self.layout = training_layout(
+            our_config(width, False), device, self.bf16
+        )  # the tuned ones': sampling is channels_last
         if self.ours:
             self.config = our_config(width, variant == "guided", batch=batch, compile=device.type == "cuda")
             self.state = TrainState(self.config, device)
@@ -199,15 +223,23 @@ class Contender:
             self.network = self.network.to(memory_format=self.layout)
         # AdamW in diffusers' example, Adam in the others'; neither is fused there. Both clip the norm at 1 and keep an EMA
         kind_of = torch.optim.AdamW if kind == "diffusers" or self.tuned else torch.optim.Adam
-        self.optimizer = kind_of(self.network.parameters(), lr=1e-4, betas=(0.9, 0.99), **({"fused": True} if self.tuned else {}))
+        self.optimizer = kind_of(
+            self.network.parameters(), lr=1e-4, betas=(0.9, 0.99), **({"fused": True} if self.tuned else {})
+        )
         self.ema = [p.detach().clone() for p in self.network.parameters()]
-        self.call = torch.compile(self.network, fullgraph=True, dynamic=False) if self.tuned and device.type == "cuda" else self.network
+        self.call = (
+            torch.compile(self.network, fullgraph=True, dynamic=False)
+            if self.tuned and device.type == "cuda"
+            else self.network
+        )
 
     def source(self, pictures: Path, packed: Path) -> Source:
         """Batches as its own trainer makes them: ours from the packed file, the others from the folder of PNGs."""
         if self.ours:
             return Batches(PackedPairs(packed, device=self.device), self.batch, 128)
-        batches = png_batches(pictures, self.batch, (os.cpu_count() or 1) if self.tuned else WORKERS[self.kind], self.device)
+        batches = png_batches(
+            pictures, self.batch, (os.cpu_count() or 1) if self.tuned else WORKERS[self.kind], self.device
+        )
         return lambda step: next(batches)
 
     def train(self, source: Source, steps: int = 1) -> None:

@@ -19,6 +19,7 @@ from pathlib import Path
 
 import torch
 from bench import clock
+
 from tinymsg.__main__ import ALLOCATOR
 from tinymsg.model import PROFILES, Config, build_model, count_parameters, pretrained, pretrained_names
 from tinymsg.sample import prepare, restore_steps
@@ -30,7 +31,11 @@ HEAD = "{:<16} {:>8} {:>5} {:>8} {:>7} {:>11} {:>9} {:>9}"
 
 def measure(name: str, precision: str, width: int, height: int, steps: int, repeats: int, device: torch.device) -> dict:
     """Seconds and peak memory of one model at one number of steps, in this process."""
-    model = pretrained(name, device) if name in pretrained_names() else build_model(Config(**PROFILES[name])).eval().to(device)
+    model = (
+        pretrained(name, device)
+        if name in pretrained_names()
+        else build_model(Config(**PROFILES[name])).eval().to(device)
+    )
     model.config = replace(model.config, precision=precision)
     x = torch.rand(1, 3, height, width, generator=torch.Generator().manual_seed(0)).to(device) * 2 - 1
     if device.type == "cuda":
@@ -70,7 +75,11 @@ def row(name: str, precision: str, args: argparse.Namespace) -> dict:
             return {"model": name, "precision": precision, "failed": f"exit status {done.returncode}"}
         found[steps] = json.loads(done.stdout)
     step = (found[many]["steps_seconds"] - found[few]["steps_seconds"]) / (many - few)
-    return found[many] | {"step_seconds": round(step, 3), "first_steps_seconds": found[few]["steps_seconds"], "first_steps": few}
+    return found[many] | {
+        "step_seconds": round(step, 3),
+        "first_steps_seconds": found[few]["steps_seconds"],
+        "first_steps": few,
+    }
 
 
 def main() -> None:
@@ -93,7 +102,11 @@ def main() -> None:
     if device.type == "cuda":
         where = torch.cuda.get_device_name(device)
     print(f"{where}, torch {torch.__version__}, {args.size[0]}x{args.size[1]}, whole")
-    print(HEAD.format("model", "M params", "type", "peak GB", "before", "guidance s", f"{min(args.steps)} step s", "a step s"))
+    print(
+        HEAD.format(
+            "model", "M params", "type", "peak GB", "before", "guidance s", f"{min(args.steps)} step s", "a step s"
+        )
+    )
     rows = []
     for name in args.models:
         for precision in args.precisions:
@@ -101,7 +114,15 @@ def main() -> None:
             if "failed" in found:
                 print(f"{name:<16} {precision}: {found['failed']}", flush=True)
                 continue
-            columns = ("parameters_M", "precision", "peak_GB", "before_GB", "guidance_seconds", "first_steps_seconds", "step_seconds")
+            columns = (
+                "parameters_M",
+                "precision",
+                "peak_GB",
+                "before_GB",
+                "guidance_seconds",
+                "first_steps_seconds",
+                "step_seconds",
+            )
             print(HEAD.format(name, *(found[column] for column in columns)), flush=True)
     text = json.dumps({"where": where, "torch": torch.__version__, "rows": rows}, indent=1)
     if args.out:

@@ -20,14 +20,15 @@ from pathlib import Path
 
 import torch
 from bench import clock, processor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
 from tinymsg.__main__ import restart_with_allocator
 from tinymsg.model import PROFILES, Config, build_model, count_parameters
 from tinymsg.processes import from_first, join_processes, leave_processes
 from tinymsg.sample import prepare, restore_steps
 from tinymsg.train import TrainState, fit, loss_terms
 from tinymsg.training.estimate import gigaflops
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 FULL = replace(Config(), **PROFILES["full"] | {"compile": False})
 
@@ -42,7 +43,10 @@ class Cluster:
     outside: float = 50e9  # bytes a second of each GPU to other machines (400 Gbit/s)
     launch: float = 4e-6  # seconds to start one kernel from Python; kernels of a large batch hide it
     price: float = 3.5  # US dollars a GPU and hour: an assumption in the middle of what is asked for, 2 to 5
-    efficiency: tuple[float, float] = (0.64, 0.3)  # of the time that compute and memory would take: our goal; a poor day
+    efficiency: tuple[float, float] = (
+        0.64,
+        0.3,
+    )  # of the time that compute and memory would take: our goal; a poor day
 
 
 # --- counted ----------------------------------------------------------------------------------------------------
@@ -67,7 +71,9 @@ class Traffic(TorchDispatchMode):
 def traffic(config: Config, crops: int = 2) -> dict[str, float]:
     """Of a training step's passes, uncompiled: {"kernels", "bytes_a_crop"}, counted on the CPU in bf16."""
     model = build_model(config).to(memory_format=torch.channels_last).train()
-    y0, x = (torch.zeros(crops, 3, config.crop, config.crop).contiguous(memory_format=torch.channels_last) for _ in range(2))
+    y0, x = (
+        torch.zeros(crops, 3, config.crop, config.crop).contiguous(memory_format=torch.channels_last) for _ in range(2)
+    )
     with Traffic() as counted:
         with torch.autocast("cpu", torch.bfloat16):
             denoise, guidance = loss_terms(model, config, y0, x, torch.full((crops,), 0.5), torch.zeros_like(y0))
@@ -93,8 +99,13 @@ def step_seconds(config: Config, repeats: int = 3) -> float:
 
 
 def _process(rank: int, processes: int, port: int, threads: int, queue) -> None:
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1",
-                   "MASTER_PORT": str(port)}  # fmt: skip
+    os.environ |= {
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": str(processes),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+    }
     torch.set_num_threads(threads)
     join_processes(torch.device("cpu"))
     seconds = step_seconds(replace(FULL, batch=4))
@@ -111,7 +122,9 @@ def shared_seconds(processes: int) -> float:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     threads = max(torch.get_num_threads() // processes, 1)
-    workers = [context.Process(target=_process, args=(rank, processes, port, threads, queue)) for rank in range(processes)]
+    workers = [
+        context.Process(target=_process, args=(rank, processes, port, threads, queue)) for rank in range(processes)
+    ]
     for worker in workers:
         worker.start()
     seconds = queue.get(timeout=600)
@@ -133,8 +146,11 @@ def restoration(height: int, width: int, steps: int, model) -> tuple[float, floa
 
 def measured(say) -> dict[str, list[dict]]:
     """One row a measurement: what was changed, GFLOP, seconds, and GFLOP a second."""
-    changes = {"batch": [{"batch": n} for n in (1, 2, 4, 8)], "crop": [{"batch": 2, "crop": n} for n in (64, 128, 192)],
-               "width": [{"batch": 2, "widths": tuple(n * k for k in (1, 2, 3, 4))} for n in (16, 32, 64)]}  # fmt: skip
+    changes = {
+        "batch": [{"batch": n} for n in (1, 2, 4, 8)],
+        "crop": [{"batch": 2, "crop": n} for n in (64, 128, 192)],
+        "width": [{"batch": 2, "widths": tuple(n * k for k in (1, 2, 3, 4))} for n in (16, 32, 64)],
+    }
     rows: dict[str, list[dict]] = {}
     for name, settings in changes.items():
         for setting in settings:
@@ -146,19 +162,29 @@ def measured(say) -> dict[str, list[dict]]:
     rows["processes"] = []
     for processes in (1, 2):
         seconds = shared_seconds(processes)
-        rows["processes"].append({"at": processes, "gflop": round(4 * gigaflops(FULL), 1), "seconds": round(seconds, 4)})
+        rows["processes"].append(
+            {"at": processes, "gflop": round(4 * gigaflops(FULL), 1), "seconds": round(seconds, 4)}
+        )
         say(f"training, 4 crops by {processes} processes: {seconds:.3f} s")
     model = build_model(FULL).eval()
     rows["picture"], rows["evaluations"] = [], []
     restoration(256, 256, 1, model)  # warms up
     for height, width in ((256, 256), (512, 512), (720, 1280)):
         guidance, steps = restoration(height, width, 2, model)
-        rows["picture"].append({"at": f"{width}x{height}", "gflop": round(gigaflops(FULL) / 3 * height * width / FULL.crop**2, 1),
-                                "guidance_seconds": round(guidance, 4), "seconds": round(steps / 2, 4)})  # fmt: skip
+        rows["picture"].append(
+            {
+                "at": f"{width}x{height}",
+                "gflop": round(gigaflops(FULL) / 3 * height * width / FULL.crop**2, 1),
+                "guidance_seconds": round(guidance, 4),
+                "seconds": round(steps / 2, 4),
+            }
+        )
         say(f"a step at {width}x{height}: {steps / 2:.3f} s")
     for steps in (1, 4, 16):
         guidance, seconds = restoration(256, 256, steps, model)
-        rows["evaluations"].append({"at": steps, "gflop": None, "guidance_seconds": round(guidance, 4), "seconds": round(seconds, 4)})
+        rows["evaluations"].append(
+            {"at": steps, "gflop": None, "guidance_seconds": round(guidance, 4), "seconds": round(seconds, 4)}
+        )
         say(f"{steps} evaluations at 256x256: {seconds:.3f} s and {guidance:.3f} s for the guidance")
     return rows
 
@@ -173,30 +199,52 @@ def predicted(config: Config, counted: dict, cluster: Cluster, gpus: int, effici
     take to start, whichever is longer; then the gradients go once around the ring of GPUs (not hidden behind the passes).
     """
     crops = config.batch / gpus
-    busy = crops * (1e9 * gigaflops(config) / (cluster.tflops * 1e12) + counted["bytes_a_crop"] / (cluster.terabytes * 1e12)) / efficiency
+    busy = (
+        crops
+        * (1e9 * gigaflops(config) / (cluster.tflops * 1e12) + counted["bytes_a_crop"] / (cluster.terabytes * 1e12))
+        / efficiency
+    )
     launches = counted["kernels"] * cluster.launch
     bandwidth = cluster.inside if gpus <= 8 else cluster.outside
     exchange = 0.0 if gpus == 1 else 2 * (gpus - 1) / gpus * 4 * counted["parameters"] / bandwidth
     seconds = max(busy, launches) + exchange
     hours = config.steps * seconds / 3600
-    return {"gpus": gpus, "crops_a_gpu": crops, "step_ms": 1e3 * seconds, "exchange_ms": 1e3 * exchange, "hours": hours,
-            "dollars": hours * gpus * cluster.price, "bound": "launches" if launches > busy else "compute and memory"}  # fmt: skip
+    return {
+        "gpus": gpus,
+        "crops_a_gpu": crops,
+        "step_ms": 1e3 * seconds,
+        "exchange_ms": 1e3 * exchange,
+        "hours": hours,
+        "dollars": hours * gpus * cluster.price,
+        "bound": "launches" if launches > busy else "compute and memory",
+    }
 
 
 def prediction_table(results: dict) -> str:
     """Hours and money of the full profile, in Markdown; "to": at our goal's efficiency, to a poor one."""
     lines = ["| GPUs | crops each | a step | hours | US dollars | bound by |", "|---|---|---|---|---|---|"]
     for good, poor in zip(*results["predicted"], strict=True):
-        ends = [[f"{round(row[key], digits):.0f}" for row in (good, poor)] for key, digits in (("step_ms", 0), ("hours", 0), ("dollars", -1))]
+        ends = [
+            [f"{round(row[key], digits):.0f}" for row in (good, poor)]
+            for key, digits in (("step_ms", 0), ("hours", 0), ("dollars", -1))
+        ]
         spans = [low if low == high else f"{low} to {high}" for low, high in ends]
-        lines.append(f"| {good['gpus']} | {good['crops_a_gpu']:g} | {spans[0]} ms | {spans[1]} | {spans[2]} | {good['bound']} |")
+        lines.append(
+            f"| {good['gpus']} | {good['crops_a_gpu']:g} | {spans[0]} ms | {spans[1]} | {spans[2]} | {good['bound']} |"
+        )
     return "\n".join(lines)
 
 
 def measured_table(rows: dict[str, list[dict]]) -> str:
     """What was measured, one line a thing that grows."""
-    titles = {"batch": "crops of a training step", "crop": "side of the crops, 2 a step", "width": "channels at full resolution, 2 crops",
-              "processes": "processes that share 4 crops and the cores", "picture": "picture of a sampling step", "evaluations": "evaluations at 256x256"}  # fmt: skip
+    titles = {
+        "batch": "crops of a training step",
+        "crop": "side of the crops, 2 a step",
+        "width": "channels at full resolution, 2 crops",
+        "processes": "processes that share 4 crops and the cores",
+        "picture": "picture of a sampling step",
+        "evaluations": "evaluations at 256x256",
+    }
     lines = ["| what grows | seconds |", "|---|---|"]
     for name, title in titles.items():
         lines.append(f"| {title} | " + ", ".join(f"{row['at']}: {row['seconds']:.3g}" for row in rows[name]) + " |")
@@ -205,19 +253,27 @@ def measured_table(rows: dict[str, list[dict]]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", default="benchmarks/results", help="folder of scale.json and scale.md (default: %(default)s)")
+    parser.add_argument(
+        "--out", default="benchmarks/results", help="folder of scale.json and scale.md (default: %(default)s)"
+    )
     parser.add_argument("--predict-only", action="store_true", help="measure nothing: take that half from scale.json")
     args = parser.parse_args()
     file = Path(args.out) / "scale.json"
     if args.predict_only:
         results = json.loads(file.read_text())
     else:
-        results = {"machine": f"{processor()}, {torch.get_num_threads()} threads", "torch": torch.__version__,
-                   "measured": measured(lambda line: print(line, flush=True))}  # fmt: skip
+        results = {
+            "machine": f"{processor()}, {torch.get_num_threads()} threads",
+            "torch": torch.__version__,
+            "measured": measured(lambda line: print(line, flush=True)),
+        }
     cluster = Cluster()
     counted = traffic(FULL) | {"parameters": count_parameters(build_model(FULL)), "gflop_a_crop": gigaflops(FULL)}
-    results |= {"counted": counted, "assumed": vars(cluster),
-                "predicted": [[predicted(FULL, counted, cluster, n, e) for n in (1, 8, 64)] for e in cluster.efficiency]}  # fmt: skip
+    results |= {
+        "counted": counted,
+        "assumed": vars(cluster),
+        "predicted": [[predicted(FULL, counted, cluster, n, e) for n in (1, 8, 64)] for e in cluster.efficiency],
+    }
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps(results, indent=1) + "\n")
     text = f"{measured_table(results['measured'])}\n\n{prediction_table(results)}\n"

@@ -16,6 +16,7 @@ import time
 from dataclasses import replace
 
 import torch
+
 from tinymsg.__main__ import restart_with_allocator
 from tinymsg.model import Config, count_parameters, plain_twin
 from tinymsg.train import TrainState, fit
@@ -40,9 +41,16 @@ def measure(config: Config, device: torch.device, warmup: int, repeats: int) -> 
         if number >= warmup:
             seconds.append(time.perf_counter() - start)
     low, median, high = statistics.quantiles(seconds, n=4)
-    return {"parameters_M": round(count_parameters(state.model) / 1e6, 2), "batch": config.batch, "crop": config.crop,
-            "precision": "bf16" if state.bf16 else "fp32", "compile": config.compile, "seconds_median": median,
-            "seconds_quartiles": [low, high], "crops_per_second": config.batch / median}  # fmt: skip
+    return {
+        "parameters_M": round(count_parameters(state.model) / 1e6, 2),
+        "batch": config.batch,
+        "crop": config.crop,
+        "precision": "bf16" if state.bf16 else "fp32",
+        "compile": config.compile,
+        "seconds_median": median,
+        "seconds_quartiles": [low, high],
+        "crops_per_second": config.batch / median,
+    }
 
 
 def main() -> None:
@@ -57,16 +65,32 @@ def main() -> None:
     gpu = device.type == "cuda"
     repeats = args.repeats or (50 if gpu else 8)
     config = replace(BASE, batch=args.batch or (256 if gpu else 4), compile=args.compile, steps=10**6)
-    arms = {"guided": config, "plain": plain_twin(config), "regression": plain_twin(config, "regression"),
-            "guided, lesson size": replace(Config(), batch=config.batch, compile=args.compile, steps=10**6)}  # fmt: skip
-    where = torch.cuda.get_device_name(device) if gpu else f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"
-    print(f"{where}, torch {torch.__version__}\n{'arm':<20} {'M params':>8} {'batch':>6} {'type':>5} {'s/step':>8} {'crops/s':>8}")
+    arms = {
+        "guided": config,
+        "plain": plain_twin(config),
+        "regression": plain_twin(config, "regression"),
+        "guided, lesson size": replace(Config(), batch=config.batch, compile=args.compile, steps=10**6),
+    }
+    where = (
+        torch.cuda.get_device_name(device)
+        if gpu
+        else f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"
+    )
+    print(
+        f"{where}, torch {torch.__version__}\n{'arm':<20} {'M params':>8} {'batch':>6} {'type':>5} {'s/step':>8} {'crops/s':>8}"
+    )
     rows = {}
     for name, arm in arms.items():
         rows[name] = row = measure(arm, device, warmup=10 if gpu else 2, repeats=repeats)
-        print(f"{name:<20} {row['parameters_M']:8.2f} {row['batch']:6d} {row['precision']:>5} {row['seconds_median']:8.3f} "
-              f"{row['crops_per_second']:8.1f}", flush=True)  # fmt: skip
-    text = json.dumps({"where": where, "torch": torch.__version__, "allocator_tuned": "MALLOC_TOP_PAD_" in os.environ, "arms": rows}, indent=1)
+        print(
+            f"{name:<20} {row['parameters_M']:8.2f} {row['batch']:6d} {row['precision']:>5} {row['seconds_median']:8.3f} "
+            f"{row['crops_per_second']:8.1f}",
+            flush=True,
+        )
+    text = json.dumps(
+        {"where": where, "torch": torch.__version__, "allocator_tuned": "MALLOC_TOP_PAD_" in os.environ, "arms": rows},
+        indent=1,
+    )
     print(text)
     if args.out:
         with open(args.out, "w") as file:

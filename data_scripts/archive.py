@@ -31,10 +31,16 @@ class Archive:
 
     name: str  # file name it gets in the data folder
     mirrors: tuple[str, ...]  # tried in this order
-    into: str  # folder, below the data folder, where its content goes; the archive may or may not repeat (the end of) it
+    into: (
+        str  # folder, below the data folder, where its content goes; the archive may or may not repeat (the end of) it
+    )
     missing: Callable[[Path], str | None]
-    size: int | None = None  # bytes as published, often rounded: a server that offers something else by over 10% has another file
-    unpacked: int | None = None  # bytes after unpacking, roughly; pictures do not shrink in archives, so `size` is the default
+    size: int | None = (
+        None  # bytes as published, often rounded: a server that offers something else by over 10% has another file
+    )
+    unpacked: int | None = (
+        None  # bytes after unpacking, roughly; pictures do not shrink in archives, so `size` is the default
+    )
     md5: str | None = None  # where the publisher or a well-known project gives one
     sha256: str | None = None
     only: str = ""  # unpack only what lies below this folder of the archive
@@ -84,7 +90,9 @@ class Record:
                 saved = json.loads(self.path.read_text())
                 self.archives, self.choices = dict(saved["archives"]), dict(saved["choices"])
             except (ValueError, KeyError, TypeError) as error:
-                raise FetchError(f"{self.path} is not a record of this script ({type(error).__name__}); move it away") from None
+                raise FetchError(
+                    f"{self.path} is not a record of this script ({type(error).__name__}); move it away"
+                ) from None
 
     def remember(self, name: str, sha256: str, size: int, source: str) -> None:
         """Note what an archive was when its content had been verified."""
@@ -93,7 +101,9 @@ class Record:
     def save(self, data: DataSet) -> None:
         """Write it beside the data."""
         about = {"data_set": data.title, "licence": data.licence, "citation": data.citation}
-        write_whole(self.path, json.dumps(about | {"choices": self.choices, "archives": self.archives}, indent=2) + "\n")
+        write_whole(
+            self.path, json.dumps(about | {"choices": self.choices, "archives": self.archives}, indent=2) + "\n"
+        )
 
 
 def write_whole(path: Path, text: str) -> None:
@@ -126,8 +136,9 @@ def checksums(path: Path, report: Callable[[str], None]) -> tuple[str, str]:
     return sha256.hexdigest(), md5.hexdigest()
 
 
-def check_known(path: Path, archive: Archive, report: Callable[[str], None], any_checksum: bool = False,
-                told: str | None = None) -> str:  # fmt: skip
+def check_known(
+    path: Path, archive: Archive, report: Callable[[str], None], any_checksum: bool = False, told: str | None = None
+) -> str:
     """SHA-256 of a file.
 
     Args:
@@ -146,7 +157,12 @@ def check_known(path: Path, archive: Archive, report: Callable[[str], None], any
             problem = f"checksum of {path.name} is {kind} {found} instead of {wanted}: damaged, or another version"
             if not tolerated:
                 raise Damaged(
-                    problem + ("" if wanted == told else " (--any-checksum takes it; counts and sizes are verified all the same)")
+                    problem
+                    + (
+                        ""
+                        if wanted == told
+                        else " (--any-checksum takes it; counts and sizes are verified all the same)"
+                    )
                 )
             report(f"{problem}; taken all the same, as you asked")
     return sha256

@@ -10,9 +10,7 @@ from archive import NOT_STATED, Archive, DataSet
 from fetch import command_line, run
 from pictures import wrong_pictures
 
-MIRRORS = {
-    "BSDS500-master.zip": ("https://github.com/BIDS/BSDS500/archive/refs/heads/master.zip",),
-}
+MIRRORS = {"BSDS500-master.zip": ("https://github.com/BIDS/BSDS500/archive/refs/heads/master.zip",)}
 PAGES = ("https://github.com/BIDS/BSDS500",)
 MD5 = {"BSDS500-master.zip": "7bfe17302a219367694200a61ce8256c"}
 PLACE = "BSDS500-master/BSDS500/data/images"
@@ -35,11 +33,20 @@ def data_set() -> DataSet:
         title="BSDS500: 200, 100 and 200 photographs for training, validation and test",
         licence=f"of the images {NOT_STATED}; offered for non-commercial research and education",
         citation="Arbelaez, Maire, Fowlkes, Malik: Contour detection and hierarchical image segmentation, TPAMI 2011",
-        archives=(Archive("BSDS500-master.zip", MIRRORS["BSDS500-master.zip"], "BSDS500-master", missing, unpacked=UNPACKED,
-                          md5=MD5.get("BSDS500-master.zip"), pages=PAGES),),
+        archives=(
+            Archive(
+                "BSDS500-master.zip",
+                MIRRORS["BSDS500-master.zip"],
+                "BSDS500-master",
+                missing,
+                unpacked=UNPACKED,
+                md5=MD5.get("BSDS500-master.zip"),
+                pages=PAGES,
+            ),
+        ),
         next_commands=(f"python -m tinymsg train --set content={{folder}}/{PLACE}/train --out runs/photos",),
         notes=("Sharp photographs only: blur is made while training",),
-    )  # fmt: skip
+    )
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -16,7 +16,13 @@ from pathlib import Path
 from archive import Archive, Damaged, FetchError, Progress, check_known, check_space, readable, write_whole
 from unpack import archive_kind
 
-WAITS = (1, 2, 4, 8, 16)  # seconds before each retry of a connection that broke; a retry that got something starts them again
+WAITS = (
+    1,
+    2,
+    4,
+    8,
+    16,
+)  # seconds before each retry of a connection that broke; a retry that got something starts them again
 TIMEOUT = 60  # seconds without a byte
 TOLERANCE = 0.1  # published sizes are rounded, and GB may mean GiB
 PAGE_STARTS = (b"<!doctype html", b"<html", b"<head", b"<?xml")
@@ -87,8 +93,10 @@ def fetch_archive(archive: Archive, folder: Path, report: Callable[[str], None],
             failures.append(f"{url}: {error}")
         report(f"this mirror failed: {failures[-1]}")
     by_hand = f", from {' or '.join(archive.pages)}" if archive.pages else ""
-    raise FetchError(f"no mirror worked: {'; '.join(failures)}. Run this again to go on, or fetch {archive.name} by hand"
-                     f"{by_hand} and pass --from-archive FILE")  # fmt: skip
+    raise FetchError(
+        f"no mirror worked: {'; '.join(failures)}. Run this again to go on, or fetch {archive.name} by hand"
+        f"{by_hand} and pass --from-archive FILE"
+    )
 
 
 def direct_url(url: str) -> str:
@@ -96,7 +104,9 @@ def direct_url(url: str) -> str:
     parts = urllib.parse.urlsplit(url)
     host = parts.hostname or ""
     if host == "drive.google.com" and "/folders/" in parts.path:
-        raise FetchError("Google Drive gives no file for a folder's address: open it in a browser and fetch the file by hand")
+        raise FetchError(
+            "Google Drive gives no file for a folder's address: open it in a browser and fetch the file by hand"
+        )
     if host == "drive.google.com" and (found := re.match(r"/file/d/([^/]+)", parts.path)):
         return f"https://drive.google.com/uc?export=download&id={found[1]}"
     if host == "dropbox.com" or host.endswith(".dropbox.com"):
@@ -193,7 +203,9 @@ def _ask(url: str, archive: Archive, partial: Path) -> Offer | None:
     return Offer(response, new, start)
 
 
-def _open(url: str, headers: dict[str, str], confirmed: bool = False) -> tuple[http.client.HTTPResponse | None, str | None]:
+def _open(
+    url: str, headers: dict[str, str], confirmed: bool = False
+) -> tuple[http.client.HTTPResponse | None, str | None]:
     """(response, SHA-256 that the server tells or None); the response is None for a range past the end."""
     redirects = _Redirects()
     opener = urllib.request.build_opener(redirects)

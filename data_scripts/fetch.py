@@ -26,10 +26,19 @@ def command_line(description: str) -> argparse.ArgumentParser:
     """The options of every data script; a script adds its own."""
     parser = argparse.ArgumentParser(description=description.split("\n\n")[0])
     parser.add_argument("--folder", type=Path, default=Path("data"), help="where the data goes (default: %(default)s)")
-    parser.add_argument("--from-archive", type=Path, nargs="+", default=[], metavar="FILE",
-                        help="archives that you fetched by hand; only what is not among them is downloaded")  # fmt: skip
-    parser.add_argument("--any-checksum", action="store_true", help="go on though a checksum is not the published or recorded "
-                        "one; counts and sizes are still verified")  # fmt: skip
+    parser.add_argument(
+        "--from-archive",
+        type=Path,
+        nargs="+",
+        default=[],
+        metavar="FILE",
+        help="archives that you fetched by hand; only what is not among them is downloaded",
+    )
+    parser.add_argument(
+        "--any-checksum",
+        action="store_true",
+        help="go on though a checksum is not the published or recorded one; counts and sizes are still verified",
+    )
     return parser
 
 
@@ -69,8 +78,11 @@ def _complete(data: DataSet, args: argparse.Namespace) -> None:
             for archive in needed:
                 _bring(archive, by_hand.get(archive.name), data, record, args)
     if record.choices != data.choices:
-        changed = [f"{name} {record.choices[name]} -> {value}" for name, value in data.choices.items()
-                   if record.choices.get(name, value) != value]  # fmt: skip
+        changed = [
+            f"{name} {record.choices[name]} -> {value}"
+            for name, value in data.choices.items()
+            if record.choices.get(name, value) != value
+        ]
         made = ", ".join(f"{name} = {value}" for name, value in data.choices.items())
         print(f"choice changed: {', '.join(changed)}" if changed else f"recorded in {record.path}: {made}")
         record.choices = dict(data.choices)
@@ -96,9 +108,11 @@ def _bring(archive: Archive, file: Path | None, data: DataSet, record: Record, a
     known = record.archives.get(archive.name)
     again = "" if file is not None else f"; delete {fetched.path} to have it fetched again"
     if known and known["sha256"] != fetched.sha256 and not args.any_checksum:
-        raise FetchError(f"{fetched.path} is not the {archive.name} of before: {record.path} has SHA-256 {known['sha256']}, "
-                         f"from {known['from']} on {known['on']}; one of them is damaged, or the publisher changed it. "
-                         f"--any-checksum takes the new one{again}")  # fmt: skip
+        raise FetchError(
+            f"{fetched.path} is not the {archive.name} of before: {record.path} has SHA-256 {known['sha256']}, "
+            f"from {known['from']} on {known['on']}; one of them is damaged, or the publisher changed it. "
+            f"--any-checksum takes the new one{again}"
+        )
     try:
         _into_place(archive, fetched.path, args.folder, again)
     except Damaged as error:

@@ -14,7 +14,7 @@ MIRRORS = {
     "HIDE_dataset.zip": (
         "https://www.dropbox.com/s/04w3wqxcuin9dy8/HIDE_dataset.zip?dl=0",
         "https://www.dropbox.com/scl/fi/rvqdsxakk1t6qagnq1arh/HIDE_dataset.zip?rlkey=rwm7gdizn35sq8bv2dh1ja902&dl=0",
-    ),
+    )
 }
 PAGES = ("https://github.com/joanshen0508/HA_deblur",)
 UNPACKED = 15_000_000_000  # no size is published; a copy of it that is gone again had at least 14.2 GB
@@ -29,7 +29,9 @@ def missing(folder: Path) -> str | None:
     sharp = {path.name for path in picture_paths(root, "GT/*.png")}
     for split, expected in PAIRS.items():
         names = {path.name for path in picture_paths(root, PATTERNS[split])}
-        problem = wrong_pictures(root, PATTERNS[split], expected, PIXELS) or unmatched(names, sharp, f"{split} pictures of HIDE")
+        problem = wrong_pictures(root, PATTERNS[split], expected, PIXELS) or unmatched(
+            names, sharp, f"{split} pictures of HIDE"
+        )
         if problem:
             return problem
     return wrong_size(picture_paths(root, "GT/*.png"), PIXELS)
@@ -43,7 +45,9 @@ def data_set() -> DataSet:
         licence=NOT_STATED,
         citation="Shen, Wang, Lu, Shen, Ling, Xu, Shao: Human-aware motion deblurring, ICCV 2019",
         archives=(
-            Archive("HIDE_dataset.zip", MIRRORS["HIDE_dataset.zip"], "HIDE_dataset", missing, unpacked=UNPACKED, pages=PAGES),
+            Archive(
+                "HIDE_dataset.zip", MIRRORS["HIDE_dataset.zip"], "HIDE_dataset", missing, unpacked=UNPACKED, pages=PAGES
+            ),
         ),
         next_commands=("python -m tinymsg paper --sets hide{root} --out runs/paper",),
         notes=("HIDE is a test set here: models of the paper are trained on GoPro alone",),

@@ -22,7 +22,9 @@ MD5 = {
     "GroundTruth_pngs_Image3.zip": "3a77c41c951367f35db52eb18496bbac",
     "GroundTruth_pngs_Image4.zip": "72ce9690c3ed1296358653396cf9576d",
 }
-UNPACKED = {name: 100_000_000 if name.startswith("Blurry") else 2_500_000_000 for name in NAMES}  # not published; roughly
+UNPACKED = {
+    name: 100_000_000 if name.startswith("Blurry") else 2_500_000_000 for name in NAMES
+}  # not published; roughly
 KERNELS = 12
 FRAMES = range(198, 201)  # 199, but for seven shots
 
@@ -59,12 +61,16 @@ def data_set() -> DataSet:
         title="Koehler: 48 blurry shots, and 198 to 200 sharp frames of each",
         licence=NOT_STATED,
         citation="Koehler, Hirsch, Mohler, Schoelkopf, Harmeling: Recording and playback of camera shake: benchmarking blind "
-                 "deconvolution with a real-world database, ECCV 2012",
-        archives=tuple(Archive(name, MIRRORS[name], "Kohler", checks[name], unpacked=UNPACKED[name], md5=MD5.get(name),
-                               pages=PAGES) for name in NAMES),
+        "deconvolution with a real-world database, ECCV 2012",
+        archives=tuple(
+            Archive(
+                name, MIRRORS[name], "Kohler", checks[name], unpacked=UNPACKED[name], md5=MD5.get(name), pages=PAGES
+            )
+            for name in NAMES
+        ),
         next_commands=("python -m tinymsg paper --sets kohler{root} --out runs/paper",),
         notes=("A restoration is scored against the sharp frame that it comes closest to",),
-    )  # fmt: skip
+    )
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -19,8 +19,10 @@ MIRRORS = {
         "https://www.wisdom.weizmann.ac.il/~levina/papers/LevinEtalCVPR09Data.rar",  # reported dead
     ),
 }
-PAGES = {"png": ("https://github.com/csdwren/SelfDeblur/tree/master/datasets/levin",),
-         "mat": ("https://webee.technion.ac.il/people/anat.levin",)}  # fmt: skip
+PAGES = {
+    "png": ("https://github.com/csdwren/SelfDeblur/tree/master/datasets/levin",),
+    "mat": ("https://webee.technion.ac.il/people/anat.levin",),
+}
 UNPACKED = 50_000_000
 IMAGES, KERNELS = 4, 8
 PIXELS = ((255, 255),)
@@ -30,10 +32,12 @@ def missing_png(folder: Path) -> str | None:
     """None if all 32 blurry pictures, the 4 sharp ones and the 8 kernels are there."""
     root = folder / "SelfDeblur-master/datasets/levin"
     expected = {f"im{i}_kernel{k}_img.png" for i in range(1, IMAGES + 1) for k in range(1, KERNELS + 1)}
-    return (wrong_pictures(root, "im*_kernel*_img.png", IMAGES * KERNELS, PIXELS)
-            or unmatched(expected, {path.name for path in picture_paths(root, "*.png")}, "expected pictures of Levin")
-            or wrong_pictures(root, "gt/im*.png", IMAGES, PIXELS)
-            or wrong_pictures(root, "gt/kernel*.png", KERNELS))  # fmt: skip
+    return (
+        wrong_pictures(root, "im*_kernel*_img.png", IMAGES * KERNELS, PIXELS)
+        or unmatched(expected, {path.name for path in picture_paths(root, "*.png")}, "expected pictures of Levin")
+        or wrong_pictures(root, "gt/im*.png", IMAGES, PIXELS)
+        or wrong_pictures(root, "gt/kernel*.png", KERNELS)
+    )
 
 
 def missing_mat(folder: Path) -> str | None:
@@ -49,10 +53,24 @@ def missing_mat(folder: Path) -> str | None:
 
 def data_set(form: str) -> DataSet:
     """What to fetch: png or mat."""
-    png = Archive("SelfDeblur-master.zip", MIRRORS["SelfDeblur-master.zip"], "SelfDeblur-master", missing_png,
-                  unpacked=UNPACKED, only="datasets/levin", pages=PAGES["png"])  # fmt: skip
-    mat = Archive("LevinEtalCVPR09Data.rar", MIRRORS["LevinEtalCVPR09Data.rar"], "LevinEtalCVPR09Data", missing_mat,
-                  unpacked=UNPACKED, only="Levin09blurdata", pages=PAGES["mat"])  # fmt: skip
+    png = Archive(
+        "SelfDeblur-master.zip",
+        MIRRORS["SelfDeblur-master.zip"],
+        "SelfDeblur-master",
+        missing_png,
+        unpacked=UNPACKED,
+        only="datasets/levin",
+        pages=PAGES["png"],
+    )
+    mat = Archive(
+        "LevinEtalCVPR09Data.rar",
+        MIRRORS["LevinEtalCVPR09Data.rar"],
+        "LevinEtalCVPR09Data",
+        missing_mat,
+        unpacked=UNPACKED,
+        only="Levin09blurdata",
+        pages=PAGES["mat"],
+    )
     copied = "The PNG form is a copy by Ren et al. (SelfDeblur, CVPR 2020); --form mat has the authors' own"
     return DataSet(
         key="levin",
@@ -71,7 +89,10 @@ def main(arguments: list[str] | None = None) -> int:
     """Command line; returns the exit code."""
     parser = command_line(__doc__)
     parser.add_argument(
-        "--form", choices=("png", "mat"), default="png", help="a copy as PNG, or the authors' .mat (default: %(default)s)"
+        "--form",
+        choices=("png", "mat"),
+        default="png",
+        help="a copy as PNG, or the authors' .mat (default: %(default)s)",
     )
     args = parser.parse_args(arguments)
     return run(lambda: data_set(args.form), args)

@@ -20,21 +20,32 @@ MIRRORS = {
         "https://drive.google.com/file/d/17v5Dj0M2WExgxJgsGpEWc-6UyhK1IWWK/view",
         "https://cgdata.postech.ac.kr/sharing/YhKdbtvD0",  # may be a page for people
     ),
-    "RealBlur_J_test_list.txt": (LISTS + "RealBlur_J_test_list.txt",
-                                 "https://raw.githubusercontent.com/rimchang/RSBlur/main/datalist/RealBlur_J_test_list.txt"),
-    "RealBlur_J_train_list.txt": (LISTS + "RealBlur_J_train_list.txt",
-                                  "https://raw.githubusercontent.com/rimchang/RSBlur/main/datalist/RealBlur_J_train_list.txt"),
+    "RealBlur_J_test_list.txt": (
+        LISTS + "RealBlur_J_test_list.txt",
+        "https://raw.githubusercontent.com/rimchang/RSBlur/main/datalist/RealBlur_J_test_list.txt",
+    ),
+    "RealBlur_J_train_list.txt": (
+        LISTS + "RealBlur_J_train_list.txt",
+        "https://raw.githubusercontent.com/rimchang/RSBlur/main/datalist/RealBlur_J_train_list.txt",
+    ),
     "RealBlur_R_test_list.txt": (LISTS + "RealBlur_R_test_list.txt",),
     "RealBlur_R_train_list.txt": (LISTS + "RealBlur_R_train_list.txt",),
-}  # fmt: skip
-PAGES = ("https://drive.google.com/drive/folders/1xUNAAVzLhNQuGriKTk1hrE-MT-H_56fq", "https://github.com/rimchang/RealBlur")
+}
+PAGES = (
+    "https://drive.google.com/drive/folders/1xUNAAVzLhNQuGriKTk1hrE-MT-H_56fq",
+    "https://github.com/rimchang/RealBlur",
+)
 LIST_PAGES = ("https://github.com/rimchang/SRN-Deblur/tree/master/datalist",)
 SIZE = 13_100_000_000
-SHA256 = {"RealBlur_J_test_list.txt": "167cc8d37939fe3821331579018c8570d39464618aeb4f50429210bc8c2ba9ce",
-          "RealBlur_J_train_list.txt": "918932c62eac4353f6f50811d93ebbd55f5fa83a2ffc804871321708dcc9362c"}  # fmt: skip
+SHA256 = {
+    "RealBlur_J_test_list.txt": "167cc8d37939fe3821331579018c8570d39464618aeb4f50429210bc8c2ba9ce",
+    "RealBlur_J_train_list.txt": "918932c62eac4353f6f50811d93ebbd55f5fa83a2ffc804871321708dcc9362c",
+}
 PAIRS = {"test": 980, "train": 3758}
-FOLDERS = {"J": "RealBlur-J_ECC_IMCORR_centroid_itensity_ref",  # "itensity" is theirs
-           "R": "RealBlur-R_BM3D_ECC_IMCORR_centroid_itensity_ref"}  # fmt: skip
+FOLDERS = {
+    "J": "RealBlur-J_ECC_IMCORR_centroid_itensity_ref",  # "itensity" is theirs
+    "R": "RealBlur-R_BM3D_ECC_IMCORR_centroid_itensity_ref",
+}
 
 
 def read_list(path: Path, kind: str) -> list[tuple[str, str]] | str:
@@ -68,7 +79,8 @@ def missing_pictures(folder: Path) -> str | None:
     for name in FOLDERS.values():
         root = folder / "RealBlur" / name
         sharp, blurry = (
-            {path.relative_to(root).as_posix() for path in root.glob(f"*/{kind}/{kind}_*.png")} for kind in ("gt", "blur")
+            {path.relative_to(root).as_posix() for path in root.glob(f"*/{kind}/{kind}_*.png")}
+            for kind in ("gt", "blur")
         )
         expected = sum(PAIRS.values())
         if len(sharp) != expected or len(blurry) != expected:
@@ -114,9 +126,14 @@ def data_set(folder: Path, splits: tuple[str, ...]) -> DataSet:
         title="RealBlur-J and RealBlur-R: 3758 training and 980 test pairs of each",
         licence="CC BY 4.0",
         citation="Rim, Lee, Won, Cho: Real-world blur dataset for learning and benchmarking deblurring algorithms, ECCV 2020",
-        archives=(*lists, Archive("RealBlur.tar.gz", MIRRORS["RealBlur.tar.gz"], "RealBlur", pictures, size=SIZE, pages=PAGES)),
+        archives=(
+            *lists,
+            Archive("RealBlur.tar.gz", MIRRORS["RealBlur.tar.gz"], "RealBlur", pictures, size=SIZE, pages=PAGES),
+        ),
         next_commands=("python -m tinymsg paper --sets realblur_j realblur_r{root} --out runs/paper",),
-        notes=("Published scores are of aligned pictures (intensity, then ECC homography); unaligned ones are some dB lower",),
+        notes=(
+            "Published scores are of aligned pictures (intensity, then ECC homography); unaligned ones are some dB lower",
+        ),
     )
 
 

@@ -180,8 +180,10 @@ def _unpack_rar(intake: Intake) -> None:
     """Through a tool on the PATH; its output is watched while it works and looked over before anything is used."""
     tools = [name for name in RAR_TOOLS if shutil.which(name)]
     if not tools:
-        raise FetchError(f"{intake.path.name} is a rar archive, and none of {', '.join(RAR_TOOLS)} is installed: "
-                         f"install one of them (for example the package libarchive-tools, which has bsdtar)")  # fmt: skip
+        raise FetchError(
+            f"{intake.path.name} is a rar archive, and none of {', '.join(RAR_TOOLS)} is installed: "
+            f"install one of them (for example the package libarchive-tools, which has bsdtar)"
+        )
     raw, problems = intake.folder / ".raw", []
     for tool in tools:
         raw.mkdir()
@@ -192,8 +194,10 @@ def _unpack_rar(intake: Intake) -> None:
         shutil.rmtree(raw)
     else:
         # Not Damaged: more often the tool cannot read this kind of rar, and fetching it again would not help
-        raise FetchError(f"{intake.path.name} cannot be unpacked ({'; '.join(problems)}): it is damaged, or needs another tool; "
-                         f"known are {', '.join(RAR_TOOLS)}")  # fmt: skip
+        raise FetchError(
+            f"{intake.path.name} cannot be unpacked ({'; '.join(problems)}): it is damaged, or needs another tool; "
+            f"known are {', '.join(RAR_TOOLS)}"
+        )
     for path in files_below(raw):
         place = intake.place(path.relative_to(raw).as_posix())
         if place is not None:

@@ -149,8 +149,15 @@ def execute(source: Path, target: Path, parameters: dict, limit: float | None) -
     watch.start()
     problem = None
     try:
-        papermill.execute_notebook(source, target, parameters=parameters, kernel_name="python3", progress_bar=False,
-                                   cwd=source.parent, extra_arguments=["--log-level=ERROR"])  # fmt: skip
+        papermill.execute_notebook(
+            source,
+            target,
+            parameters=parameters,
+            kernel_name="python3",
+            progress_bar=False,
+            cwd=source.parent,
+            extra_arguments=["--log-level=ERROR"],
+        )
     except papermill.PapermillExecutionError as error:
         problem = f"cell [{error.exec_count}], {_first_line(error.source)!r}: {error.ename}: {error.evalue}"
     except DeadKernelError:
@@ -284,7 +291,9 @@ def _mathml(tex: str, display: str) -> str:
         return f"<code>{escape(tex)}</code>"
     # As in TeX: norm bars do not grow by themselves, and a closing bracket with an exponent is as large as the opening one
     formula = formula.replace("<mo>&#x02016;</mo>", '<mo stretchy="false">&#x02016;</mo>')
-    return re.sub(r"(<msu[bp]+>)(<mo minsize[^>]*)(>[^<]*</mo>)", r'\1<mrow>\2 stretchy="true" form="postfix"\3</mrow>', formula)
+    return re.sub(
+        r"(<msu[bp]+>)(<mo minsize[^>]*)(>[^<]*</mo>)", r'\1<mrow>\2 stretchy="true" form="postfix"\3</mrow>', formula
+    )
 
 
 # --- clean and build ----------------------------------------------------------------------------------------
@@ -300,8 +309,11 @@ def clean(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
     notebook.nbformat, notebook.nbformat_minor = 4, 5
     extra = {key: notebook.metadata[key] for key in ("title", "jupytext") if key in notebook.metadata}
     notebook.metadata = nbformat.from_dict({"kernelspec": KERNEL, "language_info": LANGUAGE, **extra})
-    notebook.cells = [c for c in notebook.cells if not {"injected-parameters", "papermill-error-cell-tag"} & set(
-        c.metadata.get("tags", []))]  # fmt: skip
+    notebook.cells = [
+        c
+        for c in notebook.cells
+        if not {"injected-parameters", "papermill-error-cell-tag"} & set(c.metadata.get("tags", []))
+    ]
     seen: dict[str, int] = {}
     for cell in notebook.cells:
         cell.metadata = nbformat.from_dict({key: cell.metadata[key] for key in CELL_KEYS if cell.metadata.get(key)})
@@ -368,8 +380,11 @@ def build(files: list[Path], limit: float | None) -> int:
             if result.problem is None:
                 write(clean(state(read(target), result)), file)
         failed += result.problem is not None
-        print(f"{file.name}: {result.seconds:.0f} s, {result.peak:.2f} GB, {file.stat().st_size / 1000:.0f} kB"
-              + (f", not written: {result.problem}" if result.problem else ""), flush=True)  # fmt: skip
+        print(
+            f"{file.name}: {result.seconds:.0f} s, {result.peak:.2f} GB, {file.stat().st_size / 1000:.0f} kB"
+            + (f", not written: {result.problem}" if result.problem else ""),
+            flush=True,
+        )
     return 1 if failed else 0
 
 
@@ -396,7 +411,9 @@ def problems(path: Path) -> list[str]:
         found.append("widget state is stored: run `course.py clean`")
     first = notebook.cells[0] if notebook.cells else None
     opening = first.source if first is not None and first.cell_type == "markdown" else ""
-    found += [f"the first cell does not tell {what}" for what, how in OPENING.items() if not re.search(how, opening, re.I)]
+    found += [
+        f"the first cell does not tell {what}" for what, how in OPENING.items() if not re.search(how, opening, re.I)
+    ]
     tagged = [cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", [])]
     if len(tagged) != 1:
         found.append(f"{len(tagged)} cells are tagged `parameters`; one should be")
@@ -437,15 +454,23 @@ def bare_numbers(source: str) -> list[str]:
         return []
     prose = re.sub(r"```.*?```|`[^`]*`|\$\$.*?\$\$|\$[^$]*\$|<[^>]*>", " ", source, flags=re.S)
     prose = re.sub(r"\b95 ?%", " ", MACHINE.sub(" ", prose))
-    return [" ".join(m[0].split()) for m in re.finditer(
-        r"(?:\d[\d.,]*\s*(?:dB|%|GB|MB|kB|seconds?|ms|crops? a second)(?!\w))|(?:PSNR|SSIM|LPIPS)\s+(?:of\s+)?\d[\d.]*", prose)]
+    return [
+        " ".join(m[0].split())
+        for m in re.finditer(
+            r"(?:\d[\d.,]*\s*(?:dB|%|GB|MB|kB|seconds?|ms|crops? a second)(?!\w))|(?:PSNR|SSIM|LPIPS)\s+(?:of\s+)?\d[\d.]*",
+            prose,
+        )
+    ]
 
 
 def _cell_problems(cell: nbformat.NotebookNode) -> list[str]:
     found = []
     if cell.cell_type == "markdown":
-        found += [f"a measured number in prose, {number!r}: let a code cell say it from a results file, or mark the cell "
-                  f"{UNMEASURED} if it is a definition" for number in bare_numbers(cell.source)]  # fmt: skip
+        found += [
+            f"a measured number in prose, {number!r}: let a code cell say it from a results file, or mark the cell "
+            f"{UNMEASURED} if it is a definition"
+            for number in bare_numbers(cell.source)
+        ]
         if re.search(r"!\[\s*\]\(|<img(?![^>]*\balt=[\"'][^\"'])", cell.source):
             found.append("a picture without alternative text")
         return found
@@ -468,8 +493,10 @@ def _cell_problems(cell: nbformat.NotebookNode) -> list[str]:
         for kind in PICTURES:
             if kind in output.get("data", {}) and not output.metadata.get(kind, {}).get("alt", "").strip():
                 found.append("a picture without alternative text")
-        if re.search(r"\bat 0x[0-9a-f]{6,}", json.dumps(output.get("text", "")) + json.dumps(
-                output.get("data", {}).get("text/plain", ""))):  # fmt: skip
+        if re.search(
+            r"\bat 0x[0-9a-f]{6,}",
+            json.dumps(output.get("text", "")) + json.dumps(output.get("data", {}).get("text/plain", "")),
+        ):
             found.append("a memory address in the output, other at every run")
     return found
 
@@ -496,8 +523,18 @@ def lab() -> int:
         overrides.write_text(json.dumps({"@jupyterlab/apputils-extension:notification": {"fetchNews": "false"}}) + "\n")
     # In a container one is root, and the server listens on this machine alone, behind a token
     as_root = ["--allow-root"] if hasattr(os, "geteuid") and os.geteuid() == 0 else []
-    os.execv(sys.executable, [sys.executable, "-m", "jupyterlab", str(HERE), "--LabApp.news_url=None",
-                              "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate", *as_root])  # fmt: skip
+    os.execv(
+        sys.executable,
+        [
+            sys.executable,
+            "-m",
+            "jupyterlab",
+            str(HERE),
+            "--LabApp.news_url=None",
+            "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate",
+            *as_root,
+        ],
+    )
 
 
 def _parameters(profile: str, settings: list[str]) -> dict:
@@ -516,18 +553,32 @@ def _parameters(profile: str, settings: list[str]) -> dict:
 def main(arguments: list[str] | None = None) -> int:
     top = argparse.ArgumentParser(prog="course.py", description=__doc__)
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    helps = {"run": "run lessons headless; executed notebooks and HTML go to runs/course",
-             "build": "run lessons and write their cleaned outputs back: before committing",
-             "clean": "strip timings and widget state", "check": "look over committed notebooks", "lab": "open JupyterLab"}  # fmt: skip
+    helps = {
+        "run": "run lessons headless; executed notebooks and HTML go to runs/course",
+        "build": "run lessons and write their cleaned outputs back: before committing",
+        "clean": "strip timings and widget state",
+        "check": "look over committed notebooks",
+        "lab": "open JupyterLab",
+    }
     for name, text in helps.items():
         sub = commands.add_parser(name, help=text, description=text)
         if name != "lab":
             sub.add_argument("files", nargs="+" if name == "clean" else "*", type=Path, help="default: every lesson")
         if name in ("run", "build"):
-            sub.add_argument("--timeout", type=float, metavar="SECONDS", help="for one lesson (default: 900; none on gpu, full)")
+            sub.add_argument(
+                "--timeout", type=float, metavar="SECONDS", help="for one lesson (default: 900; none on gpu, full)"
+            )
         if name == "run":
-            sub.add_argument("--profile", choices=PROFILES, default="cpu", help="sizes and budget (default: %(default)s)")
-            sub.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="another parameter of the notebook; may be repeated")
+            sub.add_argument(
+                "--profile", choices=PROFILES, default="cpu", help="sizes and budget (default: %(default)s)"
+            )
+            sub.add_argument(
+                "--set",
+                action="append",
+                default=[],
+                metavar="NAME=VALUE",
+                help="another parameter of the notebook; may be repeated",
+            )
             sub.add_argument("--out", type=Path, default=RUNS, metavar="FOLDER")
     args = top.parse_args(arguments)
     if args.command == "lab":

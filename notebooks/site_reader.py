@@ -9,7 +9,19 @@ from urllib.parse import unquote
 
 from course import STATE
 
-BLOCKS = {"p", "div", "li", "pre", "td", "th", "tr", "summary", "br", "img", "math"}  # words end where these begin or end
+BLOCKS = {
+    "p",
+    "div",
+    "li",
+    "pre",
+    "td",
+    "th",
+    "tr",
+    "summary",
+    "br",
+    "img",
+    "math",
+}  # words end where these begin or end
 
 
 class Reader(HTMLParser):
@@ -52,7 +64,9 @@ class Reader(HTMLParser):
     def handle_data(self, data: str) -> None:
         if self._skipped and self._state:  # a widget's pictures are in its saved state
             values = [model["state"].get("value") for model in json.loads(data).get("state", {}).values()]
-            self.pictures += [p for value in values if isinstance(value, str) and "<img" in value for p in Reader(value).pictures]
+            self.pictures += [
+                p for value in values if isinstance(value, str) and "<img" in value for p in Reader(value).pictures
+            ]
         elif not self._skipped:
             self._text(data)
 
@@ -62,9 +76,15 @@ class Reader(HTMLParser):
 
 def search_entries(name: str, title: str, body: str) -> list[dict[str, str]]:
     """What the search knows of one page: {page, title, anchor, heading, text} of each section."""
-    entries = [{"page": name, "title": title} | {key: " ".join(text.split()) for key, text in section.items()}
-               for section in Reader(body).sections]  # fmt: skip
-    return [entry | {"heading": entry["heading"].removesuffix(" #")} for entry in entries if entry["heading"] + entry["text"]]
+    entries = [
+        {"page": name, "title": title} | {key: " ".join(text.split()) for key, text in section.items()}
+        for section in Reader(body).sections
+    ]
+    return [
+        entry | {"heading": entry["heading"].removesuffix(" #")}
+        for entry in entries
+        if entry["heading"] + entry["text"]
+    ]
 
 
 def site_problems(folder: Path) -> list[str]:

@@ -45,7 +45,11 @@ def is_fresh(lesson: Path, executed: Path, profile: str) -> bool:
     if not executed.exists():
         return False
     used = [path for path in (ROOT / "tinymsg").rglob("*") if path.suffix in (".py", ".json", ".safetensors")]
-    used += [lesson, *lesson.parent.glob("results/*"), *lesson.parent.glob("*.png")]  # the last: a learner's own photograph
+    used += [
+        lesson,
+        *lesson.parent.glob("results/*"),
+        *lesson.parent.glob("*.png"),
+    ]  # the last: a learner's own photograph
     newest = max(path.stat().st_mtime for path in used)
     notebook = read(executed)
     injected = [c.source for c in notebook.cells if "injected-parameters" in c.metadata.get("tags", [])]
@@ -91,14 +95,19 @@ def code_html(cell) -> str:
     from pygments.formatters import HtmlFormatter
     from pygments.lexers import PythonLexer
 
-    source = re.sub(r"^# NBVAL_CHECK_OUTPUT\n|  # fmt: skip$", "", cell.source, flags=re.M)  # for tools, not for readers
+    source = re.sub(r"^# NBVAL_CHECK_OUTPUT\n|$", "", cell.source, flags=re.M)  # for tools, not for readers
     code = highlight(source, PythonLexer(), HtmlFormatter())
-    code = re.sub(r'<span class="(?![ksmc]|nf"|nc"|ow"|bp")\w+">([^<]*)</span>', r"\1", code)  # what site.css leaves plain
+    code = re.sub(
+        r'<span class="(?![ksmc]|nf"|nc"|ow"|bp")\w+">([^<]*)</span>', r"\1", code
+    )  # what site.css leaves plain
     count, kinds = len(source.splitlines()), {kind for output in cell.outputs for kind in output.get("data", {})}
     if VIEW in kinds or re.match("# explore", source):
         what = "Code of this widget"
-    elif "parameters" in cell.metadata.get("tags", []) or not re.search(r"^(?!import |from |SIZES = |[ })]|$)", source, re.M) or (
-            count > LONG and re.match("import |from ", source)):  # fmt: skip
+    elif (
+        "parameters" in cell.metadata.get("tags", [])
+        or not re.search(r"^(?!import |from |SIZES = |[ })]|$)", source, re.M)
+        or (count > LONG and re.match("import |from ", source))
+    ):
         what = "Set-up"
     elif kinds & set(PICTURES) and count > LONG and not re.search("^(def|class) ", source, re.M):
         what = "Code of this figure"
@@ -151,7 +160,9 @@ def with_anchors(page: Page) -> None:
         return f'<h{level} id="{anchor}">{inner}{link}</h{level}>'
 
     page.body = re.sub(r"<h([1-6])\b[^>]*>(.*?)</h\1>", heading, page.body, flags=re.S)
-    page.body = re.sub(r'<math\b[^>]*display="block".*?</math>', r'<span class="formula">\g<0></span>', page.body, flags=re.S)
+    page.body = re.sub(
+        r'<math\b[^>]*display="block".*?</math>', r'<span class="formula">\g<0></span>', page.body, flags=re.S
+    )
     page.body = page.body.replace(" ± ", "\u00a0±\u00a0")  # an interval stays on one line
     page.body = page.body.replace("<table", '<div class="scroll"><table').replace("</table>", "</table></div>")
 
@@ -241,8 +252,13 @@ def rewrite_links(page: Page, pages: list[Page], root: Path, out: Path) -> None:
 
 
 def _environment() -> jinja2.Environment:
-    return jinja2.Environment(loader=jinja2.FileSystemLoader(PARTS), autoescape=True, undefined=jinja2.StrictUndefined,
-                              trim_blocks=True, lstrip_blocks=True)  # fmt: skip
+    return jinja2.Environment(
+        loader=jinja2.FileSystemLoader(PARTS),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
 
 
 # --- the site -----------------------------------------------------------------------------------------------
@@ -282,9 +298,16 @@ def build_site(lessons: dict[Path, Path], markdown: list[Path], readme: Path, ou
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="website.py", description=__doc__)
-    parser.add_argument("--profile", choices=PROFILES, default="cpu", help="in which lessons are run (default: %(default)s)")
-    parser.add_argument("--course", type=Path, default=RUNS, metavar="FOLDER",
-                        help="executed lessons; those missing or out of date are run (default: runs/course)")  # fmt: skip
+    parser.add_argument(
+        "--profile", choices=PROFILES, default="cpu", help="in which lessons are run (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--course",
+        type=Path,
+        default=RUNS,
+        metavar="FOLDER",
+        help="executed lessons; those missing or out of date are run (default: runs/course)",
+    )
     parser.add_argument("--out", type=Path, default=OUT, metavar="FOLDER", help="default: runs/site")
     args = parser.parse_args(arguments)
     try:

@@ -34,7 +34,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
             BEHAVIOURS[behaviour](self)
 
-    def start(self, obey: bool = True, etag: str | None = "", change: int = 0, kind: str = "application/octet-stream") -> bytes:
+    def start(
+        self, obey: bool = True, etag: str | None = "", change: int = 0, kind: str = "application/octet-stream"
+    ) -> bytes:
         """Send the headers; returns what is to be sent. change: is added to the true Content-Length."""
         etag = f'"{hashlib.md5(self.content).hexdigest()}"' if etag == "" else etag
         range_, if_range = self.headers.get("Range"), self.headers.get("If-Range")
@@ -156,8 +158,11 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.wfile.write(self.start())
 
 
-BEHAVIOURS = {name: method for name, method in vars(Handler).items()
-              if callable(method) and name not in ("log_message", "do_GET", "start", "times")}  # fmt: skip
+BEHAVIOURS = {
+    name: method
+    for name, method in vars(Handler).items()
+    if callable(method) and name not in ("log_message", "do_GET", "start", "times")
+}
 
 
 @contextlib.contextmanager

@@ -20,8 +20,18 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 
 ROOT = Path(__file__).resolve().parents[1]
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here"))]
-TINY = {"widths": (16, 16, 16, 16), "blocks": 1, "crop": 16, "batch": 2, "content_count": 8, "steps": 6, "warmup": 2,
-        "guidance_width": 8, "guidance_blocks": 1, "precision": "fp32"}  # fmt: skip
+TINY = {
+    "widths": (16, 16, 16, 16),
+    "blocks": 1,
+    "crop": 16,
+    "batch": 2,
+    "content_count": 8,
+    "steps": 6,
+    "warmup": 2,
+    "guidance_width": 8,
+    "guidance_blocks": 1,
+    "precision": "fp32",
+}
 
 
 def pytest_collection_modifyitems(config, items):
@@ -30,7 +40,9 @@ def pytest_collection_modifyitems(config, items):
         slow = [item for item in items if item.get_closest_marker("slow")]
         config.hook.pytest_deselected(items=slow)
         items[:] = [item for item in items if item not in slow]
-    items.sort(key=lambda item: not item.get_closest_marker("notebook"))  # the longest first: none runs alone at the end
+    items.sort(
+        key=lambda item: not item.get_closest_marker("notebook")
+    )  # the longest first: none runs alone at the end
 
 
 @pytest.fixture(scope="session", autouse=True)

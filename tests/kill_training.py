@@ -18,16 +18,44 @@ from pathlib import Path
 import psutil
 
 ROOT = Path(__file__).resolve().parents[1]
-TINY = ["widths=16,16", "scales=1", "guidance_width=8", "guidance_blocks=1", "crop=16", "batch=4", "warmup=2", "precision=fp32"]
+TINY = [
+    "widths=16,16",
+    "scales=1",
+    "guidance_width=8",
+    "guidance_blocks=1",
+    "crop=16",
+    "batch=4",
+    "warmup=2",
+    "precision=fp32",
+]
 EXACT = ("log.csv", "validation.csv", "weights.safetensors")  # files that must be the same to the byte
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 
 
 def arguments(out: Path, data: Path, steps: int, save_every: int = 3) -> list[str]:
     """The same training, into any folder."""
-    return ["train", "--out", str(out), "--data", str(data), "--device", "cpu", "--log-every", "1",
-            "--save-every", str(save_every), "--validate-every", "10", "--validation-count", "2", "--validation-size", "16",
-            "--set", f"steps={steps}", *TINY]  # fmt: skip
+    return [
+        "train",
+        "--out",
+        str(out),
+        "--data",
+        str(data),
+        "--device",
+        "cpu",
+        "--log-every",
+        "1",
+        "--save-every",
+        str(save_every),
+        "--validate-every",
+        "10",
+        "--validation-count",
+        "2",
+        "--validation-size",
+        "16",
+        "--set",
+        f"steps={steps}",
+        *TINY,
+    ]
 
 
 def environment() -> dict[str, str]:
@@ -53,8 +81,14 @@ class Real:
     def start(self, command: list[str], log: Path) -> subprocess.Popen:
         """A session of its own, so that all its processes can be killed at once."""
         with open(log, "ab") as file:
-            return subprocess.Popen([*self.start_of, *command], cwd=ROOT, env=environment(), stdout=file, stderr=file,
-                                    start_new_session=True)  # fmt: skip
+            return subprocess.Popen(
+                [*self.start_of, *command],
+                cwd=ROOT,
+                env=environment(),
+                stdout=file,
+                stderr=file,
+                start_new_session=True,
+            )
 
     def kill(self, process: subprocess.Popen) -> int:
         """SIGKILL to every process of it (torchrun's are of other sessions), in any order; returns the status."""
@@ -190,12 +224,19 @@ def _half_a_row() -> None:
 
 
 def _while_the_log_is_trimmed() -> None:
-    patch(Path, "replace", lambda original: lambda path, to: die() if path.name == "log.csv.part" else original(path, to))
+    patch(
+        Path, "replace", lambda original: lambda path, to: die() if path.name == "log.csv.part" else original(path, to)
+    )
 
 
-POINTS = {"half a checkpoint is written": _half_a_checkpoint, "before a checkpoint is synced": _before_the_sync,
-          "before it has its name": _before_the_name, "before the older one goes": _before_the_older_one_goes,
-          "half a row of the log is written": _half_a_row, "while the log is trimmed": _while_the_log_is_trimmed}  # fmt: skip
+POINTS = {
+    "half a checkpoint is written": _half_a_checkpoint,
+    "before a checkpoint is synced": _before_the_sync,
+    "before it has its name": _before_the_name,
+    "before the older one goes": _before_the_older_one_goes,
+    "half a row of the log is written": _half_a_row,
+    "while the log is trimmed": _while_the_log_is_trimmed,
+}
 
 
 def kill_at_points(trainings: Forked, folder: Path, data: Path, attempts: int = 1, steps: int = 16, say=print) -> None:
@@ -221,8 +262,11 @@ def strike(trainings, process, torn: Path, kind: str, usual: float) -> bool:
     rows = rows_of(torn) + random.randint(1, 3)
     while True:
         waited = time.monotonic() - start
-        now = {"random": waited > delay, "first steps": rows_of(torn) >= rows,
-               "writing": waited > delay / 2 and bool(list(torn.glob("checkpoint-*.part")))}[kind]  # fmt: skip
+        now = {
+            "random": waited > delay,
+            "first steps": rows_of(torn) >= rows,
+            "writing": waited > delay / 2 and bool(list(torn.glob("checkpoint-*.part"))),
+        }[kind]
         status = trainings.poll(process)
         if status is not None:
             assert status == 0, f"a training ended with status {status}"
@@ -248,7 +292,9 @@ def wait(trainings, process, log: Path) -> None:
 def compare(whole: Path, torn: Path, log: Path) -> None:
     """The files of EXACT, byte by byte."""
     for name in EXACT:
-        assert (whole / name).read_bytes() == (torn / name).read_bytes(), f"{name} differs; messages: {log.read_text()[-2000:]}"
+        assert (whole / name).read_bytes() == (torn / name).read_bytes(), (
+            f"{name} differs; messages: {log.read_text()[-2000:]}"
+        )
 
 
 def clear(folder: Path) -> None:

@@ -14,7 +14,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-REALBLUR_FOLDERS = {"J": "RealBlur-J_ECC_IMCORR_centroid_itensity_ref", "R": "RealBlur-R_BM3D_ECC_IMCORR_centroid_itensity_ref"}
+REALBLUR_FOLDERS = {
+    "J": "RealBlur-J_ECC_IMCORR_centroid_itensity_ref",
+    "R": "RealBlur-R_BM3D_ECC_IMCORR_centroid_itensity_ref",
+}
 
 
 @cache
@@ -32,7 +35,9 @@ def sharp_pixels(seed: int, size: tuple[int, int], channels: int = 3) -> np.ndar
 
 def blurred(pixels: np.ndarray, length: int = 5) -> np.ndarray:
     """The same, averaged over `length` horizontal shifts."""
-    shifted = [np.roll(pixels.astype(np.float32), shift, axis=1) for shift in range(-(length // 2), length - length // 2)]
+    shifted = [
+        np.roll(pixels.astype(np.float32), shift, axis=1) for shift in range(-(length // 2), length - length // 2)
+    ]
     return np.mean(shifted, axis=0).round().astype(np.uint8)
 
 
@@ -60,12 +65,16 @@ def make_gopro(folder: Path, train: int = 2, test: int = 1, frames: int = 3, siz
     return folder
 
 
-def make_hide(folder: Path, train: int = 3, close_ups: int = 2, long_shot: int = 2, size: tuple[int, int] = (48, 32)) -> Path:
+def make_hide(
+    folder: Path, train: int = 3, close_ups: int = 2, long_shot: int = 2, size: tuple[int, int] = (48, 32)
+) -> Path:
     """HIDE_dataset/{train/, test/test-close-ups/, test/test-long-shot/, GT/}: the sharp ones of all splits lie in GT."""
     root = folder / "HIDE_dataset"
-    names = {"train": [f"{i}fromGOPR0950.png" for i in range(train)],
-             "test/test-close-ups": [f"{i}fromGOPR1092.png" for i in range(close_ups)],
-             "test/test-long-shot": [f"{i}fromGOPR1082.MP4.png" for i in range(long_shot)]}  # fmt: skip
+    names = {
+        "train": [f"{i}fromGOPR0950.png" for i in range(train)],
+        "test/test-close-ups": [f"{i}fromGOPR1092.png" for i in range(close_ups)],
+        "test/test-long-shot": [f"{i}fromGOPR1082.MP4.png" for i in range(long_shot)],
+    }
     seed = 5000
     for place, files in names.items():
         for name in files:
@@ -75,8 +84,9 @@ def make_hide(folder: Path, train: int = 3, close_ups: int = 2, long_shot: int =
     return folder
 
 
-def make_realblur(folder: Path, train: int = 1, test: int = 2, pairs: int = 2, size: tuple[int, int] = (40, 44),
-                  lists: bool = True) -> Path:  # fmt: skip
+def make_realblur(
+    folder: Path, train: int = 1, test: int = 2, pairs: int = 2, size: tuple[int, int] = (40, 44), lists: bool = True
+) -> Path:
     """RealBlur/{J, R folders}/sceneNNN/{gt/gt_K.png,blur/blur_K.png} and the lists of `train` and `test` scenes.
 
     Sizes differ from scene to scene. A line is `GT BLUR ` with a blank at its end; the last line has no newline; the lists
@@ -98,8 +108,13 @@ def make_realblur(folder: Path, train: int = 1, test: int = 2, pairs: int = 2, s
     return folder
 
 
-def make_reds(folder: Path, clips: int = 2, frames: int = 10, size: tuple[int, int] = (48, 32),
-              kinds: tuple[str, ...] = ("val_sharp", "val_blur", "val_blur_jpeg")) -> Path:  # fmt: skip
+def make_reds(
+    folder: Path,
+    clips: int = 2,
+    frames: int = 10,
+    size: tuple[int, int] = (48, 32),
+    kinds: tuple[str, ...] = ("val_sharp", "val_blur", "val_blur_jpeg"),
+) -> Path:
     """REDS/val/{val_sharp,val_blur,val_blur_jpeg}/CCC/FFFFFFFF.{png,png,jpg}; val-300 are the JPEGs whose frame ends in 9."""
     for clip in range(clips):
         for frame in range(frames):
@@ -122,7 +137,9 @@ def make_bsds500(folder: Path, train: int = 2, val: int = 1, test: int = 2, size
     return folder
 
 
-def make_kohler(folder: Path, images: int = 4, kernels: int = 12, frames: int = 3, size: tuple[int, int] = (40, 40)) -> Path:
+def make_kohler(
+    folder: Path, images: int = 4, kernels: int = 12, frames: int = 3, size: tuple[int, int] = (40, 40)
+) -> Path:
     """Kohler/{Blurry<i>_<j>.png, Image<i>/Kernel<j>/GroundTruth<i>_<j>_<k>.png}, `frames` sharp ones a shot (really 199)."""
     root = folder / "Kohler"
     for i in range(1, images + 1):
@@ -161,14 +178,23 @@ def make_levin_mat(folder: Path, images: int = 4, kernels: int = 8) -> Path:
     return folder
 
 
-MINIATURES = {"gopro": make_gopro, "hide": make_hide, "realblur": make_realblur, "reds": make_reds, "bsds500": make_bsds500,
-              "kohler": make_kohler, "levin": make_levin}  # fmt: skip
+MINIATURES = {
+    "gopro": make_gopro,
+    "hide": make_hide,
+    "realblur": make_realblur,
+    "reds": make_reds,
+    "bsds500": make_bsds500,
+    "kohler": make_kohler,
+    "levin": make_levin,
+}
 
 
 def files_below(folder: Path, *below: str) -> list[Path]:
     """Files below folder/<each of below> (default: all of it), sorted."""
     places = [folder / name for name in below] or [folder]
-    return sorted(path for place in places for path in ([place] if place.is_file() else place.rglob("*")) if path.is_file())
+    return sorted(
+        path for place in places for path in ([place] if place.is_file() else place.rglob("*")) if path.is_file()
+    )
 
 
 def zip_tree(folder: Path, archive: Path, *below: str, root: Path | None = None) -> Path:

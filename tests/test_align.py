@@ -4,12 +4,21 @@ import numpy as np
 import pytest
 import torch
 
-from tinymsg.paper.align import (
-    IDENTICAL, PROTOCOLS, best_shift, kohler_scores, masked_ssim, match_intensity, overlap, plain_scores, realblur_scores,
-    register_homography, shifted_scores,
-)  # fmt: skip
 from tinymsg.data import photo
 from tinymsg.evaluate import MetricUnavailable, psnr, ssim
+from tinymsg.paper.align import (
+    IDENTICAL,
+    PROTOCOLS,
+    best_shift,
+    kohler_scores,
+    masked_ssim,
+    match_intensity,
+    overlap,
+    plain_scores,
+    realblur_scores,
+    register_homography,
+    shifted_scores,
+)
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +37,9 @@ def seen_through(wide: torch.Tensor, homography: list[list[float]]) -> torch.Ten
 
     shift = np.array([[1, 0, 40], [0, 1, 30], [0, 0, 1.0]])
     pixels = np.ascontiguousarray(wide.permute(1, 2, 0).numpy())
-    seen = cv2.warpPerspective(pixels, shift @ np.array(homography), (256, 192), flags=cv2.INTER_CUBIC | cv2.WARP_INVERSE_MAP)
+    seen = cv2.warpPerspective(
+        pixels, shift @ np.array(homography), (256, 192), flags=cv2.INTER_CUBIC | cv2.WARP_INVERSE_MAP
+    )
     return torch.from_numpy(seen).permute(2, 0, 1).clamp(0, 1)
 
 
@@ -86,9 +97,13 @@ def test_realblur_scores_only_where_both_pictures_are(wide, truth):
     assert mask.shape == (1, 192, 256) and float((1 - mask).sum()) == pytest.approx(12 * 192, rel=0.05)
     assert float(((moved - truth) ** 2 * mask).mean()) < 1e-4
     outside = torch.where(mask > 0, moved, torch.zeros_like(moved))
-    assert masked_ssim(outside * mask, truth * mask, mask) == pytest.approx(masked_ssim(moved * mask, truth * mask, mask))
+    assert masked_ssim(outside * mask, truth * mask, mask) == pytest.approx(
+        masked_ssim(moved * mask, truth * mask, mask)
+    )
     full = torch.ones_like(mask)
-    assert masked_ssim(truth.flip(2), truth, full) == pytest.approx(float(ssim(truth.flip(2)[None], truth[None])), abs=5e-3)
+    assert masked_ssim(truth.flip(2), truth, full) == pytest.approx(
+        float(ssim(truth.flip(2)[None], truth[None])), abs=5e-3
+    )
 
 
 def test_match_intensity_is_least_squares(truth):
@@ -121,7 +136,9 @@ def test_best_shift_is_the_least_sum_of_squares(truth):
     b = torch.rand(3, 24, 28, generator=torch.Generator().manual_seed(1))
     core = b[:, 4:-4, 4:-4]
     tried = {
-        (y, x): float(((a[:, 4 + y : 20 + y, 4 + x : 24 + x] - core) ** 2).sum()) for y in range(-4, 5) for x in range(-4, 5)
+        (y, x): float(((a[:, 4 + y : 20 + y, 4 + x : 24 + x] - core) ** 2).sum())
+        for y in range(-4, 5)
+        for x in range(-4, 5)
     }
     assert best_shift(a, b, 4) == min(tried, key=tried.get)
 

@@ -35,10 +35,19 @@ def test_ratios_are_within_a_round_and_at_equal_flops(bench):
 def test_the_table_names_every_contender_and_who_failed(bench, tmp_path):
     row = {"seconds": 0.5, "ratio": 1.0, "low": 0.9, "high": 1.1}
     folder = {"batch": 2, "rows": {"ours": row | {"waiting": 0.002}, "other": row | {"ratio": 5.0, "waiting": 0.25}}}
-    results = {"about": ABOUT, "train": {"2": {"ours": row, "other": row | {"ratio": 3.0}}}, "sample": {"8x8": {"ours": row}},
-               "shares": {"ours": {"convolution": 0.75, "normalisation": 0.05, "activation": 0.1, "the rest": 0.1}},
-               "folder": folder, "memory_training": {"ours": 1.5, "other": 2.5}, "memory_sampling": {"8x8": {"ours": 0.5}},
-               "limits": {"precision": "bf16", "conv_tflops": 0.24, "matmul_tflops": 0.48, "copy_gbs": 9.0}, "machine": "m", "torch": "t", "rounds": 3}  # fmt: skip
+    results = {
+        "about": ABOUT,
+        "train": {"2": {"ours": row, "other": row | {"ratio": 3.0}}},
+        "sample": {"8x8": {"ours": row}},
+        "shares": {"ours": {"convolution": 0.75, "normalisation": 0.05, "activation": 0.1, "the rest": 0.1}},
+        "folder": folder,
+        "memory_training": {"ours": 1.5, "other": 2.5},
+        "memory_sampling": {"8x8": {"ours": 0.5}},
+        "limits": {"precision": "bf16", "conv_tflops": 0.24, "matmul_tflops": 0.48, "copy_gbs": 9.0},
+        "machine": "m",
+        "torch": "t",
+        "rounds": 3,
+    }
     text = bench.markdown(results)
     assert "| other | 2.0 | 20.0 | 3.00x (0.90 to 1.10) | 5.00x (0.90 to 1.10) | failed |" in text
     assert "| ours | 1.5 | 0.5 | 0.20% |" in text and "| other | 2.5 | failed | 25.00% |" in text
@@ -85,8 +94,14 @@ class _Mortal:
         if self.dead:
             raise ConnectionResetError if self.asked == "memory" else EOFError
         shares = dict.fromkeys(("convolution", "normalisation", "activation", "the rest"), 0.25)
-        return {"about": ABOUT["ours"], "train": 2.0, "sample": (0.5, 1.0), "folder": (2.0, 0.1), "profile": shares,
-                "memory": 1.5}[self.asked]  # fmt: skip
+        return {
+            "about": ABOUT["ours"],
+            "train": 2.0,
+            "sample": (0.5, 1.0),
+            "folder": (2.0, 0.1),
+            "profile": shares,
+            "memory": 1.5,
+        }[self.asked]
 
 
 def _run(bench, monkeypatch, **deaths) -> tuple[dict, list[dict]]:
@@ -102,7 +117,9 @@ def _run(bench, monkeypatch, **deaths) -> tuple[dict, list[dict]]:
     monkeypatch.setattr(bench, "folder_pairs", lambda *_: [])
     monkeypatch.setattr(bench, "pack", lambda *_: None)
     kept = []
-    results = bench.measure(new_field, [2, 8], [(8, 8)], 2, 4, lambda line: None, lambda found: kept.append(copy.deepcopy(found)))
+    results = bench.measure(
+        new_field, [2, 8], [(8, 8)], 2, 4, lambda line: None, lambda found: kept.append(copy.deepcopy(found))
+    )
     limits = {"precision": "bf16", "conv_tflops": 0.24, "matmul_tflops": 0.48, "copy_gbs": 9.0}
     return results | {"limits": limits, "machine": "m", "torch": "t", "rounds": 2}, kept
 
@@ -111,7 +128,11 @@ def _run(bench, monkeypatch, **deaths) -> tuple[dict, list[dict]]:
 def test_one_that_dies_anywhere_has_failed_and_the_rest_goes_on(bench, monkeypatch, tmp_path, kind):
     results, _ = _run(bench, monkeypatch, other=kind)
     row = next(line for line in bench.markdown(results).splitlines() if line.startswith("| other |"))
-    assert ("failed" in row) == (kind not in ("profile", "memory")) and list(results["about"]) == ["ours", "other", "third"]
+    assert ("failed" in row) == (kind not in ("profile", "memory")) and list(results["about"]) == [
+        "ours",
+        "other",
+        "third",
+    ]
     assert all(set(table) >= {"ours", "third"} for table in bench.panels(results).values())
     assert ("other" in results["shares"]) == (kind not in ("about", "train", "profile"))
     assert ("other" in results["memory_training"]) == (kind in ("sample", "folder"))
@@ -172,7 +193,9 @@ def test_ours_and_the_tuned_start_with_our_allocator_settings_the_shipped_withou
     before = dict(bench.os.environ)
     for name, wanted in (("ours", True), ("ours, guided", True), ("sr3", False), ("sr3, tuned", True)):
         with bench.allocator_of(name):
-            assert {k: bench.os.environ.get(k) for k in bench.ALLOCATOR} == (bench.ALLOCATOR if wanted else dict.fromkeys(bench.ALLOCATOR))
+            assert {k: bench.os.environ.get(k) for k in bench.ALLOCATOR} == (
+                bench.ALLOCATOR if wanted else dict.fromkeys(bench.ALLOCATOR)
+            )
         assert dict(bench.os.environ) == before
 
 
@@ -197,6 +220,7 @@ def test_every_contender_trains_and_steps(bench):
 def test_all_learn_from_the_same_folder(bench, tmp_path):
     import peers
     from PIL import Image
+
     from tinymsg.datasets.packing import folder_pairs, pack
 
     for side, shade in (("sharp", 200), ("blur", 100)):

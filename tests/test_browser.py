@@ -21,11 +21,21 @@ from tinymsg.myphoto import FILE, ONLY_DEFAULT
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 pytestmark = [pytest.mark.browser, pytest.mark.skipif(BROWSER is None, reason="no Chromium here: apt install chromium")]
-FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-sync", "--no-first-run",
-         "--disable-component-update", "--disable-quic", "--disable-dev-shm-usage"]  # fmt: skip
+FLAGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-background-networking",
+    "--disable-sync",
+    "--no-first-run",
+    "--disable-component-update",
+    "--disable-quic",
+    "--disable-dev-shm-usage",
+]
 
 # Errors and warnings in the outputs
-ERRORS = ", ".join(f'.jp-OutputArea-output[data-mime-type="application/vnd.jupyter.{kind}"]' for kind in ("error", "stderr"))
+ERRORS = ", ".join(
+    f'.jp-OutputArea-output[data-mime-type="application/vnd.jupyter.{kind}"]' for kind in ("error", "stderr")
+)
 VIEWS = ".jp-OutputArea-output:has(> .jupyter-widgets)"
 # What stands in a view besides pictures and their controls, by the name of a button in it
 OTHER_KINDS = {"Choose a photograph": "upload", "Refresh": "monitor", "Compute": "live", "First settings": "instant"}
@@ -100,13 +110,19 @@ def move_all(page, view, sliders: str, groups: str) -> int:
     """
     moved, first = 0, steady(page, view)
     for slider in view.locator(sliders).all():
-        least, most = (float(slider.get_attribute(f"aria-value{end}") or slider.get_attribute(end)) for end in ("min", "max"))
+        least, most = (
+            float(slider.get_attribute(f"aria-value{end}") or slider.get_attribute(end)) for end in ("min", "max")
+        )
         if least == most:
             continue
         ways = ["ArrowRight", "ArrowLeft"]
-        there, back = ways if float(slider.get_attribute("aria-valuenow") or slider.input_value()) < most else ways[::-1]
+        there, back = (
+            ways if float(slider.get_attribute("aria-valuenow") or slider.input_value()) < most else ways[::-1]
+        )
         slider.focus()
-        assert changes(page, view, lambda: page.keyboard.press(there)), f"{view.inner_text()!r}: a slider changes nothing"
+        assert changes(page, view, lambda: page.keyboard.press(there)), (
+            f"{view.inner_text()!r}: a slider changes nothing"
+        )
         check_pictures(view)
         assert changes(page, view, lambda: page.keyboard.press(back), to=first)
         moved += 1
@@ -170,7 +186,11 @@ def leave_training_to_its_buttons(notebook: nbformat.NotebookNode) -> nbformat.N
     """A lesson that trains by code what its monitor shows: without that code, and long enough to be stopped."""
     steps = "steps={SIZES['live']}"
     if any("TrainingMonitor(arguments, OUT)" in cell.source for cell in notebook.cells):
-        notebook.cells = [cell for cell in notebook.cells if not re.search(r"^(process = start_training|show_progress)\(", cell.source, re.M)]
+        notebook.cells = [
+            cell
+            for cell in notebook.cells
+            if not re.search(r"^(process = start_training|show_progress)\(", cell.source, re.M)
+        ]
         assert any(steps in cell.source for cell in notebook.cells)
         for cell in notebook.cells:
             cell.source = cell.source.replace(steps, "steps=100000")
@@ -181,25 +201,46 @@ def leave_training_to_its_buttons(notebook: nbformat.NotebookNode) -> nbformat.N
 def server(workspace, tmp_path_factory, free_port):
     """JupyterLab on 127.0.0.1 with a token, untouched by the user's own settings; yields (address, token)."""
     folder, token = tmp_path_factory.mktemp("jupyter"), secrets.token_hex(16)
-    settings = {"notebook-extension/tracker": '{"windowingMode": "none"}',  # cells out of sight are in the page too
-                "apputils-extension/notification": '{"fetchNews": "false"}'}  # no question in front of a lesson
+    settings = {
+        "notebook-extension/tracker": '{"windowingMode": "none"}',  # cells out of sight are in the page too
+        "apputils-extension/notification": '{"fetchNews": "false"}',
+    }  # no question in front of a lesson
     for name, text in settings.items():
         path = folder / "settings" / "@jupyterlab" / f"{name}.jupyterlab-settings"
         path.parent.mkdir(parents=True)
         path.write_text(text)
-    places = {"JUPYTERLAB_SETTINGS_DIR": "settings", "JUPYTERLAB_WORKSPACES_DIR": "workspaces", "JUPYTER_CONFIG_DIR": "config",
-              "JUPYTER_RUNTIME_DIR": "runtime", "IPYTHONDIR": "ipython"}  # fmt: skip
+    places = {
+        "JUPYTERLAB_SETTINGS_DIR": "settings",
+        "JUPYTERLAB_WORKSPACES_DIR": "workspaces",
+        "JUPYTER_CONFIG_DIR": "config",
+        "JUPYTER_RUNTIME_DIR": "runtime",
+        "IPYTHONDIR": "ipython",
+    }
     environment = os.environ | {name: str(folder / place) for name, place in places.items()} | {"TQDM_DISABLE": "1"}
     for name in ("MPLBACKEND", ONLY_DEFAULT):
         environment.pop(name, None)
     port, log = free_port(), folder / "jupyter.log"
     with open(log, "w") as file:
         process = subprocess.Popen(
-            [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", "--ServerApp.ip=127.0.0.1",
-             f"--ServerApp.port={port}", "--ServerApp.port_retries=0", f"--IdentityProvider.token={token}",
-             f"--ServerApp.root_dir={workspace}", "--LabApp.news_url=None",
-             "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate"],
-            stdout=file, stderr=subprocess.STDOUT, cwd=workspace, env=environment)  # fmt: skip
+            [
+                sys.executable,
+                "-m",
+                "jupyterlab",
+                "--no-browser",
+                "--allow-root",
+                "--ServerApp.ip=127.0.0.1",
+                f"--ServerApp.port={port}",
+                "--ServerApp.port_retries=0",
+                f"--IdentityProvider.token={token}",
+                f"--ServerApp.root_dir={workspace}",
+                "--LabApp.news_url=None",
+                "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate",
+            ],
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            cwd=workspace,
+            env=environment,
+        )
     address = f"http://127.0.0.1:{port}"
     try:
         _wait_for(f"{address}/api/status?token={token}", process, log)
@@ -273,7 +314,7 @@ def is_numbered(prompt: str) -> bool:
 
 
 def kind_of(view) -> str:
-    """"frames": pictures and their controls; or what its buttons say."""
+    """ "frames": pictures and their controls; or what its buttons say."""
     return next((kind for name, kind in OTHER_KINDS.items() if view.get_by_role("button", name=name).count()), "frames")
 
 
@@ -290,9 +331,12 @@ def test_every_control_of_a_lesson_changes_what_is_seen(name, workspace, server,
         view.scroll_into_view_if_needed()
         if kind == "frames":
             assert move_all(page, view, SLIDERS, GROUPS) > 0, (
-                f"no control of {view.inner_text()!r} has more than one value in the smoke profile")  # fmt: skip
+                f"no control of {view.inner_text()!r} has more than one value in the smoke profile"
+            )
         else:
-            press = {"upload": press_upload, "monitor": press_monitor, "live": press_live, "instant": press_instant}[kind]
+            press = {"upload": press_upload, "monitor": press_monitor, "live": press_live, "instant": press_instant}[
+                kind
+            ]
             press(page, view, workspace, tmp_path)
     assert page.locator(ERRORS).all_inner_texts() == []  # nor did a button cause one
 
@@ -340,8 +384,10 @@ def nudges(page, view) -> list:
     def choose(group) -> None:
         next(button for button in group.get_by_role("button").all() if not is_pressed(button)).click()
 
-    return [*(lambda slider=slider: slide(slider) for slider in view.locator(SLIDERS).all()),
-            *(lambda group=group: choose(group) for group in view.locator(GROUPS).all())]  # fmt: skip
+    return [
+        *(lambda slider=slider: slide(slider) for slider in view.locator(SLIDERS).all()),
+        *(lambda group=group: choose(group) for group in view.locator(GROUPS).all()),
+    ]
 
 
 def press_live(page, view, workspace: Path, folder: Path) -> None:

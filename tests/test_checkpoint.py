@@ -7,17 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from tinymsg.training import checkpoint
-from tinymsg.training.checkpoint import (
-    checkpoints,
-    is_whole,
-    resume,
-    save_checkpoint,
-    training_lock,
-    training_process,
-)
 from tinymsg.data import Batches, SyntheticPairs, scene_contents
 from tinymsg.train import NotFiniteError, TrainState, fit
+from tinymsg.training import checkpoint
+from tinymsg.training.checkpoint import checkpoints, is_whole, resume, save_checkpoint, training_lock, training_process
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -28,14 +21,17 @@ def batches():
 
 
 def tensors(state: TrainState) -> dict[str, torch.Tensor]:
-    return {f"{part}.{name}": value.clone() for part, module in (("model", state.model), ("ema", state.ema_model))
-            for name, value in module.state_dict().items()}  # fmt: skip
+    return {
+        f"{part}.{name}": value.clone()
+        for part, module in (("model", state.model), ("ema", state.ema_model))
+        for name, value in module.state_dict().items()
+    }
 
 
 @pytest.mark.parametrize("changes", [{}, {"scales": ()}, {"dropout": 0.3}, {"accumulate": 2}, {"precision": "bf16"}])
 def test_resumed_training_is_the_same_to_the_bit(tiny_config, batches, tmp_path, device, changes):
     config = tiny_config(**changes)
-    on_device = lambda step: tuple(image.to(device) for image in batches(step))  # noqa: E731
+    on_device = lambda step: tuple(image.to(device) for image in batches(step))
     straight = TrainState(config, device)
     losses = [r.to_dict() for r in fit(straight, on_device)]
 
@@ -114,7 +110,9 @@ def test_a_kill_while_writing_leaves_the_last_checkpoint(tiny_config, tmp_path, 
     monkeypatch.undo()
     (tmp_path / "checkpoint-00000007.part").write_bytes(b"half, of another step")
     save_checkpoint(tmp_path, state)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-00000000.pt"], "half-written ones are taken away"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-00000000.pt"], (
+        "half-written ones are taken away"
+    )
 
 
 def test_a_checkpoint_of_other_settings_is_refused(tiny_config, tmp_path):
@@ -133,7 +131,9 @@ def test_free_and_accepted_changes(tiny_config, batches, tmp_path):
     save_checkpoint(tmp_path, state)
     assert resume(tmp_path, TrainState(tiny_config(batch=4, accumulate=2)))[0] is not None
     changed = TrainState(tiny_config(batch=4, lr=1e-5, steps=50, weight_decay=0.25))
-    with pytest.raises(ValueError, match="other settings: lr, steps, weight_decay|other settings: steps, lr, weight_decay"):
+    with pytest.raises(
+        ValueError, match="other settings: lr, steps, weight_decay|other settings: steps, lr, weight_decay"
+    ):
         resume(tmp_path, changed)
     assert resume(tmp_path, changed, accept_changes=True)[0] is not None and changed.step == 1
     assert changed.optimizer.param_groups[0]["weight_decay"] == 0.25 and changed.learning_rate() == pytest.approx(1e-5)
@@ -170,10 +170,17 @@ FOREIGN = {
     "a list": [1, 2],
     "other keys": {"model": {}, "epoch": 3},
     "a tensor": torch.zeros(3),
-    "our keys, other things": {"config": "{}", "data": "{}", "step": 9, "bf16": "cpu False", "model": {"w": torch.zeros(2)},
-                               "ema": {}, "optimizer": {}},
+    "our keys, other things": {
+        "config": "{}",
+        "data": "{}",
+        "step": 9,
+        "bf16": "cpu False",
+        "model": {"w": torch.zeros(2)},
+        "ema": {},
+        "optimizer": {},
+    },
     "our keys, nonsense": {"config": "?", "data": 1, "step": "x", "bf16": 2, "model": 3, "ema": 4, "optimizer": 5},
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", FOREIGN)
@@ -191,9 +198,13 @@ def test_a_foreign_file_is_passed_over_and_never_pushes_ours_out(tiny_config, tm
     path, passed_over = resume(tmp_path, fresh)
     assert path.name == "checkpoint-00000003.pt" and fresh.step == 3
     (sentence,) = passed_over
-    assert "checkpoint-99999999.pt" in sentence and ("checkpoint of this program" in sentence or "as a checkpoint" in sentence)
+    assert "checkpoint-99999999.pt" in sentence and (
+        "checkpoint of this program" in sentence or "as a checkpoint" in sentence
+    )
     assert foreign.exists() and (tmp_path / "checkpoint-best.pt").exists()
-    assert [p.name for p in checkpoints(tmp_path)] == [f"checkpoint-{n}.pt" for n in ("00000002", "00000003", "99999999")]
+    assert [p.name for p in checkpoints(tmp_path)] == [
+        f"checkpoint-{n}.pt" for n in ("00000002", "00000003", "99999999")
+    ]
     assert all(torch.equal(before[k], v) for k, v in tensors(fresh).items())
 
 

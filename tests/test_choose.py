@@ -7,14 +7,14 @@ import miniatures
 import pytest
 import torch
 
-from tinymsg.paper import choose
 from tinymsg.__main__ import main
-from tinymsg.paper.choose import GRID_MAX_NOISE, GRID_STEPS, Centres, choose_setting, doubt, validation_pairs
 from tinymsg.data import ImageError
 from tinymsg.datasets.layouts import find_pairs
 from tinymsg.evaluate import MetricUnavailable, Setting, choose_cell
-from tinymsg.paper.ledger import Ledger
 from tinymsg.model import save_model
+from tinymsg.paper import choose
+from tinymsg.paper.choose import GRID_MAX_NOISE, GRID_STEPS, Centres, choose_setting, doubt, validation_pairs
+from tinymsg.paper.ledger import Ledger
 from tinymsg.paper.protocol import Entry
 from tinymsg.results import write_results
 from tinymsg.training.runs import open_data
@@ -44,15 +44,19 @@ def test_the_grid_sees_what_a_training_holds_out(root, tiny_config):
 def test_there_is_one_rule_of_what_is_held_out(root, monkeypatch):
     monkeypatch.setattr(choose, "choose_held_out", lambda names: ([names.index(max(names))], "another rule"))
     pairs = validation_pairs(99, root, complete=False)
-    assert [pair.name for pair in pairs.pairs] == [max(p.name for p in find_pairs("gopro", root, "train", complete=False))]
+    assert [pair.name for pair in pairs.pairs] == [
+        max(p.name for p in find_pairs("gopro", root, "train", complete=False))
+    ]
     assert pairs.held_out == "another rule"
 
 
 def test_whether_the_training_saw_the_grids_pictures(root, tiny_config):
     pairs = validation_pairs(2, root, complete=False)
-    record = lambda *data, **more: {"source": open_data(tiny_config(), torch.device("cpu"), *data, **more).identity}  # noqa: E731
+    record = lambda *data, **more: {"source": open_data(tiny_config(), torch.device("cpu"), *data, **more).identity}
     gopro = str(root / "GOPRO_Large/train")
-    assert doubt(record(gopro, validate=True), pairs) is None and doubt(record(), pairs) is None  # synthetic pairs are not GoPro's
+    assert (
+        doubt(record(gopro, validate=True), pairs) is None and doubt(record(), pairs) is None
+    )  # synthetic pairs are not GoPro's
     assert "without --validate-every, it saw" in doubt(record(gopro), pairs)
     assert "recorded no held-out pictures" in doubt({}, pairs) and "no run.json" in doubt(None, pairs)
     other = {"source": {"blur": "blur", "held_out": "the last 2 of 40 training pairs"}}
@@ -133,9 +137,37 @@ def test_choosing_by_a_metric_that_is_not_there_is_said_first(root, entry, tmp_p
 
 def test_the_command_searches_then_freezes(root, tiny_model, tmp_path, monkeypatch, capsys):
     save_model(tiny_model(), tmp_path / "tiny.safetensors")
-    arguments = ["paper", "--weights", "tiny.safetensors", "--root", str(root), "--incomplete", "--out", "out", "--sets", "gopro",
-                 "--grid", "--grid-steps", "1", "2", "--grid-noise", "0.5", "0.9", "--crop", "16", "--validation", "2",
-                 "--choose", "psnr", "--samples", "1", "--metrics", "psnr", "--device", "cpu"]  # fmt: skip
+    arguments = [
+        "paper",
+        "--weights",
+        "tiny.safetensors",
+        "--root",
+        str(root),
+        "--incomplete",
+        "--out",
+        "out",
+        "--sets",
+        "gopro",
+        "--grid",
+        "--grid-steps",
+        "1",
+        "2",
+        "--grid-noise",
+        "0.5",
+        "0.9",
+        "--crop",
+        "16",
+        "--validation",
+        "2",
+        "--choose",
+        "psnr",
+        "--samples",
+        "1",
+        "--metrics",
+        "psnr",
+        "--device",
+        "cpu",
+    ]
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["tinymsg", *arguments])
     assert main(arguments) == 0
@@ -147,15 +179,25 @@ def test_the_command_searches_then_freezes(root, tiny_model, tmp_path, monkeypat
     ) == 4
     assert found["chosen"] == "by psnr, of 4 cells, on 2 of 3 pairs held out of GoPro train (blur)"
     warning = f"The setting of tiny was chosen {found['chosen']}, but there is no run.json beside the weights"
-    assert found["chosen"] in (tmp_path / "out/table.md").read_text() and warning in (tmp_path / "out/table.md").read_text()
+    assert (
+        found["chosen"] in (tmp_path / "out/table.md").read_text()
+        and warning in (tmp_path / "out/table.md").read_text()
+    )
     said = capsys.readouterr()
     assert "steps 1, max_noise 0.5: psnr" in said.out and "warning: tiny: there is no run.json" in said.err
     before = (tmp_path / "out/table.json").read_bytes()
     assert main(arguments) == 0 and (tmp_path / "out/table.json").read_bytes() == before
     capsys.readouterr()
-    write_results(tmp_path / "run.json", {"source": {"blur": "blur", "held_out": validation_pairs(1, root, complete=False).held_out}})
+    write_results(
+        tmp_path / "run.json",
+        {"source": {"blur": "blur", "held_out": validation_pairs(1, root, complete=False).held_out}},
+    )
     assert main([*arguments, "--out", "again"]) == 0
-    assert "setting of tiny" not in (tmp_path / "again/table.md").read_text() and "warning" not in capsys.readouterr().err
-    monkeypatch.setattr(choose, "lpips_distance", lambda *_: (_ for _ in ()).throw(MetricUnavailable("no weights here")))
+    assert (
+        "setting of tiny" not in (tmp_path / "again/table.md").read_text() and "warning" not in capsys.readouterr().err
+    )
+    monkeypatch.setattr(
+        choose, "lpips_distance", lambda *_: (_ for _ in ()).throw(MetricUnavailable("no weights here"))
+    )
     assert main([*arguments, "--choose", "lpips"]) == 2
     assert "--choose lpips: no weights here" in capsys.readouterr().err

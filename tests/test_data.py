@@ -8,10 +8,28 @@ from PIL import Image
 from tinymsg import data
 from tinymsg.blur import Camera, Motion
 from tinymsg.data import (
-    CONTENTS, DOMAINS, PHOTOS, TEST_DOMAINS, Batches, Contents, Domain, ImageError, PairedImages, SignalPairs,
-    SyntheticPairs, box_kernels, folder_contents, make_contents, photo, picture_files, read_image, scene_contents, to_display, to_model,
+    CONTENTS,
+    DOMAINS,
+    PHOTOS,
+    TEST_DOMAINS,
+    Batches,
+    Contents,
+    Domain,
+    ImageError,
+    PairedImages,
+    SignalPairs,
+    SyntheticPairs,
+    box_kernels,
+    folder_contents,
+    make_contents,
+    photo,
+    picture_files,
+    read_image,
+    scene_contents,
+    to_display,
+    to_model,
     write_image,
-)  # fmt: skip
+)
 from tinymsg.evaluate import domain_pairs
 from tinymsg.rng import Draws
 
@@ -85,9 +103,16 @@ def test_cmyk(tmp_path):
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_exif_orientation_is_applied(tmp_path, orientation):
     upright = pixels(8, 16)
-    stored = {1: lambda a: a, 2: np.fliplr, 3: lambda a: np.rot90(a, 2), 4: np.flipud,
-              5: lambda a: a.swapaxes(0, 1), 6: lambda a: np.rot90(a, 1), 7: lambda a: np.rot90(a, 2).swapaxes(0, 1),
-              8: lambda a: np.rot90(a, -1)}[orientation](upright)  # fmt: skip
+    stored = {
+        1: lambda a: a,
+        2: np.fliplr,
+        3: lambda a: np.rot90(a, 2),
+        4: np.flipud,
+        5: lambda a: a.swapaxes(0, 1),
+        6: lambda a: np.rot90(a, 1),
+        7: lambda a: np.rot90(a, 2).swapaxes(0, 1),
+        8: lambda a: np.rot90(a, -1),
+    }[orientation](upright)
     exif = Image.Exif()
     exif[0x0112] = orientation
     Image.fromarray(np.ascontiguousarray(stored)).save(tmp_path / "a.png", exif=exif)
@@ -196,8 +221,12 @@ def test_crops_are_pieces_of_their_picture_in_eight_poses():
     picture[1] = torch.arange(120).reshape(12, 10)
     crops = (Contents([picture], "one").crops(Draws(0, torch.arange(400)), 6) * 255).round().to(torch.uint8)
     poses = [torch.rot90(p, k, (1, 2)) for p in (picture, picture.flip(2)) for k in range(4)]
-    windows = {p[:, i : i + 6, j : j + 6].numpy().tobytes(): (n, i, j)
-               for n, p in enumerate(poses) for i in range(p.shape[1] - 5) for j in range(p.shape[2] - 5)}  # fmt: skip
+    windows = {
+        p[:, i : i + 6, j : j + 6].numpy().tobytes(): (n, i, j)
+        for n, p in enumerate(poses)
+        for i in range(p.shape[1] - 5)
+        for j in range(p.shape[2] - 5)
+    }
     found = [windows[crop.contiguous().numpy().tobytes()] for crop in crops]  # KeyError: not a piece of the picture
     assert {pose for pose, _, _ in found} == set(range(8))
     assert len(set(found)) > 200  # of 8 poses x 7 x 5 places, also those at the far border
@@ -209,7 +238,12 @@ def test_small_pictures_are_mirrored_outwards():
     crops = Contents([picture], "small").crops(Draws(0, torch.arange(8)), 12)
     assert crops.shape == (8, 3, 12, 12)
     assert set((crops * 255).round().byte().flatten().tolist()) == set(range(60))
-    assert Contents([torch.zeros(3, 1, 1, dtype=torch.uint8)], "dot").crops(Draws(0, torch.arange(1)), 9).shape == (1, 3, 9, 9)
+    assert Contents([torch.zeros(3, 1, 1, dtype=torch.uint8)], "dot").crops(Draws(0, torch.arange(1)), 9).shape == (
+        1,
+        3,
+        9,
+        9,
+    )
 
 
 def test_pictures_of_equal_and_of_different_sizes_are_all_used():
@@ -240,7 +274,7 @@ def test_photos_are_colour_pictures(name):
 def test_contents_contract(name):
     contents = make_contents(name, 4, 0)
     crops = contents.crops(Draws(0, torch.arange(3)), 24)
-    assert crops.shape == (3, 3, 24, 24) and 0 <= crops.min() and crops.max() <= 1 and crops.std() > 0.01
+    assert crops.shape == (3, 3, 24, 24) and crops.min() >= 0 and crops.max() <= 1 and crops.std() > 0.01
     assert contents.name
 
 
@@ -259,8 +293,10 @@ def test_a_folder_of_pictures_is_content(tmp_path):
         Image.fromarray(pixels(10, 12, seed=i)).save(tmp_path / name)
     (tmp_path / "notes.txt").write_text("no picture")
     contents = make_contents(str(tmp_path), 99, 0)
-    assert torch.equal(torch.stack(contents.images), torch.stack([
-        torch.from_numpy(pixels(10, 12, seed=i)).permute(2, 0, 1) for i in (1, 0, 2)]))  # fmt: skip
+    assert torch.equal(
+        torch.stack(contents.images),
+        torch.stack([torch.from_numpy(pixels(10, 12, seed=i)).permute(2, 0, 1) for i in (1, 0, 2)]),
+    )
     with pytest.raises(ValueError, match="no pictures"):
         folder_contents(str(tmp_path / "nowhere"))
 
@@ -274,7 +310,9 @@ def test_picture_files_are_sorted_and_what_a_mac_leaves_is_none(tmp_path):
     for name in ("sub.folder/c.bmp", "B.TIFF"):
         (tmp_path / name).touch()
     assert picture_files(str(tmp_path)) == [tmp_path / "B.TIFF", tmp_path / "a.png"]
-    assert picture_files(tmp_path, recursive=True) == [tmp_path / name for name in ("B.TIFF", "a.png", "sub.folder/c.bmp")]
+    assert picture_files(tmp_path, recursive=True) == [
+        tmp_path / name for name in ("B.TIFF", "a.png", "sub.folder/c.bmp")
+    ]
 
 
 def test_natural_photographs_as_content(bsds500, tmp_path):
@@ -296,7 +334,7 @@ def test_pairs_of_every_domain(name, device):
     assert y0.shape == x.shape == (4, 3, 24, 24) and y0.device.type == x.device.type == device.type
     assert y0.dtype == x.dtype == torch.float32
     for image in (y0, x):
-        assert -1 <= image.min() and image.max() <= 1
+        assert image.min() >= -1 and image.max() <= 1
         levels = (image + 1) * 127.5
         torch.testing.assert_close(levels, levels.round(), rtol=0, atol=1e-3)  # eight bits
     assert torch.equal(x[0], x[3]) and not torch.equal(x[0], x[1])
@@ -453,6 +491,8 @@ def test_batches_are_a_function_of_the_step():
 
 def test_new_content_is_of_another_kind_than_the_training(tmp_path):
     Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(tmp_path / "a.png")
-    names = {content: domain_pairs("new_content", content, 2, 1).name for content in ("scenes", "photos", str(tmp_path))}
+    names = {
+        content: domain_pairs("new_content", content, 2, 1).name for content in ("scenes", "photos", str(tmp_path))
+    }
     assert "photos" in names["scenes"] and "scenes" in names["photos"] and "scenes" in names[str(tmp_path)]
     assert "1 pictures of" in domain_pairs("jpeg", str(tmp_path), 2, 1).name

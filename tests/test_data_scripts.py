@@ -9,8 +9,20 @@ import numpy as np
 import pytest
 from miniatures import REALBLUR_FOLDERS, files_below, link_many, sharp_pixels, write_picture
 from script_cases import (  # noqa: F401
-    SCRIPTS, SMALL, contents, data, describe, download, first_archive, pictures_of, publish, published, small, typed, whole_names,
-)  # fmt: skip
+    SCRIPTS,
+    SMALL,
+    contents,
+    data,
+    describe,
+    download,
+    first_archive,
+    pictures_of,
+    publish,
+    published,
+    small,
+    typed,
+    whole_names,
+)
 
 from fetch import next_lines  # isort: skip
 
@@ -26,7 +38,10 @@ def test_from_archives_as_typed(data, typed, tmp_path):
     record = json.loads(found.pop(f"{data.script}.json"))
     assert found == pictures_of(data)
     assert set(record["archives"]) == set(data.archives)
-    assert all(entry["sha256"] in done.stdout and entry["from"].startswith("by hand: ") for entry in record["archives"].values())
+    assert all(
+        entry["sha256"] in done.stdout and entry["from"].startswith("by hand: ")
+        for entry in record["archives"].values()
+    )
     assert "Licence: " in done.stdout and "Cite: " in done.stdout and record["citation"] in done.stdout
     assert done.stdout.splitlines()[-1].startswith("  python -m tinymsg ")
     before = {path: path.stat().st_mtime_ns for path in files_below(folder)}
@@ -49,8 +64,14 @@ def test_a_miniature_is_not_the_published_data(data, typed, tmp_path):
 def test_what_is_not_as_published_is_named_and_not_put_in_place(data, small, tmp_path, capsys, harm):
     tree = tmp_path / "tree"
     shutil.copytree(data.tree, tree)
-    victim = next(p for p in reversed(files_below(tree)) if p.suffix in (".png", ".jpg") and "test_list" not in p.name
-                  and "kernel" not in p.name and "train" not in p.parts)  # fmt: skip
+    victim = next(
+        p
+        for p in reversed(files_below(tree))
+        if p.suffix in (".png", ".jpg")
+        and "test_list" not in p.name
+        and "kernel" not in p.name
+        and "train" not in p.parts
+    )
     if harm == "lost":
         victim.unlink()
     elif harm == "small":
@@ -76,7 +97,10 @@ def test_files_by_hand_are_matched_by_name_or_as_the_only_one_left(data, small, 
     assert main("--folder", folder, "--from-archive", tmp_path / "nothing.zip") == 1
     assert "nothing.zip: no such file" in capsys.readouterr().err
     archives = sorted(data.archives.items(), key=lambda item: item[0].endswith(".txt"))
-    renamed = [Path(shutil.copy(path, tmp_path / (f"{name} (1)" if i == 0 else name))) for i, (name, path) in enumerate(archives)]
+    renamed = [
+        Path(shutil.copy(path, tmp_path / (f"{name} (1)" if i == 0 else name)))
+        for i, (name, path) in enumerate(archives)
+    ]
     assert main("--folder", folder, "--from-archive", *renamed) == 0
     stranger = Path(shutil.copy(renamed[0], tmp_path / "stranger"))
     other = Path(shutil.copy(renamed[0], tmp_path / "stranger 2"))
@@ -92,7 +116,9 @@ def test_a_second_copy_that_differs_from_the_first_is_told(data, small, tmp_path
     with open(other, "ab") as file:  # still a whole archive for everybody who reads it, but of other bytes
         file.write(b"\0" * 64 if not name.endswith(".txt") else b"\n")
     victim = next(
-        p for p in files_below(folder) if p.suffix in (".png", ".jpg") and p.relative_to(folder).as_posix() in first_archive(data)
+        p
+        for p in files_below(folder)
+        if p.suffix in (".png", ".jpg") and p.relative_to(folder).as_posix() in first_archive(data)
     )
     victim.unlink()
     before = contents(folder)
@@ -151,7 +177,8 @@ def test_the_published_numbers_as_typed(script, typed, tmp_path):
     link_many(picture, names)
     for kind, top in REALBLUR_FOLDERS.items() if script == "realblur" else ():
         lines = (
-            f"{top}/scene{i // 20:03d}/gt/gt_{i % 20}.png {top}/scene{i // 20:03d}/blur/blur_{i % 20}.png " for i in range(980)
+            f"{top}/scene{i // 20:03d}/gt/gt_{i % 20}.png {top}/scene{i // 20:03d}/blur/blur_{i % 20}.png "
+            for i in range(980)
         )
         (folder / f"RealBlur/RealBlur_{kind}_test_list.txt").write_text("\n".join(lines))
     names[0].with_name(f"._{names[0].name}").write_bytes(b"what a Mac leaves beside a file")

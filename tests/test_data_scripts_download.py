@@ -63,13 +63,17 @@ def test_a_good_mirror(server, tmp_path, known):
 
 
 @pytest.mark.parametrize("known", [{}, {"md5": MD5}], ids=["unknown", "known"])
-@pytest.mark.parametrize("behaviour", ["drops", "drops_once", "no_etag", "no_length", "ignores_range", "busy_once", "confirm"])
+@pytest.mark.parametrize(
+    "behaviour", ["drops", "drops_once", "no_etag", "no_length", "ignores_range", "busy_once", "confirm"]
+)
 def test_a_mirror_that_works_in_the_end(server, tmp_path, behaviour, known):
     assert fetch(set_from(server, behaviour, **known), tmp_path).path.read_bytes() == WHOLE
     assert [p.name for p in tmp_path.iterdir()] == ["set.zip"]
     if behaviour == "drops":
         assert len(server.seen) == 3
-        assert server.seen[-1][1] == f"bytes={2 * (len(WHOLE) // 3 + 1)}-", "each connection goes on where the last one broke"
+        assert server.seen[-1][1] == f"bytes={2 * (len(WHOLE) // 3 + 1)}-", (
+            "each connection goes on where the last one broke"
+        )
 
 
 FAILURES = {
@@ -92,7 +96,9 @@ def test_a_mirror_that_does_not_work(server, tmp_path, behaviour, message):
         fetch(set_from(server, behaviour, pages=("https://example.org/set",)), tmp_path)
     assert "by hand, from https://example.org/set" in str(error.value) and "\n" not in str(error.value)
     assert (tmp_path / "mine.txt").read_text() == "mine" and not (tmp_path / "set.zip").exists()
-    assert behaviour != "promises_more" or not (tmp_path / "set.zip.part").exists(), "a part that cannot be continued is not kept"
+    assert behaviour != "promises_more" or not (tmp_path / "set.zip.part").exists(), (
+        "a part that cannot be continued is not kept"
+    )
     assert fetch(set_from(server, behaviour, "good"), tmp_path).path.read_bytes() == WHOLE, "the next mirror takes over"
 
 
@@ -193,12 +199,21 @@ def test_a_full_disk_keeps_what_has_come(server, tmp_path, monkeypatch):
     assert WHOLE.startswith((tmp_path / "set.zip.part").read_bytes())
 
 
-@pytest.mark.parametrize(("shared", "direct"), [
-    ("https://www.dropbox.com/s/04w/HIDE_dataset.zip?dl=0", "https://www.dropbox.com/s/04w/HIDE_dataset.zip?dl=1"),
-    ("https://www.dropbox.com/scl/fi/rv/H.zip?rlkey=a&dl=0", "https://www.dropbox.com/scl/fi/rv/H.zip?rlkey=a&dl=1"),
-    ("https://drive.google.com/file/d/17v-5_D/view?usp=sharing", "https://drive.google.com/uc?export=download&id=17v-5_D"),
-    ("https://example.org/a.zip?x=1", "https://example.org/a.zip?x=1"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("shared", "direct"),
+    [
+        ("https://www.dropbox.com/s/04w/HIDE_dataset.zip?dl=0", "https://www.dropbox.com/s/04w/HIDE_dataset.zip?dl=1"),
+        (
+            "https://www.dropbox.com/scl/fi/rv/H.zip?rlkey=a&dl=0",
+            "https://www.dropbox.com/scl/fi/rv/H.zip?rlkey=a&dl=1",
+        ),
+        (
+            "https://drive.google.com/file/d/17v-5_D/view?usp=sharing",
+            "https://drive.google.com/uc?export=download&id=17v-5_D",
+        ),
+        ("https://example.org/a.zip?x=1", "https://example.org/a.zip?x=1"),
+    ],
+)
 def test_links_that_people_share(shared, direct):
     assert download.direct_url(shared) == direct
 

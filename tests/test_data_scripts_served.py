@@ -26,14 +26,17 @@ def server(data):
         yield running
 
 
-@pytest.mark.parametrize("behaviours", [("good",), ("missing", "html", "drops"), ("hidden_html", "confirm")], ids="-".join)
+@pytest.mark.parametrize(
+    "behaviours", [("good",), ("missing", "html", "drops"), ("hidden_html", "confirm")], ids="-".join
+)
 def test_from_mirrors(data, small, server, tmp_path, capsys, behaviours):
     folder = tmp_path / "data"
     assert small(data.script, **mirrors(server, data, *behaviours))("--folder", folder) == 0, capsys.readouterr()
     found = contents(folder)
     record = json.loads(found.pop(f"{data.script}.json"))
     assert {name: entry["from"] for name, entry in record["archives"].items()} == {
-        name: f"{server.url}/{behaviours[-1]}/{name}" for name in data.archives}  # fmt: skip
+        name: f"{server.url}/{behaviours[-1]}/{name}" for name in data.archives
+    }
     assert {name: content for name, content in found.items() if name not in data.archives} == pictures_of(data)
 
 
@@ -92,9 +95,9 @@ def test_an_evil_archive_from_a_mirror_or_by_hand(data, small, tmp_path, capsys,
     assert sorted(p.name for p in tmp_path.iterdir()) == sorted(["deep", name]) and [
         p.name for p in (tmp_path / "deep").iterdir()
     ] == ["data"]
-    assert not Path(EVIL["absolute"][0]).exists() and not list(folder.rglob("evil*")) + list(folder.rglob("bomb")) + list(
-        folder.rglob(".unp*")
-    )
+    assert not Path(EVIL["absolute"][0]).exists() and not list(folder.rglob("evil*")) + list(
+        folder.rglob("bomb")
+    ) + list(folder.rglob(".unp*"))
 
 
 def test_a_mirror_with_other_content_is_named_and_its_file_kept_for_a_look(published, small, tmp_path, capsys):
@@ -104,7 +107,10 @@ def test_a_mirror_with_other_content_is_named_and_its_file_kept_for_a_look(publi
         for _ in range(2):
             assert main("--folder", folder) == 1
             error = capsys.readouterr().err
-            assert "is not what was published: " in error and f"delete {folder}/GOPRO_Large.zip to have it fetched again" in error
+            assert (
+                "is not what was published: " in error
+                and f"delete {folder}/GOPRO_Large.zip to have it fetched again" in error
+            )
         assert list(contents(folder)) == ["GOPRO_Large.zip"] and len(server.seen) == 1
 
 
@@ -117,8 +123,9 @@ def test_stopped_in_mid_download_and_run_again(script, published, typed, tmp_pat
     with serve({name: path.read_bytes() for name, path in data.archives.items()}) as server:
         changes = SMALL[script] | mirrors(server, data, "good")
         changes["MIRRORS"][name] = (f"{server.url}/waits/{name}",)
-        with subprocess.Popen(command(script, "--folder", folder, **changes), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
-                              text=True) as process:  # fmt: skip
+        with subprocess.Popen(
+            command(script, "--folder", folder, **changes), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+        ) as process:
             try:
                 deadline = time.monotonic() + 120
                 while not part.exists():
@@ -139,10 +146,14 @@ def test_stopped_in_mid_download_and_run_again(script, published, typed, tmp_pat
         done = typed(script, "--folder", folder, **changes)
         assert done.returncode == 0, done.stderr
         assert server.seen[-1] == ("waits", f"bytes={have}-" if have else None)
-    assert {path: content for path, content in contents(folder).items() if path in pictures_of(data)} == pictures_of(data)
+    assert {path: content for path, content in contents(folder).items() if path in pictures_of(data)} == pictures_of(
+        data
+    )
 
 
-def test_a_broken_archive_from_a_mirror_is_removed_so_that_the_next_run_fetches_it_again(published, small, tmp_path, capsys):
+def test_a_broken_archive_from_a_mirror_is_removed_so_that_the_next_run_fetches_it_again(
+    published, small, tmp_path, capsys
+):
     data, folder = published("gopro"), tmp_path / "data"
     content = bytearray(data.archives["GOPRO_Large.zip"].read_bytes())
     content[len(content) // 2] ^= 255  # within a picture: only unpacking finds it

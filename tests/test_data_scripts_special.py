@@ -16,8 +16,11 @@ def test_gopro_blur_is_chosen_recorded_and_remembered(published, small, tmp_path
     main = small("gopro")
     assert main("--folder", folder, *data.by_hand) == 0
     said = capsys.readouterr().out
-    assert "blurry pictures: blur (the default: all published reference numbers assume it" in said and "--blur blur" in said
-    chosen = lambda: json.loads((folder / "gopro.json").read_text())["choices"]  # noqa: E731
+    assert (
+        "blurry pictures: blur (the default: all published reference numbers assume it" in said
+        and "--blur blur" in said
+    )
+    chosen = lambda: json.loads((folder / "gopro.json").read_text())["choices"]
     assert chosen() == {"blur": "blur"}
     assert main("--folder", folder, "--blur", "blur_gamma") == 0
     assert "choice changed: blur blur -> blur_gamma" in capsys.readouterr().out and chosen() == {"blur": "blur_gamma"}
@@ -32,13 +35,20 @@ def test_a_record_that_is_none(published, small, tmp_path, capsys):
     assert (tmp_path / "gopro.json").read_text() == "[1, 2]"
 
 
-@pytest.mark.parametrize(("change", "message"), [
-    (lambda text: "\n".join(text.splitlines()[:-1]), "has 3 of 4 pairs"),
-    (lambda text: text.replace("blur_1.png", "blur_2.png"), "pairs RealBlur-J"),
-    (lambda text: text.replace("RealBlur-J", "RealBlur-R").replace("ECC", "BM3D_ECC"), "not a sharp and a blurry picture of"),
-    (lambda text: "<html></html>", "line 1"),
-    (lambda text: text.replace("scene002", "scene099"), "names 4 pictures that are not there"),
-], ids=["short", "crossed", "R for J", "page", "unknown pictures"])  # fmt: skip
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda text: "\n".join(text.splitlines()[:-1]), "has 3 of 4 pairs"),
+        (lambda text: text.replace("blur_1.png", "blur_2.png"), "pairs RealBlur-J"),
+        (
+            lambda text: text.replace("RealBlur-J", "RealBlur-R").replace("ECC", "BM3D_ECC"),
+            "not a sharp and a blurry picture of",
+        ),
+        (lambda text: "<html></html>", "line 1"),
+        (lambda text: text.replace("scene002", "scene099"), "names 4 pictures that are not there"),
+    ],
+    ids=["short", "crossed", "R for J", "page", "unknown pictures"],
+)
 def test_realblur_lists_are_checked(published, small, tmp_path, capsys, change, message):
     data, folder = published("realblur"), tmp_path / "data"
     path = tmp_path / "RealBlur_J_test_list.txt"
@@ -69,7 +79,10 @@ def test_reds_val_300_alone(published, small, tmp_path, capsys):
     assert small("reds")("--folder", folder, "--only", "val-300", "--from-archive", *files) == 0
     said = capsys.readouterr().out
     assert "--sets reds_val300 --root" in said
-    assert len(list((folder / "REDS/val/val_blur_jpeg").glob("*/*9.jpg"))) == 2 and not (folder / "REDS/val/val_blur").exists()
+    assert (
+        len(list((folder / "REDS/val/val_blur_jpeg").glob("*/*9.jpg"))) == 2
+        and not (folder / "REDS/val/val_blur").exists()
+    )
     assert small("reds")("--folder", folder, "--only", "val", "--from-archive", data.archives["val_blur.zip"]) == 0
 
 
@@ -81,15 +94,18 @@ def test_levin_as_the_authors_publish_it(small, tmp_path, monkeypatch, capsys):
     rar.write_bytes(b"Rar!\x1a\x07\x00")
     assert small("levin")("--folder", folder, "--form", "mat", "--from-archive", rar) == 1
     assert "none of unrar, 7z, 7zz, bsdtar is installed" in capsys.readouterr().err
-    program(tmp_path / "bin/unrar", f"import shutil, sys; shutil.copytree({str(tree)!r}, sys.argv[-1], dirs_exist_ok=True)")
+    program(
+        tmp_path / "bin/unrar", f"import shutil, sys; shutil.copytree({str(tree)!r}, sys.argv[-1], dirs_exist_ok=True)"
+    )
     assert small("levin")("--folder", folder, "--form", "mat", "--from-archive", rar) == 0
     assert len(list((folder / "LevinEtalCVPR09Data/Levin09blurdata").glob("*.mat"))) == 32
     assert capsys.readouterr().out.endswith(f"Next:\n  python data_scripts/levin.py --form png --folder {folder}\n")
 
 
-@pytest.mark.parametrize(("name", "options"), [
-    ("a.png", {}), ("a.jpg", {}), ("b.jpg", {"progressive": True}), ("c.jpg", {"exif": b"Exif\0\0" + bytes(3000)}),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [("a.png", {}), ("a.jpg", {}), ("b.jpg", {"progressive": True}), ("c.jpg", {"exif": b"Exif\0\0" + bytes(3000)})],
+)
 def test_picture_sizes_from_the_header(tmp_path, name, options):
     Image.new("RGB", (37, 19)).save(tmp_path / name, **options)
     assert pictures.picture_size(tmp_path / name) == (37, 19)

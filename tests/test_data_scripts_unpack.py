@@ -32,7 +32,9 @@ def small(**changes) -> Archive:
     return Small("set.zip", (), "SET", lambda folder: None, **({"max_files": 50} | changes))
 
 
-def zipped(*extra: tuple[str, bytes, int], files: dict[str, bytes] = FILES, method: int = zipfile.ZIP_DEFLATED) -> bytes:
+def zipped(
+    *extra: tuple[str, bytes, int], files: dict[str, bytes] = FILES, method: int = zipfile.ZIP_DEFLATED
+) -> bytes:
     """A zip; each extra is (name, content, mode)."""
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", method) as file:
@@ -49,7 +51,10 @@ def tarred(*extra: tuple[str, bytes, bytes, str], files: dict[str, bytes] = FILE
     """A tar; each extra is (name, content, type, link target)."""
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode=mode) as file:
-        for name, content, kind, target in [*((name, content, tarfile.REGTYPE, "") for name, content in files.items()), *extra]:
+        for name, content, kind, target in [
+            *((name, content, tarfile.REGTYPE, "") for name, content in files.items()),
+            *extra,
+        ]:
             entry = tarfile.TarInfo(name)
             entry.size, entry.type, entry.linkname = len(content), kind, target
             file.addfile(entry, io.BytesIO(content))
@@ -96,7 +101,10 @@ GOOD = {
     "zip": zipped(),
     "zip-stored": zipped(method=zipfile.ZIP_STORED),
     "zip-with-junk": zipped(
-        ("__MACOSX/SET/._a", b"x", REG), ("SET/.DS_Store", b"x", REG), ("SET/0/Thumbs.db", b"", REG), ("SET/._b.png", b"", REG)
+        ("__MACOSX/SET/._a", b"x", REG),
+        ("SET/.DS_Store", b"x", REG),
+        ("SET/0/Thumbs.db", b"", REG),
+        ("SET/._b.png", b"", REG),
     ),
     "tar.gz": tarred(),
     "tar": tarred(mode="w"),
@@ -117,13 +125,19 @@ BAD = {
     "zip-many": (zipped(files={f"SET/{i}": b"" for i in range(60)}), "more than 50 files"),
     "zip-deep": (zipped(("/".join("d" * 40), b"x", REG)), "more than 32 deep"),
     "zip-truncated": (zipped()[:-60], "not a whole zip"),
-    "zip-damaged": (zipped(method=zipfile.ZIP_STORED).replace(bytes([2]) * 5000, bytes([2]) * 4999 + b"!"), "not a whole zip"),
+    "zip-damaged": (
+        zipped(method=zipfile.ZIP_STORED).replace(bytes([2]) * 5000, bytes([2]) * 4999 + b"!"),
+        "not a whole zip",
+    ),
     "tar-parent": (tarred(("../evil.txt", b"x", R, "")), "leaves the folder: ../evil.txt"),
     "tar-absolute": (tarred((OUTSIDE, b"x", R, "")), "leaves the folder"),
     "tar-folder-outside": (tarred(("../evil", b"", tarfile.DIRTYPE, "")), "leaves the folder"),
     "tar-symlink": (tarred(("SET/link", b"", tarfile.SYMTYPE, "/etc")), "holds a link: SET/link"),
     "tar-hardlink": (tarred(("SET/link", b"", tarfile.LNKTYPE, "SET/0/a.bin")), "holds a link"),
-    "tar-through-symlink": (tarred(("SET/l", b"", tarfile.SYMTYPE, ".."), ("SET/l/evil.txt", b"x", R, "")), "holds a link"),
+    "tar-through-symlink": (
+        tarred(("SET/l", b"", tarfile.SYMTYPE, ".."), ("SET/l/evil.txt", b"x", R, "")),
+        "holds a link",
+    ),
     "tar-device": (tarred(("SET/null", b"", tarfile.CHRTYPE, "")), "holds a special file"),
     "tar-fifo": (tarred(("SET/pipe", b"", tarfile.FIFOTYPE, "")), "holds a special file"),
     "tar-bomb": (tarred(files={"SET/bomb": bytes(5_000_000)}), "unpacks to more than"),
@@ -177,14 +191,17 @@ def test_only_a_part(tmp_path):
     assert set(contents(tmp_path / "out")) == {"SET/0/a.bin", "SET/0/b.bin", "top/SET/0/c.bin"}
 
 
-@pytest.mark.parametrize(("names", "into", "top"), [
-    (["REDS/val/val_blur/0", "REDS/val/val_blur/1"], "REDS/val/val_blur", "REDS/val/val_blur"),
-    (["val/val_blur/0/a", "val/val_blur/1/b"], "REDS/val/val_blur", "val/val_blur"),
-    (["val_blur/0/a", "readme.txt", "val_blur/b"], "REDS/val/val_blur", "val_blur"),
-    (["000/a", "001/b"], "REDS/val/val_blur", "."),
-    (["GOPRO_Large/train/a", "GOPRO_Large/test/b", "readme.txt"], "GOPRO_Large", "GOPRO_Large"),
-    ([], "SET", "."),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("names", "into", "top"),
+    [
+        (["REDS/val/val_blur/0", "REDS/val/val_blur/1"], "REDS/val/val_blur", "REDS/val/val_blur"),
+        (["val/val_blur/0/a", "val/val_blur/1/b"], "REDS/val/val_blur", "val/val_blur"),
+        (["val_blur/0/a", "readme.txt", "val_blur/b"], "REDS/val/val_blur", "val_blur"),
+        (["000/a", "001/b"], "REDS/val/val_blur", "."),
+        (["GOPRO_Large/train/a", "GOPRO_Large/test/b", "readme.txt"], "GOPRO_Large", "GOPRO_Large"),
+        ([], "SET", "."),
+    ],
+)
 def test_an_archive_may_or_may_not_repeat_its_folder(names, into, top):
     assert unpack.common_top([PurePosixPath(name) for name in names], into) == PurePosixPath(top)
 
@@ -222,8 +239,10 @@ def tool(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(place))
 
     def make(name: str, code: str) -> None:
-        program(place / name, "import os, pathlib, sys, time\narchive, folder = sys.argv[-2:]\n"
-                              f"folder = pathlib.Path(folder)\n{code}\n")  # fmt: skip
+        program(
+            place / name,
+            f"import os, pathlib, sys, time\narchive, folder = sys.argv[-2:]\nfolder = pathlib.Path(folder)\n{code}\n",
+        )
 
     return make
 
@@ -256,14 +275,21 @@ def test_rar_without_a_tool(tmp_path, tool, rar):
         unpack.unpack_archive(small(), rar, tmp_path / "out")
 
 
-@pytest.mark.parametrize(("code", "message"), [
-    (f"{WRITE}; os.symlink('/etc', folder / 'SET/link')", "holds a link: SET/link"),
-    (f"{WRITE}; os.link(folder / 'SET/a.mat', folder / 'SET/b.mat')", "holds a link"),
-    (f"{WRITE}; os.mkfifo(folder / 'pipe')", "holds a special file: pipe"),
-    ("(folder / 'bomb').write_bytes(bytes(3_000_000)); time.sleep(60)", "unpacks to more than"),
-    ("[(folder / str(i)).touch() for i in range(99)]; time.sleep(60)", "more than 50 files"),
-    (f"{WRITE}; sys.exit('checksum error in SET/a.mat')", "cannot be unpacked .unrar: checksum error in SET/a.mat.: it is"),
-], ids=["symlink", "hardlink", "fifo", "bomb", "many", "damaged"])  # fmt: skip
+@pytest.mark.parametrize(
+    ("code", "message"),
+    [
+        (f"{WRITE}; os.symlink('/etc', folder / 'SET/link')", "holds a link: SET/link"),
+        (f"{WRITE}; os.link(folder / 'SET/a.mat', folder / 'SET/b.mat')", "holds a link"),
+        (f"{WRITE}; os.mkfifo(folder / 'pipe')", "holds a special file: pipe"),
+        ("(folder / 'bomb').write_bytes(bytes(3_000_000)); time.sleep(60)", "unpacks to more than"),
+        ("[(folder / str(i)).touch() for i in range(99)]; time.sleep(60)", "more than 50 files"),
+        (
+            f"{WRITE}; sys.exit('checksum error in SET/a.mat')",
+            "cannot be unpacked .unrar: checksum error in SET/a.mat.: it is",
+        ),
+    ],
+    ids=["symlink", "hardlink", "fifo", "bomb", "many", "damaged"],
+)
 def test_rar_tools_are_not_trusted(tmp_path, tool, rar, code, message):
     tool("unrar", code)
     with pytest.raises(FetchError, match=message):

@@ -39,25 +39,74 @@ def trained(trainings, command, log, kill_at=None):
 def test_from_a_bad_server_to_the_papers_table(tmp_path, small, capsys, monkeypatch):  # noqa: F811
     published, folder = publish("gopro", tmp_path / "published"), tmp_path / "data"
     with serve({name: path.read_bytes() for name, path in published.archives.items()}) as server:
-        assert small("gopro", **mirrors(server, published, "html", "drops"))("--folder", folder) == 0, capsys.readouterr()
+        assert small("gopro", **mirrors(server, published, "html", "drops"))("--folder", folder) == 0, (
+            capsys.readouterr()
+        )
     assert "python -m tinymsg pack gopro" in capsys.readouterr().out
 
     root = ["--root", str(folder)]
     assert main(["pack", "gopro", *root, "--incomplete", "--workers", "1", "--verify"]) == 0, capsys.readouterr()
 
-    train = ["train", "--data", "gopro", *root, "--device", "cpu", "--log-every", "1", "--save-every", "7", "--validate-every", "20",
-             "--validation-count", "2", "--validation-size", "32", "--set", f"steps={STEPS}", "widths=16,16", "scales=1", "batch=4",
-             "guidance_width=8", "guidance_blocks=1", "crop=16", "warmup=2", "precision=fp32"]  # fmt: skip
+    train = [
+        "train",
+        "--data",
+        "gopro",
+        *root,
+        "--device",
+        "cpu",
+        "--log-every",
+        "1",
+        "--save-every",
+        "7",
+        "--validate-every",
+        "20",
+        "--validation-count",
+        "2",
+        "--validation-size",
+        "32",
+        "--set",
+        f"steps={STEPS}",
+        "widths=16,16",
+        "scales=1",
+        "batch=4",
+        "guidance_width=8",
+        "guidance_blocks=1",
+        "crop=16",
+        "warmup=2",
+        "precision=fp32",
+    ]
     assert trained(Real(), train, tmp_path / "whole.log") == 1
-    assert trained(Real(), train, tmp_path / "torn.log", kill_at=8) == 2  # early: after its first checkpoint, far from its end
+    assert (
+        trained(Real(), train, tmp_path / "torn.log", kill_at=8) == 2
+    )  # early: after its first checkpoint, far from its end
     assert "resuming from" in (tmp_path / "torn.log").read_text()
     for name in EXACT:
         assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "torn" / name).read_bytes(), name
     assert read_results(tmp_path / "torn/run.json")["images_seen"] == 4 * STEPS
 
-    table = ["paper", "--weights", f"mine={tmp_path}/torn/weights.safetensors", "--sets", "gopro", "hide", *root, "--incomplete",
-             "--metrics", "psnr", "ssim", "--steps", "2", "--max-noise", "0.9", "--samples", "2", "--device", "cpu",
-             "--out", str(tmp_path / "paper")]  # fmt: skip
+    table = [
+        "paper",
+        "--weights",
+        f"mine={tmp_path}/torn/weights.safetensors",
+        "--sets",
+        "gopro",
+        "hide",
+        *root,
+        "--incomplete",
+        "--metrics",
+        "psnr",
+        "ssim",
+        "--steps",
+        "2",
+        "--max-noise",
+        "0.9",
+        "--samples",
+        "2",
+        "--device",
+        "cpu",
+        "--out",
+        str(tmp_path / "paper"),
+    ]
     assert main(table) == 0, capsys.readouterr()
     text = (tmp_path / "paper/table.md").read_text()
     assert "mine" in text and "ours" in text and "Ren 2023" in text and "published" in text

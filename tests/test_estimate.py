@@ -8,6 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from tinymsg.model import PROFILES, Config, build_model, count_parameters
+from tinymsg.processes import out_of_memory
+from tinymsg.train import TrainState, loss_terms
 from tinymsg.training.estimate import (
     CARDS,
     CONTEXT,
@@ -21,16 +24,21 @@ from tinymsg.training.estimate import (
     saved_bytes,
     seconds_a_step,
     table_text,
-)  # fmt: skip
-from tinymsg.model import PROFILES, Config, build_model, count_parameters
-from tinymsg.processes import out_of_memory
-from tinymsg.train import TrainState, loss_terms
+)
 
 ROOT = Path(__file__).resolve().parents[1]
 
 
-@pytest.mark.parametrize("changes", [{}, {"scales": ()}, {"how": "both"}, {"kind": "regression", "scales": ()},
-                                     {"dims": 1, "channels": 1, "widths": (16, 16), "scales": (1,)}])  # fmt: skip
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"scales": ()},
+        {"how": "both"},
+        {"kind": "regression", "scales": ()},
+        {"dims": 1, "channels": 1, "widths": (16, 16), "scales": (1,)},
+    ],
+)
 @pytest.mark.parametrize("bf16", [False, True])
 def test_saved_bytes_scale_with_the_batch(tiny_config, changes, bf16):
     config = tiny_config(crop=32, **changes)
@@ -41,12 +49,15 @@ def test_saved_bytes_scale_with_the_batch(tiny_config, changes, bf16):
 def test_number_types_are_counted(tiny_config):
     """bf16 saves memory; CUDA's fp32 GroupNorm gives part of it back."""
     half, cuda, full = (
-        saved_bytes(tiny_config(crop=32), 2, bf16, gpu)[0] for bf16, gpu in ((True, False), (True, True), (False, False))
+        saved_bytes(tiny_config(crop=32), 2, bf16, gpu)[0]
+        for bf16, gpu in ((True, False), (True, True), (False, False))
     )
     assert half < 0.65 * full and half < cuda < full
 
 
-@pytest.mark.parametrize("changes", [{}, {"how": "both"}, {"dims": 1, "channels": 1, "widths": (16, 16), "scales": (1,)}])
+@pytest.mark.parametrize(
+    "changes", [{}, {"how": "both"}, {"dims": 1, "channels": 1, "widths": (16, 16), "scales": (1,)}]
+)
 @pytest.mark.parametrize("bf16", [False, True])
 def test_tensors_without_content_are_counted_as_real_ones(tiny_config, changes, bf16):
     """Against the same count in a real pass on the CPU, by the addresses of what autograd keeps."""
@@ -58,11 +69,18 @@ def test_tensors_without_content_are_counted_as_real_ones(tiny_config, changes, 
         kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
         return tensor
 
-    image = torch.zeros(2, config.channels, 32 if config.dims == 2 else 1, 32).contiguous(memory_format=torch.channels_last)
-    with torch.autograd.graph.saved_tensors_hooks(note, lambda t: t), torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+    image = torch.zeros(2, config.channels, 32 if config.dims == 2 else 1, 32).contiguous(
+        memory_format=torch.channels_last
+    )
+    with (
+        torch.autograd.graph.saved_tensors_hooks(note, lambda t: t),
+        torch.autocast("cpu", torch.bfloat16, enabled=bf16),
+    ):
         losses = loss_terms(model, config, image, image.clone(), torch.full((2,), 0.5), torch.zeros_like(image))
     sizes = [size for address, size in kept.items() if address not in weights]
-    assert losses[0].requires_grad and saved_bytes(config, 2, bf16, gpu=False) == pytest.approx((sum(sizes), max(sizes)), rel=0.01)
+    assert losses[0].requires_grad and saved_bytes(config, 2, bf16, gpu=False) == pytest.approx(
+        (sum(sizes), max(sizes)), rel=0.01
+    )
 
 
 def test_counting_takes_neither_memory_nor_random_numbers():
@@ -89,11 +107,23 @@ for batch in (24, 48):
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the peak of resident memory")
 def test_the_prediction_for_another_batch_holds_against_a_real_step():
     """Peak memory of whole training steps, as the system saw it, with 24 and with 48 crops: the difference as predicted."""
-    done = subprocess.run([sys.executable, "-c", PEAK], capture_output=True, text=True, cwd=ROOT, env={  # freed memory goes back at once
-        "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "MALLOC_TRIM_THRESHOLD_": "0", "MALLOC_MMAP_THRESHOLD_": "65536"})  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-c", PEAK],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env={  # freed memory goes back at once
+            "PYTHONPATH": str(ROOT),
+            "OMP_NUM_THREADS": "1",
+            "MALLOC_TRIM_THRESHOLD_": "0",
+            "MALLOC_MMAP_THRESHOLD_": "65536",
+        },
+    )
     assert done.returncode == 0, done.stderr
     smaller, larger = map(int, done.stdout.split())
-    memory = memory_model(Config(widths=(32, 32), scales=(1,), crop=64, content_count=1, precision="fp32"), "cpu", bf16=False)
+    memory = memory_model(
+        Config(widths=(32, 32), scales=(1,), crop=64, content_count=1, precision="fp32"), "cpu", bf16=False
+    )
     assert larger - smaller == pytest.approx(memory.total(48, 48) - memory.total(24, 24), rel=0.2)
 
 
@@ -140,8 +170,13 @@ def test_timing_leaves_the_state_alone(tiny_config):
 
 
 @pytest.mark.parametrize("room, tried", [(3, [8, 4, 2, 2, 2]), (1, [8, 4, 2, 1, 1, 1]), (0, [8, 4, 2, 1])])
-@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
-                                   RuntimeError("DefaultCPUAllocator: not enough memory")])  # fmt: skip
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+        RuntimeError("DefaultCPUAllocator: not enough memory"),
+    ],
+)
 def test_crops_that_do_not_fit_are_halved(tiny_config, monkeypatch, room, tried, error):
     """On a small card the estimate says which micro-batch fits, instead of failing with one that does not."""
     seen = []
@@ -160,19 +195,22 @@ def test_crops_that_do_not_fit_are_halved(tiny_config, monkeypatch, room, tried,
     assert seen == tried
 
 
-@pytest.mark.parametrize("error, memory", [
-    (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"), True),
-    (MemoryError(), True),
-    (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes"), True),
-    (RuntimeError("CUDA error: out of memory"), True),
-    (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), True),
-    (RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"), True),
-    (RuntimeError("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_HOST_ALLOCATION_FAILED"), True),
-    (RuntimeError("cuFFT error: CUFFT_ALLOC_FAILED"), True),
-    (RuntimeError("CUDA error: CUBLAS_STATUS_EXECUTION_FAILED when calling `cublasSgemm`"), False),
-    (RuntimeError("cuDNN error: CUDNN_STATUS_NOT_SUPPORTED"), False),
-    (ValueError("out of memory"), False),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "error, memory",
+    [
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"), True),
+        (MemoryError(), True),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes"), True),
+        (RuntimeError("CUDA error: out of memory"), True),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), True),
+        (RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"), True),
+        (RuntimeError("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_HOST_ALLOCATION_FAILED"), True),
+        (RuntimeError("cuFFT error: CUFFT_ALLOC_FAILED"), True),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_EXECUTION_FAILED when calling `cublasSgemm`"), False),
+        (RuntimeError("cuDNN error: CUDNN_STATUS_NOT_SUPPORTED"), False),
+        (ValueError("out of memory"), False),
+    ],
+)
 def test_what_says_that_memory_ran_out(error, memory):
     """CUDA's libraries allocate beside torch, and say it in words of their own."""
     assert out_of_memory(error) is memory

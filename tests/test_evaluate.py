@@ -12,10 +12,31 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from tinymsg import evaluate as ev
 from tinymsg.data import SyntheticPairs, photo, scene_contents, to_display
 from tinymsg.evaluate import (
-    HIGHER_IS_BETTER, IDENTICAL, METRICS, MetricUnavailable, Setting, available, best_cell, bootstrap_interval, choose_cell,
-    differences, domain_pairs, evaluate, grid_search, lpips_distance, markdown_table, measure, nested_interval, psnr,
-    radial_spectrum, sign_flip_p, spectral_distance, ssim, summary, table,
-)  # fmt: skip
+    HIGHER_IS_BETTER,
+    IDENTICAL,
+    METRICS,
+    MetricUnavailable,
+    Setting,
+    available,
+    best_cell,
+    bootstrap_interval,
+    choose_cell,
+    differences,
+    domain_pairs,
+    evaluate,
+    grid_search,
+    lpips_distance,
+    markdown_table,
+    measure,
+    nested_interval,
+    psnr,
+    radial_spectrum,
+    sign_flip_p,
+    spectral_distance,
+    ssim,
+    summary,
+    table,
+)
 from tinymsg.results import read_results, write_results
 from tinymsg.sample import restore
 from tinymsg.schedule import linear
@@ -135,7 +156,10 @@ def test_sign_flip_counts_the_ways_that_are_as_far_out():
     for n in (1, 3, 5):  # all of one sign: only this way and its mirror image are as far out
         assert sign_flip_p(torch.rand(n, generator=torch.Generator().manual_seed(n)) + 0.1) == 2 / 2**n
     values = torch.tensor([0.3, -0.1, 0.25, 0.4])
-    means = [sum(s * v for s, v in zip(way, values.tolist(), strict=True)) / 4 for way in itertools.product((1, -1), repeat=4)]
+    means = [
+        sum(s * v for s, v in zip(way, values.tolist(), strict=True)) / 4
+        for way in itertools.product((1, -1), repeat=4)
+    ]
     assert sign_flip_p(values) == sum(abs(m) >= abs(means[0]) - 1e-9 for m in means) / 16
     assert sign_flip_p(-values) == sign_flip_p(values) == sign_flip_p(1000 * values.double())
     assert sign_flip_p(torch.zeros(4)) == sign_flip_p(torch.tensor([1.0, -1.0])) == 1
@@ -258,10 +282,16 @@ def test_a_setting_computes_the_guidance_once_a_picture(tiny_model):
 
 
 def test_evaluate(tiny_model, pairs, tmp_path):
-    models = {"plain": tiny_model(scales=()), "guided": tiny_model(), "regression": tiny_model(kind="regression", scales=())}
+    models = {
+        "plain": tiny_model(scales=()),
+        "guided": tiny_model(),
+        "regression": tiny_model(kind="regression", scales=()),
+    }
     domains = {"in": pairs, "noise": SyntheticPairs(scene_contents(8), "noise", seed=3)}
     lines = []
-    results = evaluate(models, domains, SETTING, count=5, size=32, metrics=("psnr", "spectral"), batch=2, progress=lines.append)
+    results = evaluate(
+        models, domains, SETTING, count=5, size=32, metrics=("psnr", "spectral"), batch=2, progress=lines.append
+    )
     assert list(results["domains"]) == ["in", "noise"] and results["unavailable"] == {}
     entry = results["domains"]["in"]
     assert list(entry["scores"]) == ["blurry", "plain", "plain-mean", "guided", "guided-mean", "regression"]
@@ -271,7 +301,9 @@ def test_evaluate(tiny_model, pairs, tmp_path):
     assert entry["per_image"]["blurry"]["psnr"] == pytest.approx(expected, abs=1e-3)
     assert entry["scores"]["blurry"]["psnr"]["mean"] == pytest.approx(sum(expected) / 5, abs=1e-3)
     gap = entry["difference"]["guided-mean - blurry"]["psnr"]["mean"]
-    assert gap == pytest.approx(entry["scores"]["guided-mean"]["psnr"]["mean"] - entry["scores"]["blurry"]["psnr"]["mean"], abs=1e-3)
+    assert gap == pytest.approx(
+        entry["scores"]["guided-mean"]["psnr"]["mean"] - entry["scores"]["blurry"]["psnr"]["mean"], abs=1e-3
+    )
     assert len(lines) == 2 and lines[0].startswith("in: PSNR")
     again = evaluate(models, {"in": pairs}, SETTING, count=5, size=32, metrics=("psnr", "spectral"), batch=2)
     assert again["domains"]["in"] == entry  # the same samples each time
@@ -303,7 +335,9 @@ def test_grid_search(tiny_model, pairs):
     lines = []
     cells = grid_search(model, pairs, 2, 16, steps=(1, 3), max_noise=(0.2, 0.9), progress=lines.append)
     assert [(c["steps"], c["max_noise"]) for c in cells] == [(1, 0.2), (1, 0.9), (3, 0.2), (3, 0.9)]
-    assert [c["alpha_bar_T"] for c in cells] == pytest.approx([float(linear(n, m).alpha_bar[-1]) for n in (1, 3) for m in (0.2, 0.9)])
+    assert [c["alpha_bar_T"] for c in cells] == pytest.approx(
+        [float(linear(n, m).alpha_bar[-1]) for n in (1, 3) for m in (0.2, 0.9)]
+    )
     assert all(c["seconds"] > 0 for c in cells) and len(lines) == 4
     y0, x = pairs.crops(torch.arange(2), 16)
     output = restore(model, x, steps=3, max_noise=0.2, generator=torch.Generator().manual_seed(ev.VALIDATION_SEED))
@@ -311,8 +345,12 @@ def test_grid_search(tiny_model, pairs):
 
 
 def test_best_and_chosen_cell():
-    cells = [{"psnr": 30.0, "spectral": 0.9}, {"psnr": 29.7, "spectral": 0.3}, {"psnr": 29.6, "spectral": 0.4},
-             {"psnr": 25.0, "spectral": 0.1}]  # fmt: skip
+    cells = [
+        {"psnr": 30.0, "spectral": 0.9},
+        {"psnr": 29.7, "spectral": 0.3},
+        {"psnr": 29.6, "spectral": 0.4},
+        {"psnr": 25.0, "spectral": 0.1},
+    ]
     assert best_cell(cells) is cells[0] and best_cell(cells, "spectral") is cells[3]
     assert choose_cell(cells) is cells[1] and choose_cell(cells, slack=0.1) is cells[0]
     assert choose_cell(cells, slack=9.0) is cells[3]

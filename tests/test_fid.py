@@ -10,8 +10,8 @@ import torch
 from PIL import Image
 from stand_ins import register_colours
 
-from tinymsg.paper import fid
 from tinymsg.evaluate import MetricUnavailable
+from tinymsg.paper import fid
 from tinymsg.paper.fid import SET_METRICS, set_distances
 
 
@@ -21,7 +21,9 @@ def colours(monkeypatch):
     return register_colours(monkeypatch)
 
 
-def gaussian_pictures(folder: Path, mean, covariance, count=40, seed=0, sizes=((6, 5), (4, 9))) -> tuple[Path, np.ndarray]:
+def gaussian_pictures(
+    folder: Path, mean, covariance, count=40, seed=0, sizes=((6, 5), (4, 9))
+) -> tuple[Path, np.ndarray]:
     """(folder, features): pictures of one colour each, of differing sizes, red and green drawn from a Gaussian."""
     folder.mkdir()
     values = np.random.default_rng(seed).multivariate_normal(mean, covariance, count).clip(0, 255).round()
@@ -41,7 +43,7 @@ def frechet(a: np.ndarray, b: np.ndarray) -> float:
 
 def unbiased_mmd(a: np.ndarray, b: np.ndarray) -> float:
     """Of the kernel (x.y / d + 1)^3 (Binkowski 2018, eq. 4), sum by sum."""
-    kernel = lambda x, y: (x @ y / len(x) + 1) ** 3  # noqa: E731
+    kernel = lambda x, y: (x @ y / len(x) + 1) ** 3
     n, m = len(a), len(b)
     own = sum(kernel(a[i], a[j]) for i in range(n) for j in range(n) if i != j) / (n * (n - 1))
     other = sum(kernel(b[i], b[j]) for i in range(m) for j in range(m) if i != j) / (m * (m - 1))
@@ -72,7 +74,9 @@ def test_a_shift_is_its_square(tmp_path):
 
 def test_lists_of_pictures_and_pieces(tmp_path, colours):
     a, _ = gaussian_pictures(tmp_path / "a", (100, 120), ((400, 120), (120, 300)), count=6, sizes=((8, 4), (9, 5)))
-    b, _ = gaussian_pictures(tmp_path / "b", (100, 120), ((400, 120), (120, 300)), count=6, seed=1, sizes=((8, 4), (9, 5)))
+    b, _ = gaussian_pictures(
+        tmp_path / "b", (100, 120), ((400, 120), (120, 300)), count=6, seed=1, sizes=((8, 4), (9, 5))
+    )
     as_lists = set_distances(sorted(b.iterdir()), sorted(a.iterdir()))
     (b / "._000.png").write_bytes(b"left by a Mac: no picture")
     assert as_lists == set_distances(b, a)

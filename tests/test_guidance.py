@@ -5,8 +5,17 @@ import torch
 import torch.nn.functional as F
 
 from tinymsg.guidance import (
-    HOW, INJECT, LUMA, TARGETS, MultiscaleGuidance, NoGuidance, StructureNet, downsample, structure_targets, to_gray,
-)  # fmt: skip
+    HOW,
+    INJECT,
+    LUMA,
+    TARGETS,
+    MultiscaleGuidance,
+    NoGuidance,
+    StructureNet,
+    downsample,
+    structure_targets,
+    to_gray,
+)
 from tinymsg.train import loss_terms
 
 VARIANTS = [v for v in itertools.product(TARGETS, INJECT, HOW, (False, True)) if v[1] != "blurry" or v[0] == "none"]
@@ -32,7 +41,9 @@ def test_downsampling_is_antialiased_and_keeps_the_mean(k, device):
     assert small.shape == (1, 1, 32 >> k, 48 >> k)
     torch.testing.assert_close(small, torch.full_like(small, 0.3))
     noise = torch.randn(64, 1, 32, 48, generator=torch.Generator().manual_seed(0)).to(device)
-    triangle = 1 - (torch.arange(2 << k) + 0.5 - (1 << k)).abs() / (1 << k)  # a filter as wide as the new pixels are far apart
+    triangle = 1 - (torch.arange(2 << k) + 0.5 - (1 << k)).abs() / (
+        1 << k
+    )  # a filter as wide as the new pixels are far apart
     variance = ((triangle / triangle.sum()) ** 2).sum().item() ** 2
     inside = downsample(noise, k)[..., 1:-1, 1:-1]
     assert abs(inside.var().item() / variance - 1) < 0.1  # without it: 1/4 at any k, aliased from fine detail
@@ -74,7 +85,7 @@ def test_shapes(images, target, inject, how, stop, scales, dims):
     x, _ = images(2, 3, h, w)
     guidance = MultiscaleGuidance(WIDTHS, scales, target, inject, how, stop, width=8, blocks=1, dims=dims)
     (add, concat), predictions = guidance(x)
-    small = lambda k: (max(h >> k, 1), w >> k)  # noqa: E731
+    small = lambda k: (max(h >> k, 1), w >> k)
     channels = 3 if target == "rgb" else 1
     if target == "none":
         assert predictions == ()
@@ -170,16 +181,19 @@ def test_the_blurry_control_injects_what_the_structure_nets_would_have_seen(imag
     assert predictions == () and list(guidance.parameters()) == []
 
 
-@pytest.mark.parametrize("changes, message", [
-    ({"target": "hsv"}, "unknown guidance target 'hsv'; known: gray, rgb, none"),
-    ({"inject": "edges"}, "unknown guidance inject 'edges'; known: features, structure"),
-    ({"how": "multiply"}, "unknown guidance how 'multiply'; known: add, concat, both"),
-    ({"inject": "blurry"}, "no network that could predict a target: set target='none'"),
-    ({"scales": (4,)}, r"within 1 .. 3, got \(4,\)"),
-    ({"scales": (0, 1)}, "within 1 .. 3"),
-    ({"scales": (1, 1)}, "distinct"),
-    ({"scales": ()}, "distinct and within"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"target": "hsv"}, "unknown guidance target 'hsv'; known: gray, rgb, none"),
+        ({"inject": "edges"}, "unknown guidance inject 'edges'; known: features, structure"),
+        ({"how": "multiply"}, "unknown guidance how 'multiply'; known: add, concat, both"),
+        ({"inject": "blurry"}, "no network that could predict a target: set target='none'"),
+        ({"scales": (4,)}, r"within 1 .. 3, got \(4,\)"),
+        ({"scales": (0, 1)}, "within 1 .. 3"),
+        ({"scales": (1, 1)}, "distinct"),
+        ({"scales": ()}, "distinct and within"),
+    ],
+)
 def test_wrong_arguments_say_what_is_allowed(changes, message):
     with pytest.raises(ValueError, match=message):
         MultiscaleGuidance(WIDTHS, **changes)

@@ -18,11 +18,42 @@ PACKAGES = {  # each file of a package imports only from those before it, and fr
 MODULES = sorted([*LIBRARY.glob("*.py"), *(path for package in PACKAGES for path in (LIBRARY / package).glob("*.py"))])
 COMMANDS = sorted((LIBRARY / "commands").glob("*.py"))
 # Each module imports only from those before it
-ORDER = ("processes", "rng", "scenes", "blur", "data", "datasets", "schedule", "unet", "guidance", "results", "model", "train",
-         "sample", "evaluate", "steps", "shift", "toy", "pictures", "studies", "checks", "explore", "live", "myphoto", "training", "paper", "commands", "__main__")  # fmt: skip
+ORDER = (
+    "processes",
+    "rng",
+    "scenes",
+    "blur",
+    "data",
+    "datasets",
+    "schedule",
+    "unet",
+    "guidance",
+    "results",
+    "model",
+    "train",
+    "sample",
+    "evaluate",
+    "steps",
+    "shift",
+    "toy",
+    "pictures",
+    "studies",
+    "checks",
+    "explore",
+    "live",
+    "myphoto",
+    "training",
+    "paper",
+    "commands",
+    "__main__",
+)
 
 
-PLACES = [".".join(place) for name in ORDER for place in ([(name, file) for file in PACKAGES[name]] if name in PACKAGES else [(name,)])]
+PLACES = [
+    ".".join(place)
+    for name in ORDER
+    for place in ([(name, file) for file in PACKAGES[name]] if name in PACKAGES else [(name,)])
+]
 
 
 def place(path: Path) -> str:
@@ -71,8 +102,18 @@ def test_a_package_names_its_files_in_their_order(package):
 
 
 def test_importing_loads_neither_figures_nor_metrics():
-    heavy = {"matplotlib", "lpips", "ipywidgets", "IPython", "torchmetrics", "torchvision", "skimage", "scipy", "cv2",
-             "torch_fidelity"}  # fmt: skip
+    heavy = {
+        "matplotlib",
+        "lpips",
+        "ipywidgets",
+        "IPython",
+        "torchmetrics",
+        "torchvision",
+        "skimage",
+        "scipy",
+        "cv2",
+        "torch_fidelity",
+    }
     modules = "tinymsg.evaluate, tinymsg.paper.report, tinymsg.paper.choose, tinymsg.toy, tinymsg.checks"
     code = f"import sys, {modules}; print(*sorted({heavy} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
@@ -107,10 +148,14 @@ def test_the_device_follows_the_input(path):
 def test_what_is_public_is_described(path):
     tree = ast.parse(path.read_text())
     assert ast.get_docstring(tree)
-    public = [node for node in tree.body if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_")]
+    public = [
+        node for node in tree.body if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_")
+    ]
     without = [node.name for node in public if not ast.get_docstring(node)]
     assert not without
-    assert path.stem not in {node.name for node in public} or path.stem == "evaluate"  # `from tinymsg import x` is clear
+    assert (
+        path.stem not in {node.name for node in public} or path.stem == "evaluate"
+    )  # `from tinymsg import x` is clear
 
 
 @pytest.mark.parametrize("path", MODULES + COMMANDS, ids=lambda p: f"{p.parent.name}/{p.name}")
@@ -137,10 +182,14 @@ def test_every_command_is_declared_and_light():
     """Each file of commands/ is on the command line, and importing it loads nothing heavy."""
     from tinymsg.__main__ import COMMANDS as declared
 
-    assert {path.stem for path in COMMANDS} - {"__init__", "shared"} == {module.__name__.split(".")[-1] for module in declared}
+    assert {path.stem for path in COMMANDS} - {"__init__", "shared"} == {
+        module.__name__.split(".")[-1] for module in declared
+    }
     for path in COMMANDS:
         for node in ast.parse(path.read_text()).body:
             if isinstance(node, ast.Import):
-                assert {alias.name for alias in node.names} <= {"argparse", "contextlib", "os", "signal", "sys"}, path.name
+                assert {alias.name for alias in node.names} <= {"argparse", "contextlib", "os", "signal", "sys"}, (
+                    path.name
+                )
             if isinstance(node, ast.ImportFrom):
                 assert node.module in ("pathlib", "shared", "collections.abc"), path.name

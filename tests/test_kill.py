@@ -19,15 +19,27 @@ def packed(tmp_path_factory) -> Path:
     """A miniature GoPro, packed from the command line."""
     folder = tmp_path_factory.mktemp("data")
     make_gopro(folder, train=6, frames=2, size=(40, 32))
-    done = subprocess.run([sys.executable, "-m", "tinymsg", "pack", "gopro", "--incomplete", "--workers", "1", "--root", str(folder)],
-                          cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=120)  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-m", "tinymsg", "pack", "gopro", "--incomplete", "--workers", "1", "--root", str(folder)],
+        cwd=ROOT,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
     assert done.returncode == 0, done.stderr
     return folder / "packed/gopro-train"
 
 
 def kill(how: str, folder: Path, data: Path, *options: str) -> str:
-    done = subprocess.run([sys.executable, str(ROOT / "tests/kill_training.py"), str(folder), str(data), "--how", how, *options],
-                          cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=1800)  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "tests/kill_training.py"), str(folder), str(data), "--how", how, *options],
+        cwd=ROOT,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=1800,
+    )
     assert done.returncode == 0, done.stderr
     print(done.stdout)
     return done.stdout
@@ -60,7 +72,9 @@ def test_twenty_kills_from_the_command_line(packed, tmp_path):
 
 @pytest.mark.slow
 def test_eighty_kills_of_forked_trainings(packed, tmp_path):
-    assert "every completed training equals the whole one" in kill("fast", tmp_path, packed, "--kills", "80", "--steps", "50")
+    assert "every completed training equals the whole one" in kill(
+        "fast", tmp_path, packed, "--kills", "80", "--steps", "50"
+    )
 
 
 @pytest.mark.slow

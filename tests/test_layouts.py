@@ -12,9 +12,26 @@ import torch
 from tinymsg.data import read_image
 from tinymsg.datasets.layouts import DATASETS, REALBLUR, find_pairs, get_dataset, sharp_paths
 
-MADE = {"gopro": 3, "hide": 4, "realblur_j": 4, "realblur_r": 4, "reds": 20, "reds_val300": 2, "kohler": 48, "levin": 32}
-SCRIPTS = {"gopro": "gopro.py", "hide": "hide.py", "realblur_j": "realblur.py", "realblur_r": "realblur.py", "reds": "reds.py",
-           "reds_val300": "reds.py", "kohler": "kohler.py", "levin": "levin.py"}  # fmt: skip
+MADE = {
+    "gopro": 3,
+    "hide": 4,
+    "realblur_j": 4,
+    "realblur_r": 4,
+    "reds": 20,
+    "reds_val300": 2,
+    "kohler": 48,
+    "levin": 32,
+}
+SCRIPTS = {
+    "gopro": "gopro.py",
+    "hide": "hide.py",
+    "realblur_j": "realblur.py",
+    "realblur_r": "realblur.py",
+    "reds": "reds.py",
+    "reds_val300": "reds.py",
+    "kohler": "kohler.py",
+    "levin": "levin.py",
+}
 REALBLUR_LIST = "RealBlur/RealBlur_{}_test_list.txt"
 
 
@@ -58,8 +75,11 @@ def test_every_set_is_found_complete_and_matched(made, counted, name):
     assert [pair.name for pair in pairs] == sorted(pair.name for pair in pairs)
     for pair in (pairs[0], pairs[-1]):  # a miniature's blurry picture is nearer to its own sharp one than to any other
         x = read_image(pair.blurry)
-        distance = {other.name: (read_image(sharp_paths(other)[len(sharp_paths(other)) // 2]) - x).abs().mean() for other in pairs
-                    if read_image(sharp_paths(other)[0]).shape == x.shape}  # fmt: skip
+        distance = {
+            other.name: (read_image(sharp_paths(other)[len(sharp_paths(other)) // 2]) - x).abs().mean()
+            for other in pairs
+            if read_image(sharp_paths(other)[0]).shape == x.shape
+        }
         nearest = min(distance, key=distance.get)
         assert distance[pair.name] == distance[nearest]  # Koehler, Levin: a picture has several blurs
 
@@ -71,9 +91,14 @@ def test_the_real_counts_are_insisted_on(made, name):
     if name == "levin":
         assert len(find_pairs(name, made)) == 32
         return
-    wanted = "sharp frames instead of 198 to 200" if name == "kohler" else f"{MADE[name]} pairs instead of {known.counts['test']}"
+    wanted = (
+        "sharp frames instead of 198 to 200"
+        if name == "kohler"
+        else f"{MADE[name]} pairs instead of {known.counts['test']}"
+    )
     with pytest.raises(
-        ValueError, match=says(known.title, "test", wanted, f"data_scripts/{known.script} --folder {made}", "fetches it")
+        ValueError,
+        match=says(known.title, "test", wanted, f"data_scripts/{known.script} --folder {made}", "fetches it"),
     ):
         find_pairs(name, made)
     assert len(find_pairs(name, made, complete=False)) == MADE[name]
@@ -90,11 +115,15 @@ def test_nothing_there_names_the_place_and_the_script(tmp_path, name, complete):
 
 def test_the_published_counts():
     assert {name: known.counts for name, known in DATASETS.items()} == {
-        "gopro": {"train": 2103, "test": 1111}, "hide": {"train": 6397, "test": 2025},
-        "realblur_j": {"train": 3758, "test": 980}, "realblur_r": {"train": 3758, "test": 980},
-        "reds": {"test": 3000, "val": 3000}, "reds_val300": {"test": 300, "val": 300},
-        "kohler": {"test": 48}, "levin": {"test": 32},
-    }  # fmt: skip
+        "gopro": {"train": 2103, "test": 1111},
+        "hide": {"train": 6397, "test": 2025},
+        "realblur_j": {"train": 3758, "test": 980},
+        "realblur_r": {"train": 3758, "test": 980},
+        "reds": {"test": 3000, "val": 3000},
+        "reds_val300": {"test": 300, "val": 300},
+        "kohler": {"test": 48},
+        "levin": {"test": 32},
+    }
 
 
 def test_unknown_names_list_the_known_ones(tmp_path):
@@ -116,7 +145,11 @@ def test_unknown_names_list_the_known_ones(tmp_path):
 @pytest.mark.parametrize("blur", ["blur", "blur_gamma"])
 def test_gopro_names_carry_the_sequence(tmp_path, counted, blur):
     miniatures.make_gopro(tmp_path, frames=2)
-    touch(tmp_path, f"GOPRO_Large/train/GOPR0372_07_00/{blur}/._000047.png", f"GOPRO_Large/train/GOPR0372_07_00/{blur}/.DS_Store")
+    touch(
+        tmp_path,
+        f"GOPRO_Large/train/GOPR0372_07_00/{blur}/._000047.png",
+        f"GOPRO_Large/train/GOPR0372_07_00/{blur}/.DS_Store",
+    )
     counted("gopro", "train", 4)
     pairs = find_pairs("gopro", tmp_path, "train", blur)
     assert [pair.name for pair in pairs] == [f"GOPR037{s}_07_0{s - 2}/0000{n}" for s in (2, 3) for n in (47, 48)]
@@ -132,17 +165,26 @@ def test_gopro_without_the_chosen_blur(tmp_path):
         find_pairs("gopro", tmp_path, blur="blur_gamma", complete=False)
 
 
-@pytest.mark.parametrize(("name", "folder"), [
-    ("gopro", "GoPro/test"), ("gopro", "test/GoPro"), ("hide", "test/HIDE"), ("hide", "HIDE"),
-    ("realblur_r", "test/RealBlur_R"), ("realblur_j", "RealBlur_J/test"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "folder"),
+    [
+        ("gopro", "GoPro/test"),
+        ("gopro", "test/GoPro"),
+        ("hide", "test/HIDE"),
+        ("hide", "HIDE"),
+        ("realblur_r", "test/RealBlur_R"),
+        ("realblur_j", "RealBlur_J/test"),
+    ],
+)
 def test_flattened_mirrors(tmp_path, counted, name, folder):
     touch(tmp_path, *(f"{folder}/{side}/GOPR0384_11_00-00000{i}.png" for side in ("input", "target") for i in (2, 1)))
     counted(name, "test", 2)
     pairs = find_pairs(name, tmp_path)
     assert [pair.name for pair in pairs] == ["GOPR0384_11_00-000001", "GOPR0384_11_00-000002"]
     for pair in pairs:
-        assert (pair.blurry, pair.sharp) == tuple(tmp_path / folder / side / f"{pair.name}.png" for side in ("input", "target"))
+        assert (pair.blurry, pair.sharp) == tuple(
+            tmp_path / folder / side / f"{pair.name}.png" for side in ("input", "target")
+        )
     if name == "gopro":
         with pytest.raises(
             ValueError, match=says(str(tmp_path / folder), "flattened mirror, which holds blur and not blur_gamma")
@@ -156,7 +198,9 @@ def test_a_missing_picture_is_named_or_left_out(tmp_path, counted, side):
     lost = tmp_path / f"GOPRO_Large/test/GOPR0384_07_00/{side}/000048.png"
     lost.unlink()
     counted("gopro", "test", 3)
-    message = says("2 pairs instead of 3") if side == "blur" else says("1 of 3 pairs lack a picture, the first: ", str(lost))
+    message = (
+        says("2 pairs instead of 3") if side == "blur" else says("1 of 3 pairs lack a picture, the first: ", str(lost))
+    )
     with pytest.raises(ValueError, match=message):
         find_pairs("gopro", tmp_path)
     assert [pair.name[-2:] for pair in find_pairs("gopro", tmp_path, complete=False)] == ["47", "49"]
@@ -171,8 +215,12 @@ def test_a_missing_picture_is_named_or_left_out(tmp_path, counted, side):
 def test_hide_matches_by_file_name_over_all_parts(made, counted):
     counted("hide", "test", 4)
     pairs = find_pairs("hide", made)
-    assert [pair.name for pair in pairs] == ["test-close-ups/0fromGOPR1092", "test-close-ups/1fromGOPR1092",
-                                             "test-long-shot/0fromGOPR1082.MP4", "test-long-shot/1fromGOPR1082.MP4"]  # fmt: skip
+    assert [pair.name for pair in pairs] == [
+        "test-close-ups/0fromGOPR1092",
+        "test-close-ups/1fromGOPR1092",
+        "test-long-shot/0fromGOPR1082.MP4",
+        "test-long-shot/1fromGOPR1082.MP4",
+    ]
     assert all(pair.sharp == made / "HIDE_dataset/GT" / pair.blurry.name for pair in pairs)
     counted("hide", "train", 3)
     assert [pair.name for pair in find_pairs("hide", made, "train")] == [f"train/{i}fromGOPR0950" for i in range(3)]
@@ -208,7 +256,8 @@ def test_realblur_j_and_r_are_never_mixed_up(tmp_path):
     lists = {letter: tmp_path / REALBLUR_LIST.format(letter) for letter in REALBLUR}
     lists["J"].write_bytes(lists["R"].read_bytes())
     with pytest.raises(
-        ValueError, match=says("RealBlur-J", "line 1 of", REALBLUR["R"], "not RealBlur-J: the wrong list", "realblur.py")
+        ValueError,
+        match=says("RealBlur-J", "line 1 of", REALBLUR["R"], "not RealBlur-J: the wrong list", "realblur.py"),
     ):
         find_pairs("realblur_j", tmp_path, complete=False)
     assert find_pairs("realblur_r", tmp_path, complete=False)[0].blurry.parts[-4] == REALBLUR["R"]
@@ -222,14 +271,17 @@ def test_realblur_j_and_r_are_never_mixed_up(tmp_path):
         find_pairs("realblur_j", tmp_path, complete=False)
 
 
-@pytest.mark.parametrize(("line", "message"), [
-    ("{top}/s1/blur/blur_1.png {top}/s1/gt/gt_1.png", "is not `gt_path blur_path`"),
-    ("{top}/s1/gt/gt_1.png", "is not `gt_path blur_path`"),
-    ("../../{top}/../s1/gt/gt_1.png {top}/s1/blur/blur_1.png", "is not `gt_path blur_path`"),
-    ("{top}/s1/gt/gt_1.png {top}/s1/blur/blur_2.png", "pairs two different pictures"),
-    ("{top}/s1/gt/gt_1.png {top}/s2/blur/blur_1.png", "pairs two different pictures"),
-    ("{top}/scene002/gt/gt_1.png {top}/scene002/blur/blur_1.png", "two pairs are named scene002/1"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("{top}/s1/blur/blur_1.png {top}/s1/gt/gt_1.png", "is not `gt_path blur_path`"),
+        ("{top}/s1/gt/gt_1.png", "is not `gt_path blur_path`"),
+        ("../../{top}/../s1/gt/gt_1.png {top}/s1/blur/blur_1.png", "is not `gt_path blur_path`"),
+        ("{top}/s1/gt/gt_1.png {top}/s1/blur/blur_2.png", "pairs two different pictures"),
+        ("{top}/s1/gt/gt_1.png {top}/s2/blur/blur_1.png", "pairs two different pictures"),
+        ("{top}/scene002/gt/gt_1.png {top}/scene002/blur/blur_1.png", "two pairs are named scene002/1"),
+    ],
+)
 def test_realblur_lists_that_are_wrong(tmp_path, line, message):
     miniatures.make_realblur(tmp_path)
     path = tmp_path / REALBLUR_LIST.format("J")
@@ -263,7 +315,11 @@ def test_reds_val300_is_the_jpeg_track(made, counted):
     assert pairs[1].sharp == made / "REDS/val/val_sharp/001/00000009.png"
     counted("reds", "test", 20)
     pair = find_pairs("reds", made)[13]
-    assert pair == ("001/00000003", made / "REDS/val/val_sharp/001/00000003.png", made / "REDS/val/val_blur/001/00000003.png")
+    assert pair == (
+        "001/00000003",
+        made / "REDS/val/val_sharp/001/00000003.png",
+        made / "REDS/val/val_blur/001/00000003.png",
+    )
 
 
 def test_reds_lacks_what_one_track_needs(tmp_path):
@@ -279,7 +335,8 @@ def test_kohler_frames_are_in_time(tmp_path, counted):
     assert [pair.name for pair in pairs[10:13]] == ["1_11", "1_12", "2_01"]
     assert [int(path.stem.split("_")[-1]) for path in pairs[12].sharp] == list(range(1, 12))
     assert (
-        pairs[12].blurry == tmp_path / "Kohler/Blurry2_1.png" and pairs[12].sharp[0].parent == tmp_path / "Kohler/Image2/Kernel1"
+        pairs[12].blurry == tmp_path / "Kohler/Blurry2_1.png"
+        and pairs[12].sharp[0].parent == tmp_path / "Kohler/Image2/Kernel1"
     )
     counted("kohler", "test", 48)
     with pytest.raises(ValueError, match=says("11 sharp frames instead of 1 to 3 belong to", "Blurry1_1.png")):
@@ -296,5 +353,9 @@ def test_levin_as_matlab_files_only(tmp_path):
         find_pairs("levin", tmp_path)
     miniatures.make_levin(tmp_path)
     pairs = find_pairs("levin", tmp_path)
-    assert pairs[9].name == "im2_kernel2" and pairs[9].sharp.name == "im2.png" and pairs[9].blurry.name == "im2_kernel2_img.png"
+    assert (
+        pairs[9].name == "im2_kernel2"
+        and pairs[9].sharp.name == "im2.png"
+        and pairs[9].blurry.name == "im2_kernel2_img.png"
+    )
     assert torch.equal(*read_image(pairs[9].blurry)[:2])  # gray

@@ -19,7 +19,9 @@ def test_what_is_added_is_there_again(tmp_path):
         assert reader.get(KEY | {"image": "b"}) == {"psnr": 20.0}
 
 
-@pytest.mark.parametrize("change", [{"image": "c"}, {"set": "hide"}, {"setting": {"steps": 6, "max_noise": 0.9}}, {"seed": 1}])
+@pytest.mark.parametrize(
+    "change", [{"image": "c"}, {"set": "hide"}, {"setting": {"steps": 6, "max_noise": 0.9}}, {"seed": 1}]
+)
 def test_a_changed_setting_never_mixes(tmp_path, change):
     ledger = Ledger(tmp_path / "scores.jsonl")
     ledger.add(KEY, {"psnr": 30.0})

@@ -173,8 +173,11 @@ def test_a_figure_is_a_frame_and_leaves_nothing_open():
 
 
 def test_controls_are_as_fine_as_they_say_and_labels_stand_in_one_column():
-    panel = LivePanel(lambda *values: iter([(1, 1, grey(0), str(values))]),
-                      {"steps": (1, 50, 1), "max_noise": (0.01, 0.99, 0.01), "sampler": ["ancestral", "ddim"]}, {"max_noise": 0.9})  # fmt: skip
+    panel = LivePanel(
+        lambda *values: iter([(1, 1, grey(0), str(values))]),
+        {"steps": (1, 50, 1), "max_noise": (0.01, 0.99, 0.01), "sampler": ["ancestral", "ddim"]},
+        {"max_noise": 0.9},
+    )
     steps, noise, sampler = panel.controls.values()
     assert (steps.min, steps.max, steps.step, steps.value) == (1, 50, 1, 1)
     assert (noise.min, noise.max, noise.step, noise.value, noise.readout_format) == (0.01, 0.99, 0.01, 0.9, ".2f")
@@ -187,7 +190,7 @@ def test_where_widgets_cannot_run_the_same_picture_and_its_words_are_left(monkey
 
     left = []
     monkeypatch.setattr(IPython.display, "display", lambda bundle, **options: left.append((bundle, options)))
-    work = lambda level: iter([(1, 1, grey(level), f'"{level}"')])  # noqa: E731
+    work = lambda level: iter([(1, 1, grey(level), f'"{level}"')])
     panels = [live_panel(work, {"level": (0.0, 1.0, 0.5)}) for _ in range(2)]
     assert [bundle["text/plain"] for bundle, _ in left] == ['"0.0"'] * 2
     assert left[0][0]["image/png"] == left[1][0]["image/png"]

@@ -23,7 +23,15 @@ from tinymsg.__main__ import ALLOCATOR, COMMANDS, main, restart_with_allocator
 from tinymsg.model import Config, build_model, load_model, plain_twin, save_model
 from tinymsg.results import read_results, sha256, write_results
 
-TINY = ["widths=16,16,16,16", "guidance_width=8", "guidance_blocks=1", "crop=16", "batch=2", "content_count=4", "warmup=2"]
+TINY = [
+    "widths=16,16,16,16",
+    "guidance_width=8",
+    "guidance_blocks=1",
+    "crop=16",
+    "batch=2",
+    "content_count=4",
+    "warmup=2",
+]
 
 
 def picture(path: Path, size=(37, 29), mode="RGB", **options) -> Path:
@@ -79,7 +87,11 @@ def test_a_folder_goes_on_past_bad_files(tmp_path, weights, capsys):
     written = sorted(str(p.relative_to(tmp_path / "out")) for p in (tmp_path / "out").rglob("*.*"))
     assert written == ["a.png", "c.png", "d.tif", "sub/b.jpg"]
     failures = [line for line in captured.err.splitlines() if line.startswith("failed:")]
-    assert len(failures) == 2 and any("bad.png" in line for line in failures) and any("torn.jpg" in line for line in failures)
+    assert (
+        len(failures) == 2
+        and any("bad.png" in line for line in failures)
+        and any("torn.jpg" in line for line in failures)
+    )
     assert "4 of 6" in captured.out
 
 
@@ -126,11 +138,17 @@ def _unreadable(path):
     [
         ("data.read_image", _unreadable, ""),
         ("data.to_model", lambda image: image.as_subclass(_NoRoom), " for 40x29 pixels"),
-        ("sample.restore", lambda *a, **k: torch.empty(2**50), " for 40x29 pixels"),  # a plain RuntimeError of the CPU's allocator
+        (
+            "sample.restore",
+            lambda *a, **k: torch.empty(2**50),
+            " for 40x29 pixels",
+        ),  # a plain RuntimeError of the CPU's allocator
     ],
 )
 @pytest.mark.parametrize("bad", ["a.png", "b.png"])
-def test_without_memory_a_file_fails_and_the_others_go_on(place, fault, size, bad, tmp_path, weights, capsys, monkeypatch):
+def test_without_memory_a_file_fails_and_the_others_go_on(
+    place, fault, size, bad, tmp_path, weights, capsys, monkeypatch
+):
     module, name = place.split(".")
     module = importlib.import_module(f"tinymsg.{module}")
     calls = iter([fault] if bad == "a.png" else [getattr(module, name), fault])
@@ -141,7 +159,9 @@ def test_without_memory_a_file_fails_and_the_others_go_on(place, fault, size, ba
     assert deblur(tmp_path / "in", "-o", tmp_path / "out", weights=weights) == 1
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"a.png", "b.png", "c.png"} - {bad}
     captured = capsys.readouterr()
-    assert f"failed: {tmp_path / 'in' / bad}: not enough memory on cpu{size}; make it smaller" in captured.err.splitlines()
+    assert (
+        f"failed: {tmp_path / 'in' / bad}: not enough memory on cpu{size}; make it smaller" in captured.err.splitlines()
+    )
     assert "2 of 3" in captured.out
 
 
@@ -155,8 +175,18 @@ def test_a_fault_of_the_program_is_no_lack_of_memory(tmp_path, weights, monkeypa
 
 
 def test_a_regression_takes_one_step_whatever_is_asked_for(tmp_path):
-    save_model(build_model(plain_twin(Config(widths=(16, 16, 16, 16), precision="fp32"), "regression")), tmp_path / "w.safetensors")
-    arguments = ["deblur", str(picture(tmp_path / "in.png")), "-o", str(tmp_path / "out.png"), "--weights", str(tmp_path / "w.safetensors")]
+    save_model(
+        build_model(plain_twin(Config(widths=(16, 16, 16, 16), precision="fp32"), "regression")),
+        tmp_path / "w.safetensors",
+    )
+    arguments = [
+        "deblur",
+        str(picture(tmp_path / "in.png")),
+        "-o",
+        str(tmp_path / "out.png"),
+        "--weights",
+        str(tmp_path / "w.safetensors"),
+    ]
     assert main([*arguments, "--steps", "500", "--max-noise", "0.99", "--device", "cpu"]) == 0
 
 
@@ -167,8 +197,14 @@ def test_a_regression_takes_one_step_whatever_is_asked_for(tmp_path):
         (["deblur", "IN", "-o", "OUT.png", "--weights", "nope"], "no weights 'nope'"),
         (["deblur", "IN", "IN", "-o", "OUT"], "two inputs"),
         (["deblur", "IN", "-o", "OUT.png", "--device", "quantum"], "cannot be used here"),
-        (["deblur", "IN", "-o", "OUT.png", "--steps", "400", "--max-noise", "0.99"], "with this noise --steps may be 143 at most"),
-        (["train", "--estimate", "--device", "cpu", "--set", "scales=9"], "scales must be distinct and within 1 .. 3, got (9,)"),
+        (
+            ["deblur", "IN", "-o", "OUT.png", "--steps", "400", "--max-noise", "0.99"],
+            "with this noise --steps may be 143 at most",
+        ),
+        (
+            ["train", "--estimate", "--device", "cpu", "--set", "scales=9"],
+            "scales must be distinct and within 1 .. 3, got (9,)",
+        ),
         (["train", "--out", "OUT", "--set", "lerning_rate=1"], "unknown setting 'lerning_rate'"),
         (["train", "--out", "OUT", "--set", "steps=many"], "not a value for steps"),
         (["train", "--out", "OUT", "--set", "predict=y"], "known: eps, x0, v"),
@@ -181,11 +217,20 @@ def test_a_regression_takes_one_step_whatever_is_asked_for(tmp_path):
         (["train", "--out", "OUT", "--set", "batch=6", "accumulate=4"], "accumulate must divide batch"),
         (["train", "--out", "OUT", "--set", "content=nowhere"], "unknown content"),
         (["train", "--out", "OUT", "--start", "nowhere"], "no weights 'nowhere'"),
-        (["train", "--out", "OUT", "--start", "W"], "it differs in widths, guidance_width, guidance_blocks; give the --arm and --set"),
+        (
+            ["train", "--out", "OUT", "--start", "W"],
+            "it differs in widths, guidance_width, guidance_blocks; give the --arm and --set",
+        ),
         (["evaluate", "--out", "OUT.json", "--weights", "W", "--domains", "mars"], "unknown domain 'mars'"),
         (["evaluate", "--out", "OUT.json", "--weights", "W", "--align", "2"], "it goes with --pairs"),
-        (["evaluate", "--out", "OUT.json", "--weights", "W", "--blur", "blur_gamma"], "--blur is for real pairs: it goes with --pairs"),
-        (["evaluate", "--out", "OUT.json", "--weights", "W", "--pairs", "IN", "--domains", "noise"], "give one of the two"),
+        (
+            ["evaluate", "--out", "OUT.json", "--weights", "W", "--blur", "blur_gamma"],
+            "--blur is for real pairs: it goes with --pairs",
+        ),
+        (
+            ["evaluate", "--out", "OUT.json", "--weights", "W", "--pairs", "IN", "--domains", "noise"],
+            "give one of the two",
+        ),
         (["evaluate", "--out", "OUT.json", "--weights", "W", "W"], "the name is taken; give another by ROW="),
         (["evaluate", "--out", "OUT.json", "--weights", "blurry=W"], "a row cannot be named 'blurry'"),
         (["evaluate", "--out", "OUT.json", "--weights", "a=W", "a-mean=W"], "a row cannot be named 'a-mean'"),
@@ -196,8 +241,13 @@ def test_a_regression_takes_one_step_whatever_is_asked_for(tmp_path):
     ],
 )
 def test_mistakes_get_one_sentence(arguments, message, tmp_path, weights, capsys):
-    places = {"IN": picture(tmp_path / "in.png"), "OUT": tmp_path / "out", "OUT.png": tmp_path / "out.png",
-              "OUT.json": tmp_path / "out.json", "W": weights}  # fmt: skip
+    places = {
+        "IN": picture(tmp_path / "in.png"),
+        "OUT": tmp_path / "out",
+        "OUT.png": tmp_path / "out.png",
+        "OUT.json": tmp_path / "out.json",
+        "W": weights,
+    }
     arguments = [str(places.get(a, a)).replace("=W", f"={weights}") for a in arguments]
     if arguments[0] == "deblur" and "--weights" not in arguments:
         arguments += ["--weights", str(weights)]
@@ -209,19 +259,30 @@ def test_mistakes_get_one_sentence(arguments, message, tmp_path, weights, capsys
 
 @pytest.mark.parametrize(
     ("command", "option", "least"),
-    [("evaluate", "--count", 2), ("evaluate", "--align", 0), ("evaluate", "--samples", 1), ("ablate", "--count", 2),
-     ("steps", "--count", 2), ("shift", "--count", 4)],
-)  # fmt: skip
+    [
+        ("evaluate", "--count", 2),
+        ("evaluate", "--align", 0),
+        ("evaluate", "--samples", 1),
+        ("ablate", "--count", 2),
+        ("steps", "--count", 2),
+        ("shift", "--count", 4),
+    ],
+)
 def test_too_small_a_number_is_refused_by_its_option(command, option, least, tmp_path, capsys):
     with pytest.raises(SystemExit) as stop:
         main([command, "--out", str(tmp_path / "out.json"), option, str(least - 1)])
-    assert stop.value.code == 2 and f"argument {option}: must be at least {least}, got {least - 1}" in capsys.readouterr().err
+    assert (
+        stop.value.code == 2
+        and f"argument {option}: must be at least {least}, got {least - 1}" in capsys.readouterr().err
+    )
     with pytest.raises(SystemExit):
         main([command, "--out", str(tmp_path / "out.json"), option, "many"])
     assert f"argument {option}: invalid integer value: 'many'" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("arguments", [["deblur"], ["deblur", "a.png", "-o", "b.png", "--max-noise", "1.5"], ["fly"], []])
+@pytest.mark.parametrize(
+    "arguments", [["deblur"], ["deblur", "a.png", "-o", "b.png", "--max-noise", "1.5"], ["fly"], []]
+)
 def test_wrong_usage_exits_with_2(arguments, capsys):
     with pytest.raises(SystemExit) as stop:
         main(arguments)
@@ -229,11 +290,20 @@ def test_wrong_usage_exits_with_2(arguments, capsys):
 
 
 def run(*arguments, cwd, **options) -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, "-m", "tinymsg", *arguments], cwd=cwd, env=environment(),
-                          capture_output=True, text=True, timeout=240, **options)  # fmt: skip
+    return subprocess.run(
+        [sys.executable, "-m", "tinymsg", *arguments],
+        cwd=cwd,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=240,
+        **options,
+    )
 
 
-@pytest.mark.parametrize("platform, of_the_user, restarts", [("linux", None, 1), ("linux", next(iter(ALLOCATOR)), 0), ("darwin", None, 0)])
+@pytest.mark.parametrize(
+    "platform, of_the_user, restarts", [("linux", None, 1), ("linux", next(iter(ALLOCATOR)), 0), ("darwin", None, 0)]
+)
 def test_programs_restart_once_with_the_allocators_settings(platform, of_the_user, restarts, monkeypatch):
     started = []
     monkeypatch.setattr(os, "execv", lambda program, command: started.append((program, command)))
@@ -250,12 +320,15 @@ def test_programs_restart_once_with_the_allocators_settings(platform, of_the_use
     assert found == (ALLOCATOR if restarts else {of_the_user: "1"} if of_the_user else {})
 
 
-@pytest.mark.parametrize("error, said", [
-    (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB"), True),
-    (RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory"), True),
-    (MemoryError(), True),
-    (RuntimeError("an illegal memory access was encountered"), False),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "error, said",
+    [
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB"), True),
+        (RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory"), True),
+        (MemoryError(), True),
+        (RuntimeError("an illegal memory access was encountered"), False),
+    ],
+)
 def test_memory_that_ran_out_is_one_sentence(error, said, monkeypatch, capsys):
     def spent(args):
         raise error
@@ -269,7 +342,9 @@ def test_memory_that_ran_out_is_one_sentence(error, said, monkeypatch, capsys):
     assert capsys.readouterr().err.startswith("tinymsg: memory ran out; take smaller pictures")
 
 
-@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("DefaultCPUAllocator: can't allocate memory")])
+@pytest.mark.parametrize(
+    "error", [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("DefaultCPUAllocator: can't allocate memory")]
+)
 def test_a_training_without_memory_says_what_to_lower(error, tmp_path, monkeypatch, capsys):
     def spent(*arguments):
         raise error
@@ -287,13 +362,44 @@ def test_help_names_every_command(tmp_path):
 def test_train_evaluate_publish(tmp_path, monkeypatch, capsys):
     """The whole life of a model: trained, evaluated, published, loaded by name, and used."""
     out, results = tmp_path / "run", tmp_path / "scores.json"
-    done = run("train", "--out", "run", "--device", "cpu", "--log-every", "2", "--save-every", "2", "--set", "steps=4", *TINY, cwd=tmp_path)
+    done = run(
+        "train",
+        "--out",
+        "run",
+        "--device",
+        "cpu",
+        "--log-every",
+        "2",
+        "--save-every",
+        "2",
+        "--set",
+        "steps=4",
+        *TINY,
+        cwd=tmp_path,
+    )
     assert done.returncode == 0, done.stderr
     assert [p.name for p in sorted(out.glob("*.pt"))] == ["checkpoint-00000002.pt", "checkpoint-00000004.pt"]
     assert [line.split(",")[0] for line in (out / "log.csv").read_text().splitlines()] == ["step", "2", "4"]
     monkeypatch.setattr("tinymsg.evaluate.GRID_STEPS", (1, 2))
-    arguments = ["evaluate", "--weights", f"guided={out}/weights.safetensors", "--out", str(results), "--device", "cpu", "--count", "2",
-                 "--validation", "2", "--size", "32", "--samples", "2", "--domains", "gopro_like"]  # fmt: skip
+    arguments = [
+        "evaluate",
+        "--weights",
+        f"guided={out}/weights.safetensors",
+        "--out",
+        str(results),
+        "--device",
+        "cpu",
+        "--count",
+        "2",
+        "--validation",
+        "2",
+        "--size",
+        "32",
+        "--samples",
+        "2",
+        "--domains",
+        "gopro_like",
+    ]
     assert main(arguments) == 0
     assert "guided-mean" in capsys.readouterr().out
     content = json.loads(results.read_text())
@@ -324,7 +430,10 @@ def test_other_weights_than_evaluated_are_not_published(tmp_path, weights, capsy
     write_results(run_folder / "run.json", RUN)
     write_results(tmp_path / "scores.json", SCORES | {"weights": {"guided": {"sha256": "0" * 64}}})
     assert main(["publish", str(run_folder), "--name", "x", "--results", str(tmp_path / "scores.json")]) == 2
-    assert f"holds no scores of {run_folder / 'weights.safetensors'}: evaluate these very weights first" in capsys.readouterr().err
+    assert (
+        f"holds no scores of {run_folder / 'weights.safetensors'}: evaluate these very weights first"
+        in capsys.readouterr().err
+    )
 
 
 RUN = {"command": "python -m tinymsg train", "steps": 4, "config": {}}
@@ -334,11 +443,26 @@ SCORES = {"weights": {}, "parameters": {"guided": 1}, "setting": {}, "unavailabl
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (lambda run, scores: (run / "run.json").unlink(), "run.json cannot be read: No such file or directory; give the folder of a"),
-        (lambda run, scores: (run / "run.json").write_text(json.dumps(RUN | {"digest": "0"})), "something was changed by hand"),
-        (lambda run, scores: (run / "run.json").write_text("{"), "run.json is not a results file; give the folder of a finished train"),
-        (lambda run, scores: write_results(scores, {"rows": []}), "of another kind, without weights, parameters, setting"),
-        (lambda run, scores: scores.write_text("[]"), "scores.json is not a results file; evaluate these very weights first"),
+        (
+            lambda run, scores: (run / "run.json").unlink(),
+            "run.json cannot be read: No such file or directory; give the folder of a",
+        ),
+        (
+            lambda run, scores: (run / "run.json").write_text(json.dumps(RUN | {"digest": "0"})),
+            "something was changed by hand",
+        ),
+        (
+            lambda run, scores: (run / "run.json").write_text("{"),
+            "run.json is not a results file; give the folder of a finished train",
+        ),
+        (
+            lambda run, scores: write_results(scores, {"rows": []}),
+            "of another kind, without weights, parameters, setting",
+        ),
+        (
+            lambda run, scores: scores.write_text("[]"),
+            "scores.json is not a results file; evaluate these very weights first",
+        ),
         (lambda run, scores: scores.unlink(), "scores.json cannot be read: No such file or directory; evaluate these"),
     ],
 )
@@ -357,16 +481,38 @@ def test_nothing_is_published_without_its_records(spoil, message, tmp_path, weig
 
 def test_a_scheduler_stops_it_and_a_second_process_is_refused(tmp_path):
     """SIGTERM: the step in hand, a checkpoint, a sentence, status 143. Meanwhile the folder is taken."""
-    settings = ["train", "--out", "run", "--device", "cpu", "--log-every", "1", "--set", "steps=20000", "precision=fp32", *TINY]
-    process = subprocess.Popen([sys.executable, "-m", "tinymsg", *settings], cwd=tmp_path, env=environment(), stdout=subprocess.PIPE,
-                               stderr=subprocess.STDOUT, text=True)  # fmt: skip
+    settings = [
+        "train",
+        "--out",
+        "run",
+        "--device",
+        "cpu",
+        "--log-every",
+        "1",
+        "--set",
+        "steps=20000",
+        "precision=fp32",
+        *TINY,
+    ]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tinymsg", *settings],
+        cwd=tmp_path,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
     try:
         deadline = time.monotonic() + 120
         while not (tmp_path / "run" / "log.csv").exists():
             assert time.monotonic() < deadline and process.poll() is None
             time.sleep(0.05)
         second = run(*settings, cwd=tmp_path)
-        assert second.returncode == 2 and f"process {process.pid} on " in second.stderr and "stop it first" in second.stderr
+        assert (
+            second.returncode == 2
+            and f"process {process.pid} on " in second.stderr
+            and "stop it first" in second.stderr
+        )
         process.send_signal(signal.SIGTERM)
         said, _ = process.communicate(timeout=120)
     finally:
@@ -374,23 +520,55 @@ def test_a_scheduler_stops_it_and_a_second_process_is_refused(tmp_path):
         process.stdout.close()
     assert process.returncode == 143 and "by SIGTERM, checkpoint written; the same command goes on" in said, said
     step = int(said.split("stopped at step ")[1].split()[0])
-    assert [p.name for p in (tmp_path / "run").glob("*.pt")] == [f"checkpoint-{step:08d}.pt"] and "Traceback" not in said
+    assert [p.name for p in (tmp_path / "run").glob("*.pt")] == [
+        f"checkpoint-{step:08d}.pt"
+    ] and "Traceback" not in said
 
 
 def test_train_with_everything_on(tmp_path, capsys):
     """Real pairs, validation, TensorBoard, minutes, accumulated gradients; run.json says on what."""
     data = make_gopro(tmp_path, train=6, frames=2) / "GOPRO_Large"
     out = tmp_path / "run"
-    arguments = ["train", "--out", str(out), "--data", str(data / "train"), "--blur", "blur_gamma", "--device", "cpu", "--log-every", "2",
-                 "--save-minutes", "0", "--validate-every", "2", "--validation-count", "1", "--validation-size", "32",
-                 *(["--tensorboard"] if find_spec("tensorboard") else []), "--set", "steps=4", *TINY, "accumulate=2"]  # fmt: skip
+    arguments = [
+        "train",
+        "--out",
+        str(out),
+        "--data",
+        str(data / "train"),
+        "--blur",
+        "blur_gamma",
+        "--device",
+        "cpu",
+        "--log-every",
+        "2",
+        "--save-minutes",
+        "0",
+        "--validate-every",
+        "2",
+        "--validation-count",
+        "1",
+        "--validation-size",
+        "32",
+        *(["--tensorboard"] if find_spec("tensorboard") else []),
+        "--set",
+        "steps=4",
+        *TINY,
+        "accumulate=2",
+    ]
     assert main(arguments) == 0
     said = capsys.readouterr().out
     assert "estimate: " in said and "without 2 held out" in said
     ran = json.loads((out / "run.json").read_text())
-    assert ran["source"]["blur"] == "blur_gamma" and ran["source"]["pairs"] == 12 and "GOPR0377_07_05" in ran["source"]["held_out"]
+    assert (
+        ran["source"]["blur"] == "blur_gamma"
+        and ran["source"]["pairs"] == 12
+        and "GOPR0377_07_05" in ran["source"]["held_out"]
+    )
     assert ran["config"]["accumulate"] == 2 and "training sequence" in ran["validation"]
-    assert len((out / "validation.csv").read_text().splitlines()) == 3 and len(list((out / "validation").glob("*.png"))) == 2
+    assert (
+        len((out / "validation.csv").read_text().splitlines()) == 3
+        and len(list((out / "validation").glob("*.png"))) == 2
+    )
     assert main([*arguments, "lr=1e-5"]) == 2
     assert "other settings: lr; use the same" in capsys.readouterr().err
     assert main([*arguments, "lr=1e-5", "--accept-changes"]) == 0
@@ -405,7 +583,9 @@ def test_fine_tuning_begins_with_trained_weights(tmp_path, weights, capsys):
     same = ["--device", "cpu", "--log-every", "1", "--set", "steps=1", "precision=fp32", *TINY]
     for name, extra in (("random", []), ("tuned", ["--start", str(weights)])):
         assert main(["train", "--out", str(tmp_path / name), *extra, *same]) == 0
-    first = [float((tmp_path / name / "log.csv").read_text().splitlines()[1].split(",")[1]) for name in ("random", "tuned")]
+    first = [
+        float((tmp_path / name / "log.csv").read_text().splitlines()[1].split(",")[1]) for name in ("random", "tuned")
+    ]
     assert first[0] != first[1]
     assert read_results(tmp_path / "tuned" / "run.json")["source"]["started_from"].endswith(sha256(weights))
     assert "started_from" not in read_results(tmp_path / "random" / "run.json")["source"]
@@ -417,7 +597,12 @@ def test_fine_tuning_begins_with_trained_weights(tmp_path, weights, capsys):
 
 
 def test_the_control_arm_has_the_branch_but_not_its_loss(tmp_path):
-    assert main(["train", "--arm", "control", "--out", str(tmp_path / "run"), "--device", "cpu", "--set", "steps=2", *TINY]) == 0
+    assert (
+        main(
+            ["train", "--arm", "control", "--out", str(tmp_path / "run"), "--device", "cpu", "--set", "steps=2", *TINY]
+        )
+        == 0
+    )
     config = read_results(tmp_path / "run" / "run.json")["config"]
     assert config["target"] == "none" and config["scales"] == [1, 2, 3]
 
@@ -425,15 +610,41 @@ def test_the_control_arm_has_the_branch_but_not_its_loss(tmp_path):
 def test_real_pairs_are_scored_after_their_best_shift(tmp_path, weights, monkeypatch):
     """Sharp pictures that lie 3 pixels beside the blurry ones: aligned, the blurry input scores as if they did not."""
     monkeypatch.setattr("tinymsg.evaluate.GRID_STEPS", (1,))
-    photo = np.asarray(Image.fromarray(np.random.default_rng(1).integers(0, 255, (12, 12, 3), dtype=np.uint8)).resize((72, 72)))
+    photo = np.asarray(
+        Image.fromarray(np.random.default_rng(1).integers(0, 255, (12, 12, 3), dtype=np.uint8)).resize((72, 72))
+    )
     for kind, left in (("input", 8), ("target", 5)):
         (tmp_path / "pairs" / kind).mkdir(parents=True)
         Image.fromarray(photo[8:56, left : left + 48]).save(tmp_path / "pairs" / kind / "a.png")
     blurry = {}
     for reach in (0, 4):
         out = tmp_path / f"{reach}.json"
-        assert main(["evaluate", "--pairs", str(tmp_path / "pairs"), "--align", str(reach), "--weights", f"guided={weights}", "--out", str(out),
-                     "--device", "cpu", "--count", "2", "--validation", "2", "--size", "48", "--samples", "2"]) == 0  # fmt: skip
+        assert (
+            main(
+                [
+                    "evaluate",
+                    "--pairs",
+                    str(tmp_path / "pairs"),
+                    "--align",
+                    str(reach),
+                    "--weights",
+                    f"guided={weights}",
+                    "--out",
+                    str(out),
+                    "--device",
+                    "cpu",
+                    "--count",
+                    "2",
+                    "--validation",
+                    "2",
+                    "--size",
+                    "48",
+                    "--samples",
+                    "2",
+                ]
+            )
+            == 0
+        )
         blurry[reach] = read_results(out)["domains"]["pairs"]["scores"]["blurry"]["psnr"]["mean"]
     assert blurry[0] < 40 and blurry[4] == 100, blurry  # equal
 
@@ -441,8 +652,32 @@ def test_real_pairs_are_scored_after_their_best_shift(tmp_path, weights, monkeyp
 def test_real_pairs_of_the_blur_that_was_chosen(tmp_path, weights, monkeypatch):
     monkeypatch.setattr("tinymsg.evaluate.GRID_STEPS", (1,))
     folder, out = make_gopro(tmp_path, train=1, frames=2) / "GOPRO_Large" / "train", tmp_path / "out.json"
-    assert main(["evaluate", "--pairs", str(folder), "--blur", "blur_gamma", "--weights", f"guided={weights}", "--out", str(out),
-                 "--device", "cpu", "--count", "2", "--validation", "2", "--size", "32", "--samples", "2"]) == 0  # fmt: skip
+    assert (
+        main(
+            [
+                "evaluate",
+                "--pairs",
+                str(folder),
+                "--blur",
+                "blur_gamma",
+                "--weights",
+                f"guided={weights}",
+                "--out",
+                str(out),
+                "--device",
+                "cpu",
+                "--count",
+                "2",
+                "--validation",
+                "2",
+                "--size",
+                "32",
+                "--samples",
+                "2",
+            ]
+        )
+        == 0
+    )
     assert read_results(out)["domains"]["train"]["data"] == "2 pairs of train (blur_gamma)"
 
 
@@ -451,7 +686,25 @@ def test_train_on_a_data_set_by_name(tmp_path, capsys):
     make_gopro(tmp_path, train=6, frames=2)
     assert main(["pack", "gopro", "--incomplete", "--workers", "1", "--root", str(tmp_path)]) == 0
     out = tmp_path / "run"
-    assert main(["train", "--out", str(out), "--data", "gopro", "--root", str(tmp_path), "--device", "cpu", "--set", "steps=1", *TINY]) == 0
+    assert (
+        main(
+            [
+                "train",
+                "--out",
+                str(out),
+                "--data",
+                "gopro",
+                "--root",
+                str(tmp_path),
+                "--device",
+                "cpu",
+                "--set",
+                "steps=1",
+                *TINY,
+            ]
+        )
+        == 0
+    )
     source = json.loads((out / "run.json").read_text())["source"]
     assert len(source["manifest_sha256"]) == 64 and source["pairs"] == 12 and source["blur"] == "blur"
 
@@ -460,5 +713,7 @@ def test_estimate_trains_nothing(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert main(["train", "--estimate", "--device", "cpu", "--set", *TINY]) == 0
     said = capsys.readouterr().out
-    assert "GFLOP to train on one crop, 2 crops of 16x16" in said and "estimate: " in said and "| 80 GB | 2 x 1 |" in said
+    assert (
+        "GFLOP to train on one crop, 2 crops of 16x16" in said and "estimate: " in said and "| 80 GB | 2 x 1 |" in said
+    )
     assert list(tmp_path.iterdir()) == []

@@ -8,9 +8,24 @@ from safetensors.torch import load_file, save_file
 
 from tinymsg import model as model_module
 from tinymsg.model import (
-    KINDS, LOSSES, PRECISIONS, PREDICTIONS, PROFILES, WEIGHTS, WITHHELD, Config, Model, build_model, count_parameters,
-    load_model, model_card, plain_twin, pretrained, pretrained_names, save_model,
-)  # fmt: skip
+    KINDS,
+    LOSSES,
+    PRECISIONS,
+    PREDICTIONS,
+    PROFILES,
+    WEIGHTS,
+    WITHHELD,
+    Config,
+    Model,
+    build_model,
+    count_parameters,
+    load_model,
+    model_card,
+    plain_twin,
+    pretrained,
+    pretrained_names,
+    save_model,
+)
 from tinymsg.results import sha256, write_results
 from tinymsg.sample import restore
 from tinymsg.schedule import q_sample
@@ -22,7 +37,11 @@ LIBRARY = WEIGHTS.parent
 
 
 def test_config_round_trip():
-    for config in (Config(), Config(scales=(), widths=(16, 24), residual=False, seed=3), *(Config(**p) for p in PROFILES.values())):
+    for config in (
+        Config(),
+        Config(scales=(), widths=(16, 24), residual=False, seed=3),
+        *(Config(**p) for p in PROFILES.values()),
+    ):
         assert Config.from_dict(config.to_dict()) == config
         assert Config.from_dict(json.loads(json.dumps(config.to_dict()))) == config
         assert hash(config) == hash(Config.from_dict(config.to_dict()))
@@ -35,9 +54,17 @@ def test_an_unknown_key_is_an_error_that_lists_the_known():
         Config(width=3)
 
 
-@pytest.mark.parametrize("name, known", [
-    ("kind", KINDS), ("predict", PREDICTIONS), ("loss", LOSSES), ("precision", PRECISIONS), ("dims", (1, 2)),
-    ("noise_schedule", ("linear", "cosine"))])  # fmt: skip
+@pytest.mark.parametrize(
+    "name, known",
+    [
+        ("kind", KINDS),
+        ("predict", PREDICTIONS),
+        ("loss", LOSSES),
+        ("precision", PRECISIONS),
+        ("dims", (1, 2)),
+        ("noise_schedule", ("linear", "cosine")),
+    ],
+)
 def test_an_unknown_choice_lists_the_known(name, known):
     with pytest.raises(ValueError, match=f"unknown {name} .*; known: {', '.join(map(str, known))}"):
         dataclasses.replace(Config(), **{name: "other"})
@@ -282,12 +309,15 @@ def test_always_withheld_means_at_test_too(tiny_model, images):
         assert not torch.equal(often.denoiser(x)(z_t, level), often.denoiser(x.flip(-1))(z_t, level))
 
 
-@pytest.mark.parametrize("changes, message", [
-    ({"withhold": 1.5}, "share of the training pairs, 0 to 1"),
-    ({"withhold_as": "noise"}, "unknown withhold_as 'noise'; known: zeros, coarse"),
-    ({"head_start": 5, "scales": ()}, "needs scales and a target"),
-    ({"head_start": 5, "target": "none"}, "needs scales and a target"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"withhold": 1.5}, "share of the training pairs, 0 to 1"),
+        ({"withhold_as": "noise"}, "unknown withhold_as 'noise'; known: zeros, coarse"),
+        ({"head_start": 5, "scales": ()}, "needs scales and a target"),
+        ({"head_start": 5, "target": "none"}, "needs scales and a target"),
+    ],
+)
 def test_withholding_and_head_start_say_what_is_allowed(tiny_config, changes, message):
     with pytest.raises(ValueError, match=message):
         tiny_config(**changes)

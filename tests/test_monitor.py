@@ -7,9 +7,11 @@ import time
 
 import pytest
 
+from tinymsg.data import write_image
+from tinymsg.results import write_results
+from tinymsg.train import TrainState
 from tinymsg.training import monitor
 from tinymsg.training.checkpoint import save_checkpoint, training_lock
-from tinymsg.data import write_image
 from tinymsg.training.monitor import (
     Progress,
     TrainingMonitor,
@@ -19,13 +21,31 @@ from tinymsg.training.monitor import (
     start_training,
     stop_training,
     training_progress,
-)  # fmt: skip
-from tinymsg.results import write_results
-from tinymsg.train import TrainState
+)
 
-ARGUMENTS = ["--device", "cpu", "--log-every", "1", "--save-every", "50", "--validate-every", "3", "--validation-count", "1",
-             "--set", "steps=4000", "widths=16,16", "scales=1", "guidance_width=8", "guidance_blocks=1", "crop=16", "batch=2", "warmup=0",
-             "precision=fp32", "content_count=4"]  # fmt: skip
+ARGUMENTS = [
+    "--device",
+    "cpu",
+    "--log-every",
+    "1",
+    "--save-every",
+    "50",
+    "--validate-every",
+    "3",
+    "--validation-count",
+    "1",
+    "--set",
+    "steps=4000",
+    "widths=16,16",
+    "scales=1",
+    "guidance_width=8",
+    "guidance_blocks=1",
+    "crop=16",
+    "batch=2",
+    "warmup=0",
+    "precision=fp32",
+    "content_count=4",
+]
 
 
 @pytest.fixture(autouse=True)
@@ -44,7 +64,9 @@ def test_start_watch_stop_resume_and_find_again(tmp_path):
     """The whole life of a training, by its buttons."""
     out = tmp_path / "run"
     first = TrainingMonitor(ARGUMENTS, out, seconds=0.2)
-    assert first.start_button.description == "Start" and first.stop_button.disabled and "not running" in first.status.value
+    assert (
+        first.start_button.description == "Start" and first.stop_button.disabled and "not running" in first.status.value
+    )
     first.start_button.click()
     assert first.start_button.disabled and "starting" in first.status.value
     try:
@@ -63,7 +85,11 @@ def test_start_watch_stop_resume_and_find_again(tmp_path):
         until(lambda: not first._thread.is_alive())
         assert first._child.wait(timeout=30) == 128 + signal.SIGTERM
         progress = again.refresh()
-        assert again.start_button.description == "Resume" and not again.start_button.disabled and again.stop_button.disabled
+        assert (
+            again.start_button.description == "Resume"
+            and not again.start_button.disabled
+            and again.stop_button.disabled
+        )
         assert progress.saved == progress.step > 0 and f"goes on from step {progress.saved}" in again.status.value
 
         again.start_button.click()
@@ -81,7 +107,9 @@ def test_a_training_that_fails_says_why(tmp_path):
     watch.start_button.click()
     assert watch._child.wait(timeout=60) == 2
     watch.refresh_button.click()
-    assert "not running. tinymsg: crop must be a multiple of 8" in watch.status.value and not watch.start_button.disabled
+    assert (
+        "not running. tinymsg: crop must be a multiple of 8" in watch.status.value and not watch.start_button.disabled
+    )
 
 
 @pytest.fixture
@@ -94,7 +122,9 @@ def folder(tmp_path, tiny_config):
     write_results(tmp_path / "run.json", {"steps": 20})
     import torch
 
-    write_image(tmp_path / "validation" / "00000010.png", torch.rand(3, 32, 48, generator=torch.Generator().manual_seed(0)))
+    write_image(
+        tmp_path / "validation" / "00000010.png", torch.rand(3, 32, 48, generator=torch.Generator().manual_seed(0))
+    )
     state = TrainState(tiny_config())
     state.step = 8
     save_checkpoint(tmp_path, state)
@@ -106,7 +136,9 @@ def test_what_is_read(folder):
     assert (progress.process, progress.step, progress.steps, progress.saved) == (None, 10, 20, 8)
     assert str(progress) == "stopped; it goes on from step 8 of 20" and not progress.complete
     text = progress_text(progress)
-    assert "Denoising loss from 1 to 0.1, guidance loss from 0.1 to 0.01. Validation PSNR from 20.00 to 21.50 dB." in text
+    assert (
+        "Denoising loss from 1 to 0.1, guidance loss from 0.1 to 0.01. Validation PSNR from 20.00 to 21.50 dB." in text
+    )
     write_results(folder / "run.json", {"steps": 10})
     assert str(training_progress(folder)) == "complete: 10 steps"
     with training_lock(folder):
@@ -140,5 +172,9 @@ def test_several_processes_go_through_torchrun(tmp_path, monkeypatch):
     monkeypatch.setattr(monitor.subprocess, "Popen", lambda command, **options: commands.append((command, options)))
     start_training(["--profile", "full"], tmp_path / "run", processes=8)
     ((command, options),) = commands
-    assert command[:3] == [sys.executable, "-m", "torch.distributed.run"] and command[5] == "8" and options["start_new_session"]
+    assert (
+        command[:3] == [sys.executable, "-m", "torch.distributed.run"]
+        and command[5] == "8"
+        and options["start_new_session"]
+    )
     assert command[6:] == ["-m", "tinymsg", "train", "--profile", "full", "--out", str((tmp_path / "run").resolve())]

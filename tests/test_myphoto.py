@@ -9,7 +9,16 @@ import torch
 from PIL import Image
 
 from tinymsg.data import ImageError, photo, read_image
-from tinymsg.myphoto import FILE, LONGEST, ONLY_DEFAULT, PhotoUpload, forget_photo, keep_photo, my_photo, my_photo_upload
+from tinymsg.myphoto import (
+    FILE,
+    LONGEST,
+    ONLY_DEFAULT,
+    PhotoUpload,
+    forget_photo,
+    keep_photo,
+    my_photo,
+    my_photo_upload,
+)
 
 ORIENTATION = 0x0112  # EXIF
 
@@ -31,8 +40,13 @@ def two_halves(w: int, h: int) -> Image.Image:
 
 def drop_in(upload: PhotoUpload, path: Path) -> str:
     """What the browser sends when a file is chosen; returns what is shown."""
-    chosen = {"name": path.name, "type": "", "size": path.stat().st_size, "content": memoryview(path.read_bytes()),
-              "last_modified": 0}  # fmt: skip
+    chosen = {
+        "name": path.name,
+        "type": "",
+        "size": path.stat().st_size,
+        "content": memoryview(path.read_bytes()),
+        "last_modified": 0,
+    }
     upload.upload.set_state({"value": [chosen]})
     return upload.status.value
 
@@ -53,11 +67,16 @@ def test_a_png_is_kept_and_used(folder):
     two_halves(300, 200).save(folder / "holiday.png")
     upload = PhotoUpload()
     assert upload.forget.disabled
-    assert drop_in(upload, folder / "holiday.png") == "holiday.png is kept. Run the cells below again. In use: your photograph."
+    assert (
+        drop_in(upload, folder / "holiday.png")
+        == "holiday.png is kept. Run the cells below again. In use: your photograph."
+    )
     assert upload.upload.value == () and not upload.forget.disabled  # the same file can be chosen again
     mine, caption = my_photo(100)
     assert caption == "your photograph" and mine.shape == (3, 100, 100)
-    assert torch.equal(mine[:, 0, 0], torch.tensor([1.0, 0, 0])) and torch.equal(mine[:, -1, -1], torch.tensor([0, 0, 1.0]))
+    assert torch.equal(mine[:, 0, 0], torch.tensor([1.0, 0, 0])) and torch.equal(
+        mine[:, -1, -1], torch.tensor([0, 0, 1.0])
+    )
     assert "your photograph" in upload.picture.value
     assert drop_in(upload, folder / "holiday.png").startswith("holiday.png is kept")
 
@@ -75,7 +94,9 @@ def test_a_jpeg_is_turned_upright_and_loses_its_exif_data(folder):
         assert dict(kept.getexif()) == {} and "where" not in str(kept.info)
 
 
-@pytest.mark.parametrize(("size", "kept"), [((2000, 1000), (LONGEST, 256)), ((1000, 3), (LONGEST, 2)), ((512, 90), (512, 90))])
+@pytest.mark.parametrize(
+    ("size", "kept"), [((2000, 1000), (LONGEST, 256)), ((1000, 3), (LONGEST, 2)), ((512, 90), (512, 90))]
+)
 def test_what_is_large_is_shrunk(folder, size, kept):
     two_halves(*size).save(folder / "large.png")
     keep_photo("large.png")
@@ -100,7 +121,9 @@ def test_what_cannot_be_read_is_said_in_a_sentence_and_changes_nothing(folder):
     said = drop_in(upload, folder / "letter.txt")
     assert said == "letter.txt: not a picture that can be read. In use: your photograph."
     Image.new("1", (8200, 8000)).save(folder / "huge.png")
-    assert drop_in(upload, folder / "huge.png").startswith("huge.png: 8200x8000 pixels; the limit is 64 million. In use")
+    assert drop_in(upload, folder / "huge.png").startswith(
+        "huge.png: 8200x8000 pixels; the limit is 64 million. In use"
+    )
     assert my_photo(8)[1] == "your photograph"
     assert sorted(path.name for path in folder.iterdir()) == ["good.png", "huge.png", "letter.txt", FILE]
 

@@ -26,7 +26,9 @@ def pristine(photographs, tmp_path_factory) -> Pristine:
     return fit_pristine(folder)
 
 
-@pytest.mark.parametrize(("alpha", "left", "right"), [(2.0, 1.0, 1.0), (1.0, 1.0, 1.0), (0.7, 0.5, 2.0), (2.5, 3.0, 1.0)])
+@pytest.mark.parametrize(
+    ("alpha", "left", "right"), [(2.0, 1.0, 1.0), (1.0, 1.0, 1.0), (0.7, 0.5, 2.0), (2.5, 3.0, 1.0)]
+)
 def test_aggd_finds_the_parameters_that_made_the_values(alpha, left, right):
     """|v| / beta is Gamma(1/alpha) ** (1/alpha); the sides weigh as their betas."""
     rng = np.random.default_rng(0)
@@ -72,8 +74,12 @@ def test_the_distance_is_that_of_the_two_gaussians(photographs):
     features, _ = patch_features(photographs[0])
     step = torch.zeros(36, dtype=torch.float64)
     step[0] = 2.0
-    covariance = 2 * torch.eye(36, dtype=torch.float64) - torch.cov(features.T)  # so that the pooled one is the identity
-    assert niqe_score(photographs[0], Pristine(features.mean(dim=0) + step, covariance, "made", True)) == pytest.approx(2.0)
+    covariance = 2 * torch.eye(36, dtype=torch.float64) - torch.cov(
+        features.T
+    )  # so that the pooled one is the identity
+    assert niqe_score(photographs[0], Pristine(features.mean(dim=0) + step, covariance, "made", True)) == pytest.approx(
+        2.0
+    )
 
 
 def test_own_model_round_trip_and_is_marked(pristine, tmp_path):

@@ -53,7 +53,9 @@ def test_lesson_is_committed_clean(lesson):
 @each_lesson
 def test_lesson_closes_with_a_limitation_and_has_three_exercises(lesson):
     cells = course.read(lesson).cells
-    assert sum(bool(re.search(r"^#+ .*exercise", c.source, re.I | re.M)) for c in cells if c.cell_type == "markdown") >= 3
+    assert (
+        sum(bool(re.search(r"^#+ .*exercise", c.source, re.I | re.M)) for c in cells if c.cell_type == "markdown") >= 3
+    )
     assert re.search("limit", cells[-1].source, re.I)
 
 
@@ -134,7 +136,9 @@ def proving_run(lesson: Path, folder: Path) -> str | None:
     with mock.patch.dict(os.environ):
         course.use_lesson_environment()
         os.environ[ONLY_DEFAULT] = "1"
-        return course.execute(with_prover(lesson, folder / "in"), folder / "out" / lesson.name, {"PROFILE": "smoke"}, limit=600).problem
+        return course.execute(
+            with_prover(lesson, folder / "in"), folder / "out" / lesson.name, {"PROFILE": "smoke"}, limit=600
+        ).problem
 
 
 def smoke_run(lesson: Path, tmp_path_factory) -> tuple[str | None, Path]:
@@ -183,8 +187,10 @@ def test_two_runs_of_a_lesson_give_the_same_bytes(name, tmp_path, tmp_path_facto
 @each_lesson
 def test_committed_outputs_come_out_again(lesson, tmp_path):
     """nbval, in a fresh kernel and in the committed profile: the outputs of the cells tagged nbval-check-output."""
-    assert any("nbval-check-output" in cell.metadata.get("tags", []) or "# NBVAL_CHECK_OUTPUT" in cell.source
-               for cell in course.read(lesson).cells), "no output is compared"  # fmt: skip
+    assert any(
+        "nbval-check-output" in cell.metadata.get("tags", []) or "# NBVAL_CHECK_OUTPUT" in cell.source
+        for cell in course.read(lesson).cells
+    ), "no output is compared"
     watch = course.Watch(None)
     watch.start()
     done = _nbval(lesson, tmp_path)
@@ -200,9 +206,25 @@ def _nbval(notebook: Path, tmp_path: Path) -> subprocess.CompletedProcess:
     settings = tmp_path / "pytest.ini"  # ours turns the warnings of nbval itself into errors
     settings.write_text("[pytest]\n")
     return subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-c", settings, f"--rootdir={notebook.parent}", "-p", "no:cacheprovider",
-         "--nbval-lax", "--nbval-current-env", f"--nbval-cell-timeout={limit}", notebook],
-        capture_output=True, text=True, timeout=limit + 120)  # fmt: skip
+        [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-q",
+            "-c",
+            settings,
+            f"--rootdir={notebook.parent}",
+            "-p",
+            "no:cacheprovider",
+            "--nbval-lax",
+            "--nbval-current-env",
+            f"--nbval-cell-timeout={limit}",
+            notebook,
+        ],
+        capture_output=True,
+        text=True,
+        timeout=limit + 120,
+    )
 
 
 # --- course.py ----------------------------------------------------------------------------------------------
@@ -225,9 +247,13 @@ def make(path: Path, *sources: str, opening: str = OPENING, profile: str = 'PROF
 @pytest.fixture(scope="module")
 def built(tmp_path_factory):
     """A notebook in order, with a picture, a linked widget and a compared output, as `build` leaves it."""
-    path = make(tmp_path_factory.mktemp("built") / "00_dot.ipynb", "print(1 + 1)  # two", SHOW,
-                "import ipywidgets\nslider, text = ipywidgets.SelectionSlider(options=['a', 'b']), ipywidgets.HTML('x')\n"
-                "ipywidgets.jslink((slider, 'index'), (text, 'value'))\nipywidgets.VBox([slider, text])")  # fmt: skip
+    path = make(
+        tmp_path_factory.mktemp("built") / "00_dot.ipynb",
+        "print(1 + 1)  # two",
+        SHOW,
+        "import ipywidgets\nslider, text = ipywidgets.SelectionSlider(options=['a', 'b']), ipywidgets.HTML('x')\n"
+        "ipywidgets.jslink((slider, 'index'), (text, 'value'))\nipywidgets.VBox([slider, text])",
+    )
     notebook = course.read(path)
     notebook.cells[2].metadata["tags"] = ["nbval-check-output"]
     nbformat.write(notebook, path)
@@ -262,12 +288,15 @@ def test_build_states_seconds_and_memory_of_its_run(built):
     assert seconds in range(10, 121, 10) and 0 < gigabytes <= 1 and gigabytes % 0.5 == 0
 
 
-@pytest.mark.parametrize(("prose", "numbers"), [
-    ("gains 0.45 dB on average, 12 % of it by luck", ["0.45 dB", "12 %"]),
-    ("its PSNR of 31.2 falls in 3 seconds", ["PSNR of 31.2", "3 seconds"]),
-    ("a 95 % interval, $3$ dB, `4 dB`, 5 pixels, 1,000 kernels, 2D", []),
-    ("<!-- unmeasured -->\n10 dB are a factor of 10", []),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("prose", "numbers"),
+    [
+        ("gains 0.45 dB on average, 12 % of it by luck", ["0.45 dB", "12 %"]),
+        ("its PSNR of 31.2 falls in 3 seconds", ["PSNR of 31.2", "3 seconds"]),
+        ("a 95 % interval, $3$ dB, `4 dB`, 5 pixels, 1,000 kernels, 2D", []),
+        ("<!-- unmeasured -->\n10 dB are a factor of 10", []),
+    ],
+)
 def test_numbers_in_prose_that_no_result_would_change(prose, numbers):
     assert course.bare_numbers(prose) == numbers
 
@@ -282,7 +311,9 @@ def test_two_builds_give_the_same_bytes(built, tmp_path):
     again.write_bytes(built.read_bytes())
     assert course.build([again], limit=120) == 0
     # But for the seconds and memory that it states, and the id made of that cell's source
-    first, second = (course.MACHINE.sub("", path.read_text()).replace(course.read(path).cells[0].id, "") for path in (built, again))
+    first, second = (
+        course.MACHINE.sub("", path.read_text()).replace(course.read(path).cells[0].id, "") for path in (built, again)
+    )
     assert first == second
 
 
@@ -297,8 +328,11 @@ def test_nbval_accepts_it_and_rejects_a_changed_output(built, tmp_path):
 
 
 def test_run_goes_on_after_a_failure_and_names_the_cell(tmp_path, capsys, built):
-    files = [make(tmp_path / "01_bad.ipynb", "x = 1\nraise KeyError('nothing here')"),
-             make(tmp_path / "02_dead.ipynb", "import os\nos.kill(os.getpid(), 9)"), built]  # fmt: skip
+    files = [
+        make(tmp_path / "01_bad.ipynb", "x = 1\nraise KeyError('nothing here')"),
+        make(tmp_path / "02_dead.ipynb", "import os\nos.kill(os.getpid(), 9)"),
+        built,
+    ]
     assert course.run(files, tmp_path / "out", {"PROFILE": "smoke"}, limit=120) == 1
     shown = capsys.readouterr().out
     assert "'x = 1': KeyError: 'nothing here'" in shown and "the kernel died" in shown
@@ -317,13 +351,19 @@ def test_a_slow_lesson_is_ended(tmp_path, capsys):
 def test_page_keeps_alt_text_and_needs_no_other_host(tmp_path, built):
     assert course.run([built], tmp_path, {"PROFILE": "smoke"}, limit=120) == 0
     page = (tmp_path / "00_dot.html").read_text()
-    assert 'alt="a &quot;red&quot; &lt;dot&gt;"' in page.replace("&#34;", "&quot;") or "alt='a \"red\" &lt;dot&gt;'" in page
+    assert (
+        'alt="a &quot;red&quot; &lt;dot&gt;"' in page.replace("&#34;", "&quot;")
+        or "alt='a \"red\" &lt;dot&gt;'" in page
+    )
     assert "SelectionSliderModel" in page and "data-widget" in page
     assert not re.search(r"src=.https?:", page)
 
 
 def test_page_draws_formulas(tmp_path):
-    path = make(tmp_path / "00_formula.ipynb", opening=r"The level $\sqrt{\bar\alpha_t}$ and $$\begin{aligned} a &= b \end{aligned}$$")
+    path = make(
+        tmp_path / "00_formula.ipynb",
+        opening=r"The level $\sqrt{\bar\alpha_t}$ and $$\begin{aligned} a &= b \end{aligned}$$",
+    )
     page = course.to_html(path).read_text()
     assert page.count("<math") == 2 and "<msqrt>" in page and "<mtable" in page
 
@@ -332,8 +372,10 @@ def test_brackets_of_a_formula_match():
     for tex in (r"\lVert a \rVert^2", r"\Big(\tfrac1n a\Big)^{2}"):
         first, *_, last = re.findall(r"<mo([^>]*)>(?:&#x02016;|[()])</mo>", course.markdown_html(f"${tex}$"))
         assert ("minsize" in first) == ("minsize" in last) and ('"false"' in first) == ('"false"' in last)
-    assert '<msup><mrow><mo minsize="1.623em" maxsize="1.623em" stretchy="true" form="postfix">)</mo></mrow>' in course.markdown_html(
-        r"$\Big(a\Big)^2$")
+    assert (
+        '<msup><mrow><mo minsize="1.623em" maxsize="1.623em" stretchy="true" form="postfix">)</mo></mrow>'
+        in course.markdown_html(r"$\Big(a\Big)^2$")
+    )
 
 
 def test_page_without_alt_text_is_an_error(tmp_path):
@@ -368,8 +410,12 @@ DEFECTS = {
     "cells are tagged `parameters`": lambda notebook: notebook.cells[1].metadata.pop("tags"),
     "does not say PROFILE": lambda notebook: notebook.cells[1].update(source='PROFILE = "gpu"'),
     "does not tell minutes": lambda notebook: notebook.cells[0].update(source="# Dots\nYou can see dots."),
-    "does not tell seconds and memory": lambda notebook: notebook.cells[0].update(source="# Dots\n1 minute, 1 second, 1 GB."),
-    "a measured number in prose, '3.1 dB'": lambda notebook: notebook.cells[0].update(source="# Dots\nIt gains 3.1 dB."),
+    "does not tell seconds and memory": lambda notebook: notebook.cells[0].update(
+        source="# Dots\n1 minute, 1 second, 1 GB."
+    ),
+    "a measured number in prose, '3.1 dB'": lambda notebook: notebook.cells[0].update(
+        source="# Dots\nIt gains 3.1 dB."
+    ),
     "is of level 3 after one of level 1": lambda notebook: notebook.cells[0].update(source="# Dots\n### Too deep"),
     "is of level 1 after one of level 2": lambda notebook: notebook.cells[0].update(source="# Dots\n## One\n# Two"),
     "kernel is not named": lambda notebook: notebook.metadata.kernelspec.update(name="mine"),
@@ -398,12 +444,15 @@ def test_clean_strips_what_tools_add(tmp_path, built):
     assert cleaned.cells[3].outputs[0].metadata["image/png"]["alt"] == 'a "red" <dot>'
 
 
-@pytest.mark.parametrize(("arguments", "sentence"), [
-    (["run", "--set", "nosuch=1", "FILE"], "its `parameters` cell has: PROFILE"),
-    (["run", "--set", "nosuch", "FILE"], "expected NAME=VALUE"),
-    (["run", "missing.ipynb"], "No such file"),
-    (["check", __file__], "not a readable notebook"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["run", "--set", "nosuch=1", "FILE"], "its `parameters` cell has: PROFILE"),
+        (["run", "--set", "nosuch", "FILE"], "expected NAME=VALUE"),
+        (["run", "missing.ipynb"], "No such file"),
+        (["check", __file__], "not a readable notebook"),
+    ],
+)
 def test_mistakes_get_one_sentence(arguments, sentence, built, capsys):
     assert course.main([str(built) if a == "FILE" else a for a in arguments]) == 2
     error = capsys.readouterr().err
@@ -426,4 +475,6 @@ def test_lab_asks_nothing_and_leaves_settings_of_others_alone(ours, tmp_path, mo
     course.lab()
     overrides = list(tmp_path.rglob("overrides.json"))
     assert len(started) == 1 and str(course.HERE) in started[0]
-    assert [json.loads(path.read_text()) for path in overrides] == ours * [{"@jupyterlab/apputils-extension:notification": {"fetchNews": "false"}}]
+    assert [json.loads(path.read_text()) for path in overrides] == ours * [
+        {"@jupyterlab/apputils-extension:notification": {"fetchNews": "false"}}
+    ]

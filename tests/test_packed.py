@@ -10,8 +10,8 @@ import pytest
 import torch
 from gpu_cases import no_waiting
 
-from tinymsg.datasets import packed
 from tinymsg.data import Batches, ImageError, PairedImages, read_image, to_model
+from tinymsg.datasets import packed
 from tinymsg.datasets.layouts import find_pairs
 from tinymsg.datasets.packed import ListedPairs, PackedPairs, open_pairs, packed_folder, read_manifest
 from tinymsg.datasets.packing import pack
@@ -28,7 +28,9 @@ def root(tmp_path_factory) -> Path:
     miniatures.make_gopro(folder)
     miniatures.make_realblur(folder)
     for name, split in (("gopro", "train"), ("realblur_j", "test")):
-        pack(find_pairs(name, folder, split, complete=False), packed_folder(name, split, folder), name, split, workers=1)
+        pack(
+            find_pairs(name, folder, split, complete=False), packed_folder(name, split, folder), name, split, workers=1
+        )
     return folder
 
 
@@ -53,7 +55,9 @@ def all_crops(sources: list[torch.Tensor], size: int) -> dict[bytes, list[tuple[
                 cut = source.numpy()[..., top : top + size, left : left + size]
                 for turn in range(8):
                     crop = np.rot90(cut, turn % 4, axes=(-2, -1))
-                    places.setdefault((crop[..., ::-1] if turn >= 4 else crop).tobytes(), []).append((i, top, left, turn))
+                    places.setdefault((crop[..., ::-1] if turn >= 4 else crop).tobytes(), []).append(
+                        (i, top, left, turn)
+                    )
     return places
 
 
@@ -71,7 +75,9 @@ def test_crops_are_cut_from_the_pictures_and_turned_together(root, device, name,
     sources = pictures(root, name, split)
     places = all_crops(sources, size)
     found = [places[crop.tobytes()] for crop in torch.stack((y0, x), dim=1).cpu().numpy()]
-    assert all(len(origin) == 1 for origin in found)  # exactly one place: both are of the same pair, cut and turned alike
+    assert all(
+        len(origin) == 1 for origin in found
+    )  # exactly one place: both are of the same pair, cut and turned alike
     which, top, left, turn = (set(values) for values in zip(*(origin[0] for origin in found), strict=True))
     assert which == set(range(len(sources))) and turn == set(range(8))
     assert min(top) == 0 and len(top) > 3 and len(left) > 8
@@ -139,7 +145,14 @@ def test_more_bytes_than_32_bits_count(tmp_path, monkeypatch):
     """As of the real GoPro; the file has holes and the memory is not touched, so that this costs nothing."""
     n, h, w = 400, 720, 1280
     rows = [[f"{i}", h, w, ""] for i in range(n)]
-    manifest = {"format": packed.FORMAT, "source": "x", "split": "train", "blur": "blur", "shape": [n, 2, h, w, 3], "pairs": rows}
+    manifest = {
+        "format": packed.FORMAT,
+        "source": "x",
+        "split": "train",
+        "blur": "blur",
+        "shape": [n, 2, h, w, 3],
+        "pairs": rows,
+    }
     (tmp_path / "manifest.json").write_text(json.dumps(manifest | {"identity": packed.identity(manifest)}))
     frames = np.lib.format.open_memmap(tmp_path / "pairs.npy", mode="w+", dtype=np.uint8, shape=(n, 2, h, w, 3))
     memory = torch.empty(frames.shape, dtype=torch.uint8)
@@ -202,20 +215,27 @@ def edit(path: Path, change) -> None:
     path.write_bytes(change(path.read_bytes()))
 
 
-@pytest.mark.parametrize(("file", "change", "message"), [
-    ("pairs.npy", lambda b: b[:-1], "pairs.npy is damaged"),
-    ("pairs.npy", lambda b: b[:50], "pairs.npy is damaged"),
-    ("pairs.npy", lambda b: b"", "pairs.npy is damaged"),
-    ("pairs.npy", lambda b: b"<html>" + b[6:], "pairs.npy is damaged"),
-    ("pairs.npy", lambda b: b + b"\0", "has 55425 bytes instead of 55424"),
-    ("pairs.npy", lambda b: b.replace(b"(6, 2, 32, 48, 3)", b"(6, 2, 48, 32, 3)"), r"holds uint8 \(6, 2, 48, 32, 3\)"),
-    ("pairs.npy", lambda b: b.replace(b"'|u1'", b"'|i1'"), "holds int8"),
-    ("manifest.json", lambda b: b[:-20], "manifest.json is damaged"),
-    ("manifest.json", lambda b: b"[]", "manifest.json is damaged"),
-    ("manifest.json", lambda b: b"\xff" + b, "manifest.json is damaged"),
-    ("manifest.json", lambda b: b.replace(b'"blur": "blur"', b'"blur": "blur_gamma"'), "damaged or was edited"),
-    ("manifest.json", lambda b: b.replace(b"version 1", b"version 2"), "is of format 'tinymsg pairs, version 2'"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("file", "change", "message"),
+    [
+        ("pairs.npy", lambda b: b[:-1], "pairs.npy is damaged"),
+        ("pairs.npy", lambda b: b[:50], "pairs.npy is damaged"),
+        ("pairs.npy", lambda b: b"", "pairs.npy is damaged"),
+        ("pairs.npy", lambda b: b"<html>" + b[6:], "pairs.npy is damaged"),
+        ("pairs.npy", lambda b: b + b"\0", "has 55425 bytes instead of 55424"),
+        (
+            "pairs.npy",
+            lambda b: b.replace(b"(6, 2, 32, 48, 3)", b"(6, 2, 48, 32, 3)"),
+            r"holds uint8 \(6, 2, 48, 32, 3\)",
+        ),
+        ("pairs.npy", lambda b: b.replace(b"'|u1'", b"'|i1'"), "holds int8"),
+        ("manifest.json", lambda b: b[:-20], "manifest.json is damaged"),
+        ("manifest.json", lambda b: b"[]", "manifest.json is damaged"),
+        ("manifest.json", lambda b: b"\xff" + b, "manifest.json is damaged"),
+        ("manifest.json", lambda b: b.replace(b'"blur": "blur"', b'"blur": "blur_gamma"'), "damaged or was edited"),
+        ("manifest.json", lambda b: b.replace(b"version 1", b"version 2"), "is of format 'tinymsg pairs, version 2'"),
+    ],
+)
 def test_damage_is_found_at_opening(folder, file, change, message):
     PackedPairs(folder)
     before = (folder / file).read_bytes()
@@ -248,7 +268,11 @@ def test_open_by_name_prefers_the_packed_form(root, device):
     pairs = open_pairs("gopro", seed=9, device=device, root=root)
     assert isinstance(pairs, PackedPairs) and pairs.seed == 9 and pairs.device == device
     raw = open_pairs("gopro", "test", seed=9, device=device, root=root, complete=False)
-    assert isinstance(raw, ListedPairs) and raw.name == "3 pairs of gopro test (blur)" and raw.names[0] == "GOPR0384_07_00/000047"
+    assert (
+        isinstance(raw, ListedPairs)
+        and raw.name == "3 pairs of gopro test (blur)"
+        and raw.names[0] == "GOPR0384_07_00/000047"
+    )
     y0, x = raw.crops(torch.arange(3), 16)
     assert y0.shape == x.shape == (3, 3, 16, 16) and y0.device.type == device.type
     folder = PairedImages(root / "GOPRO_Large/test", seed=9, device=device)
@@ -287,5 +311,9 @@ def test_the_manifest_says_what_it_is(root):
     manifest = read_manifest(packed_folder("realblur_j", "test", root))
     assert json.loads(json.dumps(manifest)) == manifest
     assert (manifest["source"], manifest["split"], manifest["blur"]) == ("realblur_j", "test", "blur")
-    assert [pair[:3] for pair in manifest["pairs"]] == [["scene002/1", 43, 42], ["scene002/2", 43, 42], ["scene003/1", 42, 44],
-                                                        ["scene003/2", 42, 44]]  # fmt: skip
+    assert [pair[:3] for pair in manifest["pairs"]] == [
+        ["scene002/1", 43, 42],
+        ["scene002/2", 43, 42],
+        ["scene003/1", 42, 44],
+        ["scene003/2", 42, 44],
+    ]

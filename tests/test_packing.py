@@ -16,9 +16,9 @@ import psutil
 import pytest
 from PIL import Image
 
-from tinymsg.datasets import packing
 from tinymsg.__main__ import main
 from tinymsg.data import ImageError
+from tinymsg.datasets import packing
 from tinymsg.datasets.layouts import Pair, find_pairs
 from tinymsg.datasets.packed import PackedPairs, open_frames, read_manifest
 from tinymsg.datasets.packing import folder_pairs, pack
@@ -95,7 +95,11 @@ def test_pictures_that_are_turned_gray_or_deep(tmp_path):
         Image.fromarray(pixels[..., 0].astype(np.uint16) * 257).save(folder / side / "d.png")
     manifest = pack(folder_pairs(folder), tmp_path / "out", "mine", workers=1)
     assert [row[:3] for row in manifest["pairs"]] == [
-        ["blur/a.jpg", 12, 8], ["blur/b.png", 12, 8], ["blur/c.png", 8, 12], ["blur/d.png", 8, 12]]  # fmt: skip
+        ["blur/a.jpg", 12, 8],
+        ["blur/b.png", 12, 8],
+        ["blur/c.png", 8, 12],
+        ["blur/d.png", 8, 12],
+    ]
     frames = open_frames(tmp_path / "out", manifest["shape"])
     assert np.array_equal(frames[1, 0, :12, :8], np.rot90(pixels, -1))
     for gray in (frames[2], frames[3]):
@@ -157,12 +161,26 @@ def broken_at(monkeypatch):
     return arm
 
 
-@pytest.mark.parametrize(("owner", "name", "n"), [
-    (packing, "_note", 0), (packing, "_note", 1), (packing, "_note", 4), (packing, "_decode_one", 3), (packing, "_decode_one", 6),
-    (packing, "_allocate", 0), (packing, "frame_hashes", 0), (packing, "_write_manifest", 0), (packing, "_compare", 0),
-    (packing, "_sync", 0), (packing, "_sync", 1), (packing, "_sync", 2), (packing, "_sync", 3),
-    (Path, "replace", 0), (Path, "unlink", 0),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("owner", "name", "n"),
+    [
+        (packing, "_note", 0),
+        (packing, "_note", 1),
+        (packing, "_note", 4),
+        (packing, "_decode_one", 3),
+        (packing, "_decode_one", 6),
+        (packing, "_allocate", 0),
+        (packing, "frame_hashes", 0),
+        (packing, "_write_manifest", 0),
+        (packing, "_compare", 0),
+        (packing, "_sync", 0),
+        (packing, "_sync", 1),
+        (packing, "_sync", 2),
+        (packing, "_sync", 3),
+        (Path, "replace", 0),
+        (Path, "unlink", 0),
+    ],
+)
 def test_a_stop_at_any_place_changes_nothing(root, tmp_path, expected, broken_at, monkeypatch, owner, name, n):
     pairs = gopro(root)
     with monkeypatch.context():
@@ -188,8 +206,11 @@ def interrupted(root: Path, out: Path, broken_at, monkeypatch, after: int) -> Pa
 def decoded(monkeypatch) -> list[int]:
     """The numbers of the pairs that are decoded and written from now on."""
     numbers, original = [], packing._decode_one
-    monkeypatch.setattr(packing, "_decode_one", lambda job, pixels, offset: (
-        numbers.append(job.number) if pixels else None, original(job, pixels, offset))[1])  # fmt: skip
+    monkeypatch.setattr(
+        packing,
+        "_decode_one",
+        lambda job, pixels, offset: (numbers.append(job.number) if pixels else None, original(job, pixels, offset))[1],
+    )
     return numbers
 
 
@@ -202,7 +223,9 @@ def test_only_what_is_missing_is_decoded(root, tmp_path, broken_at, monkeypatch)
     assert numbers == [4, 5]  # packed already
 
 
-@pytest.mark.parametrize("damage", ["torn line", "garbage", "pixels lost", "file lost", "picture changed", "journal lost"])
+@pytest.mark.parametrize(
+    "damage", ["torn line", "garbage", "pixels lost", "file lost", "picture changed", "journal lost"]
+)
 def test_what_a_power_cut_leaves_is_repaired(root, tmp_path, expected, broken_at, monkeypatch, damage):
     work = interrupted(root, tmp_path / "out", broken_at, monkeypatch, after=4)
     journal, pixels = work / "journal.jsonl", work / "pairs.npy"
@@ -248,7 +271,9 @@ def test_a_disk_that_loses_what_it_is_given(root, tmp_path, monkeypatch):
         return original(job, None if job.number == 2 else pixels, offset)
 
     monkeypatch.setattr(packing, "_decode_one", forgetful)
-    with pytest.raises(ValueError, match="other bytes than were written, first for GOPR0372_07_00/000049: check the disk"):
+    with pytest.raises(
+        ValueError, match="other bytes than were written, first for GOPR0372_07_00/000049: check the disk"
+    ):
         pack(gopro(root), tmp_path / "out", "gopro", workers=1)
     assert not (tmp_path / "out").exists()
 
@@ -267,7 +292,10 @@ def test_an_unfinished_pack_of_something_else(root, tmp_path, broken_at, monkeyp
 
 
 def test_two_at_once(root, tmp_path):
-    with packing._journal(tmp_path / "out.part"), pytest.raises(ValueError, match="another process is packing into .*out.part"):
+    with (
+        packing._journal(tmp_path / "out.part"),
+        pytest.raises(ValueError, match="another process is packing into .*out.part"),
+    ):
         pack(gopro(root), tmp_path / "out", "gopro", workers=1)
 
 
@@ -352,7 +380,11 @@ def test_killed_again_and_again(many, tmp_path, start):
     before = wait_for_more(process, journal, 10)
     os.killpg(process.pid, signal.SIGINT)  # Ctrl-C
     said = process.stderr.read()
-    assert process.wait() == 130 and said.endswith(f"stopped; the same command goes on from {work}\n") and "Traceback" not in said
+    assert (
+        process.wait() == 130
+        and said.endswith(f"stopped; the same command goes on from {work}\n")
+        and "Traceback" not in said
+    )
     assert gone(process.pid) and before + 10 <= lines_of(journal) < 241
     pack(gopro(many), out, "gopro", workers=1)
     pack(gopro(many), tmp_path / "uninterrupted", "gopro", workers=1)
@@ -419,12 +451,18 @@ def test_a_data_set_by_name(root, capsys):
     assert run("gopro", "--root", root, "--workers", 1, "--incomplete") == 0
     out = root / "packed/gopro-train"
     said = capsys.readouterr().out
-    assert said.startswith(f"{out}: 6 pairs of gopro train (blur), frames of 48x32, 0.00 GB, SHA-256 ") and said.count("\n") == 1
+    assert (
+        said.startswith(f"{out}: 6 pairs of gopro train (blur), frames of 48x32, 0.00 GB, SHA-256 ")
+        and said.count("\n") == 1
+    )
     assert run("gopro", "--root", root, "--workers", 1, "--incomplete", "--verify") == 0
     assert capsys.readouterr().out == said.rstrip("\n") + ", was packed already, verified against the pictures\n"
     assert run("gopro", "--root", root, "--incomplete", "--blur", "blur_gamma") == 2
     assert f"{out} holds gopro train with blur blur, not blur_gamma: choose another --out" in capsys.readouterr().err
-    assert run("gopro", "--root", root, "--incomplete", "--workers", 1, "--blur", "blur_gamma", "--out", root / "gamma") == 0
+    assert (
+        run("gopro", "--root", root, "--incomplete", "--workers", 1, "--blur", "blur_gamma", "--out", root / "gamma")
+        == 0
+    )
     assert json.loads((root / "gamma/manifest.json").read_text())["blur"] == "blur_gamma"
     assert run("realblur_j", "--split", "test", "--root", root, "--workers", 1, "--incomplete") == 0
     assert len(PackedPairs(root / "packed/realblur_j-test")) == 4
@@ -443,7 +481,9 @@ def test_a_folder_of_ones_own(root, tmp_path, capsys, monkeypatch):
     assert run("data/packed/mine-train") == 0 and "packed already" in capsys.readouterr().out
     shutil.rmtree("mine")  # the pictures are not needed any more
     assert run("data/packed/mine-train", "--verify") == 0 and "every checksum is right" in capsys.readouterr().out
-    Path("data/packed/mine-train/pairs.npy").write_bytes(Path("data/packed/mine-train/pairs.npy").read_bytes()[:-1] + b"!")
+    Path("data/packed/mine-train/pairs.npy").write_bytes(
+        Path("data/packed/mine-train/pairs.npy").read_bytes()[:-1] + b"!"
+    )
     assert run("data/packed/mine-train", "--verify") == 2 and "1 of 3 pairs are damaged" in capsys.readouterr().err
 
 

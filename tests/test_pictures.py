@@ -15,8 +15,17 @@ from tinymsg.results import read_results
 from tinymsg.studies import PictureTrial, Study, get_study, headline_table, paired_differences
 
 ROOT = Path(__file__).resolve().parents[1]
-SMALL = dataclasses.replace(PICTURES, widths=(16, 16, 16, 16), guidance_width=8, guidance_blocks=1, crop=16, batch=2,
-                            content_count=4, steps=8, warmup=2)  # fmt: skip
+SMALL = dataclasses.replace(
+    PICTURES,
+    widths=(16, 16, 16, 16),
+    guidance_width=8,
+    guidance_blocks=1,
+    crop=16,
+    batch=2,
+    content_count=4,
+    steps=8,
+    warmup=2,
+)
 drawn_once = cache(make_contents)  # every arm's pictures are the same, and drawing them takes longer than all else here
 
 
@@ -31,7 +40,9 @@ def _quick(monkeypatch):
 
 def trial(arm: str, seed: int = 0) -> PictureTrial:
     config = toy.variant((ARMS | PARTS).get(arm, {}), None, seed, SMALL)
-    return PictureTrial(arm, seed, dataclasses.replace(config, content_count=min(config.content_count, 8)))  # 500 take a minute
+    return PictureTrial(
+        arm, seed, dataclasses.replace(config, content_count=min(config.content_count, 8))
+    )  # 500 take a minute
 
 
 def test_equal_parameters():
@@ -43,7 +54,10 @@ def test_equal_parameters():
 def test_the_setting_is_the_one_that_was_chosen_on_the_validation_split():
     chosen = read_results(ROOT / "notebooks/results/scores.json")["setting"]
     source = (ROOT / "tinymsg/pictures.py").read_text()
-    assert f'Setting("{chosen["sampler"]}", steps={chosen["steps"]}, max_noise={chosen["max_noise"]}, samples={chosen["samples"]})' in source
+    assert (
+        f'Setting("{chosen["sampler"]}", steps={chosen["steps"]}, max_noise={chosen["max_noise"]}, samples={chosen["samples"]})'
+        in source
+    )
 
 
 @pytest.mark.parametrize("arm", ["blurry", *ARMS, *PARTS])
@@ -77,8 +91,13 @@ def test_the_blurry_input_is_scored_against_the_sharp_picture():
 
 
 def test_blurry_is_paired_with_every_seed():
-    entry = lambda arm, seed, values: {"arm": arm, "seed": seed, "kernels": None, "steps": 9,  # noqa: E731
-                                       "scores": {"d": {"per_image": {"psnr": values}}}}  # fmt: skip
+    entry = lambda arm, seed, values: {
+        "arm": arm,
+        "seed": seed,
+        "kernels": None,
+        "steps": 9,
+        "scores": {"d": {"per_image": {"psnr": values}}},
+    }
     runs = [entry("blurry", 0, [1.0, 2.0]), entry("a", 0, [3.0, 5.0]), entry("a", 1, [1.0, 1.0])]
     assert paired_differences(runs, "a", "blurry", "d", metric="psnr").tolist() == [[2.0, 3.0], [0.0, -1.0]]
     runs.append(entry("a", 0, [0.0, 0.0]) | {"steps": 18})
@@ -89,18 +108,34 @@ def test_blurry_is_paired_with_every_seed():
 def test_equal_budgets(name):
     study: Study = get_study(name)
     budgets = {(t.config.batch, t.config.crop, t.config.steps - t.config.head_start) for t in study.trials(2, 100)}
-    assert {batch for batch, _, _ in budgets} == {PICTURES.batch} and {crop for _, crop, _ in budgets} == {PICTURES.crop}
+    assert {batch for batch, _, _ in budgets} == {PICTURES.batch} and {crop for _, crop, _ in budgets} == {
+        PICTURES.crop
+    }
     assert {steps for _, _, steps in budgets} == ({100, 200} if name == "pictures" else {100})
 
 
 def test_the_headline_counts_only_the_studys_own_budget():
     """Three arms and regression at two seeds, plus one training twice as long, which must not enter."""
+
     def entry(arm, seed, steps, value):
         scores = {"psnr": {"mean": value}, "per_image": {"psnr": [value - 1, value + 1]}}
-        return {"arm": arm, "seed": seed, "kernels": None, "steps": steps, "scores": {d: scores for d in pictures.DOMAINS}}
+        return {
+            "arm": arm,
+            "seed": seed,
+            "kernels": None,
+            "steps": steps,
+            "scores": dict.fromkeys(pictures.DOMAINS, scores),
+        }
 
     runs = [entry("blurry", 0, 9, 20.0), entry("guided", 0, 18, 99.0)]
-    runs += [entry(arm, seed, 9, value + seed) for arm, value in zip(ARMS, (25.0, 22.0, 24.0, 23.5), strict=True) for seed in (0, 1)]
+    runs += [
+        entry(arm, seed, 9, value + seed)
+        for arm, value in zip(ARMS, (25.0, 22.0, 24.0, 23.5), strict=True)
+        for seed in (0, 1)
+    ]
     lines = headline_table({"runs": runs, "steps": 9}).splitlines()
-    assert lines[2] == "| gopro_like | 20.00 | 25.50 | 22.50 | 24.50 | 24.00 | +2.00 [+2.00, +2.00] | +0.50 [+0.50, +0.50] |"
+    assert (
+        lines[2]
+        == "| gopro_like | 20.00 | 25.50 | 22.50 | 24.50 | 24.00 | +2.00 [+2.00, +2.00] | +0.50 [+0.50, +0.50] |"
+    )
     assert len(lines) == 2 + len(pictures.DOMAINS)

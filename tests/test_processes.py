@@ -13,10 +13,21 @@ from kill_training import Real, environment
 
 from tinymsg import processes
 
-pytestmark = pytest.mark.skipif(not torch.distributed.is_available(), reason="this build of torch has no torch.distributed")
+pytestmark = pytest.mark.skipif(
+    not torch.distributed.is_available(), reason="this build of torch has no torch.distributed"
+)
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run"]
-TINY = ["widths=16,16", "scales=1", "guidance_width=8", "guidance_blocks=1", "crop=16", "batch=4", "warmup=0", "precision=fp32",
-        "content_count=8"]  # fmt: skip
+TINY = [
+    "widths=16,16",
+    "scales=1",
+    "guidance_width=8",
+    "guidance_blocks=1",
+    "crop=16",
+    "batch=4",
+    "warmup=0",
+    "precision=fp32",
+    "content_count=8",
+]
 
 WORKER = """
 import sys, torch
@@ -74,12 +85,15 @@ def test_two_processes_learn_what_one_does(tmp_path):
     script = tmp_path / "worker.py"
     script.write_text(WORKER)
     for start in ([*TORCHRUN, "--standalone", "--nproc-per-node=2"], [sys.executable]):
-        done = subprocess.run([*start, str(script), str(tmp_path)], capture_output=True, text=True, timeout=300, env=environment())
+        done = subprocess.run(
+            [*start, str(script), str(tmp_path)], capture_output=True, text=True, timeout=300, env=environment()
+        )
         assert done.returncode == 0, done.stderr
     alone, first, second = (torch.load(tmp_path / f"{name}.pt") for name in ("alone", "0", "1"))
     for accumulate in (1, 2):
         (records, weights, _), (rows_0, weights_0, exchanges), (rows_1, weights_1, _) = (
-            part[accumulate] for part in (alone, first, second))  # fmt: skip
+            part[accumulate] for part in (alone, first, second)
+        )
         assert rows_0 == rows_1 and all(torch.equal(weights_0[name], weights_1[name]) for name in weights_0)
         for one, two in zip(records, rows_0, strict=True):
             assert two == pytest.approx(one, rel=1e-3)
@@ -102,8 +116,17 @@ def start():
     started = []
 
     def make(*command: str, cwd: Path, **more: str) -> subprocess.Popen:
-        started.append(subprocess.Popen(command, cwd=cwd, env=environment() | more, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                                        text=True, start_new_session=True))  # fmt: skip
+        started.append(
+            subprocess.Popen(
+                command,
+                cwd=cwd,
+                env=environment() | more,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                start_new_session=True,
+            )
+        )
         return started[-1]
 
     yield make
@@ -114,8 +137,23 @@ def start():
 
 
 def train(out: str, *more: str, steps: int = 4) -> list[str]:
-    return ["-m", "tinymsg", "train", "--out", out, "--device", "cpu", "--log-every", "1", "--save-every", "2", *more,
-            "--set", f"steps={steps}", *TINY]  # fmt: skip
+    return [
+        "-m",
+        "tinymsg",
+        "train",
+        "--out",
+        out,
+        "--device",
+        "cpu",
+        "--log-every",
+        "1",
+        "--save-every",
+        "2",
+        *more,
+        "--set",
+        f"steps={steps}",
+        *TINY,
+    ]
 
 
 def losses(path: Path) -> np.ndarray:
@@ -128,8 +166,10 @@ def test_two_machines_and_another_number_of_processes(tmp_path, start, free_port
     nodes = ["--nnodes", "2", "--nproc-per-node", "1", "--master-addr", "127.0.0.1", "--master-port", str(free_port())]
     # Each has its own folder, as machines without a shared disk: the second writes nothing and is told what the first has read
     (tmp_path / "machine_1").mkdir()
-    running = [start(*TORCHRUN, *nodes, "--node-rank", str(i), *train("two"), cwd=tmp_path / ("machine_1" if i else ""))
-               for i in (0, 1)]  # fmt: skip
+    running = [
+        start(*TORCHRUN, *nodes, "--node-rank", str(i), *train("two"), cwd=tmp_path / ("machine_1" if i else ""))
+        for i in (0, 1)
+    ]
     for process in (alone, *running):
         said, _ = process.communicate(timeout=240)
         assert process.returncode == 0, said
@@ -139,7 +179,9 @@ def test_two_machines_and_another_number_of_processes(tmp_path, start, free_port
     for name in ("two", "alone"):
         (tmp_path / name / "checkpoint-00000004.pt").unlink()
     one = start(sys.executable, *train("two"), cwd=tmp_path)
-    two = start(*TORCHRUN, "--standalone", "--nproc-per-node", "2", *train("alone", "--timeout-minutes", "3"), cwd=tmp_path)
+    two = start(
+        *TORCHRUN, "--standalone", "--nproc-per-node", "2", *train("alone", "--timeout-minutes", "3"), cwd=tmp_path
+    )
     for process in (one, two):
         said, _ = process.communicate(timeout=240)
         assert process.returncode == 0 and said.count("resuming from") == 1, said
@@ -155,7 +197,9 @@ def test_a_signal_to_one_of_two(tmp_path, start, free_port, number):
     Without torchrun, which would end the survivor: it has to notice by itself. Its variables are set here as torchrun sets them.
     """
     meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2", "LOCAL_RANK": "0"}
-    running = [start(sys.executable, *train("out", steps=5000), cwd=tmp_path, RANK=str(rank), **meeting) for rank in (0, 1)]
+    running = [
+        start(sys.executable, *train("out", steps=5000), cwd=tmp_path, RANK=str(rank), **meeting) for rank in (0, 1)
+    ]
     deadline = time.monotonic() + 120
     while not list((tmp_path / "out").glob("checkpoint-*.pt")):
         assert time.monotonic() < deadline and running[0].poll() is running[1].poll() is None

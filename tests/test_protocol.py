@@ -17,11 +17,11 @@ import torch
 from PIL import Image
 from stand_ins import register_colours
 
-from tinymsg.paper import protocol as paper
 from tinymsg.__main__ import ALLOCATOR, main
 from tinymsg.data import read_image, to_model, write_image
 from tinymsg.evaluate import METRICS, MetricUnavailable, Setting, psnr
 from tinymsg.model import Model, model_card
+from tinymsg.paper import protocol as paper
 from tinymsg.paper.fid import SET_METRICS
 from tinymsg.paper.ledger import Ledger
 from tinymsg.paper.niqe import Pristine
@@ -47,8 +47,10 @@ def root(tmp_path_factory) -> Path:
     for make in (miniatures.make_gopro, miniatures.make_hide, miniatures.make_realblur, miniatures.make_reds):
         make(source)
     miniatures.make_kohler(source, images=1, kernels=2)
-    archives = [miniatures.zip_tree(source, source / "packed" / f"{name}.zip", name)
-                for name in ("GOPRO_Large", "HIDE_dataset", "REDS", "Kohler")]  # fmt: skip
+    archives = [
+        miniatures.zip_tree(source, source / "packed" / f"{name}.zip", name)
+        for name in ("GOPRO_Large", "HIDE_dataset", "REDS", "Kohler")
+    ]
     archives.append(miniatures.tar_tree(source, source / "packed" / "RealBlur.tar.gz", "RealBlur"))
     for archive in archives:
         shutil.unpack_archive(archive, folder, **({} if archive.suffix == ".zip" else {"filter": "data"}))
@@ -80,7 +82,13 @@ def pictures(out: Path) -> list[Path]:
 
 def test_sets_have_their_protocols_and_say_what_they_are(root):
     protocols = {name: open_set(name, root, complete=False).protocol for name in (*paper.SETS, "kohler")}
-    assert protocols == {"gopro": "plain", "hide": "plain", "realblur_j": "realblur", "reds_val300": "plain", "kohler": "kohler"}
+    assert protocols == {
+        "gopro": "plain",
+        "hide": "plain",
+        "realblur_j": "realblur",
+        "reds_val300": "plain",
+        "kohler": "kohler",
+    }
     gopro, gamma = (open_set("gopro", root, blur, complete=False) for blur in ("blur", "blur_gamma"))
     assert gopro.total == 1111 and len(gopro.pairs) == 3 and gopro.identity != gamma.identity
     assert open_set("hide", root, "blur_gamma", complete=False).identity == "hide"  # GoPro's choice is no other set's
@@ -104,18 +112,33 @@ def test_a_folder_of_ones_own(root):
     (mine.pairs[0].blurry.parent / "._000047.png").write_bytes(b"left by a Mac: no picture, and no sharp one beside it")
     assert open_folder(root / "GOPRO_Large/test", "blur_gamma") == mine
     assert len(mine.pairs) == mine.total == 3 and mine.name == "test" and mine.protocol == "plain"
-    assert mine.pairs[0].name.endswith("blur_gamma/000047") and mine.identity != open_folder(root / "GOPRO_Large/test").identity
+    assert (
+        mine.pairs[0].name.endswith("blur_gamma/000047")
+        and mine.identity != open_folder(root / "GOPRO_Large/test").identity
+    )
 
 
 def test_rows(tiny_model, entry):
     regression = Entry("regression", tiny_model(kind="regression", scales=()), "1" * 64, SETTING)
     rows = rows_of([entry, regression, replace(entry, label="once", setting=replace(SETTING, samples=1))])
     assert [(row.label, row.samples) for row in rows] == [
-        ("sharp", 1), ("blurry", 1), ("tiny", 1), ("tiny-SA", 3), ("regression", 1), ("once", 1)]  # fmt: skip
-    assert rows[2].key() == rows[5].key() != rows[3].key()  # one sample is one sample, however many are averaged beside it
-    changes = [replace(entry, weights="2" * 64), replace(entry, seed=1), replace(entry, setting=replace(SETTING, steps=3)),
-               replace(entry, setting=replace(SETTING, max_noise=0.5)),
-               replace(entry, setting=replace(SETTING, sampler="ddim"))]  # fmt: skip
+        ("sharp", 1),
+        ("blurry", 1),
+        ("tiny", 1),
+        ("tiny-SA", 3),
+        ("regression", 1),
+        ("once", 1),
+    ]
+    assert (
+        rows[2].key() == rows[5].key() != rows[3].key()
+    )  # one sample is one sample, however many are averaged beside it
+    changes = [
+        replace(entry, weights="2" * 64),
+        replace(entry, seed=1),
+        replace(entry, setting=replace(SETTING, steps=3)),
+        replace(entry, setting=replace(SETTING, max_noise=0.5)),
+        replace(entry, setting=replace(SETTING, sampler="ddim")),
+    ]
     keys = [json.dumps(rows_of([e])[2].key()) for e in (entry, *changes)]
     folders = {rows_of([e])[2].folder() for e in (entry, *changes)}
     assert len(set(keys)) == len(folders) == 6
@@ -246,7 +269,9 @@ def test_what_fails_is_named_and_the_rest_goes_on(root, entry, tmp_path):
     for side in ("blur", "sharp"):
         (folder / side).mkdir(parents=True)
         for name in "abcde":
-            write_image(folder / side / f"{name}.png", torch.rand(3, 24, 24, generator=torch.Generator().manual_seed(ord(name))))
+            write_image(
+                folder / side / f"{name}.png", torch.rand(3, 24, 24, generator=torch.Generator().manual_seed(ord(name)))
+            )
     (folder / "blur" / "b.png").write_text("not a picture")
     write_image(folder / "sharp" / "c.png", torch.rand(3, 20, 24))
     model = entry.model
@@ -260,7 +285,10 @@ def test_what_fails_is_named_and_the_rest_goes_on(root, entry, tmp_path):
     ledger, failures = finish(open_folder(folder), rows_of([entry]), tmp_path / "out", check=check)
     text = "\n".join(failures)
     assert (
-        len(failures) == 4 and "b.png: not a picture" in text and "sizes differ" in text and text.count("not enough memory") == 2
+        len(failures) == 4
+        and "b.png: not a picture" in text
+        and "sizes differ" in text
+        and text.count("not enough memory") == 2
     )
     assert len(pictures(tmp_path / "out")) == 4  # of a and c, two rows each
     with pytest.raises(RuntimeError, match="a mistake of ours"):
@@ -287,7 +315,8 @@ def test_unavailable_metrics_have_their_reasons(monkeypatch):
 def test_lpips_and_niqe_are_scored(tmp_path, entry, monkeypatch):
     monkeypatch.setitem(METRICS, "lpips", lambda a, b: (a - b).abs().mean(dim=(1, 2, 3)))
     models = [
-        Pristine(torch.full((36,), v, dtype=torch.float64), torch.eye(36, dtype=torch.float64), "test", False) for v in (0.0, 1.0)
+        Pristine(torch.full((36,), v, dtype=torch.float64), torch.eye(36, dtype=torch.float64), "test", False)
+        for v in (0.0, 1.0)
     ]
     generator = torch.Generator().manual_seed(0)
     for side in ("blur", "sharp"):
@@ -320,7 +349,7 @@ def test_distances_of_sets_are_kept_and_of_the_pictures_that_are_there(root, ent
     test, rows = open_set("gopro", root, complete=False), rows_of([entry])
     ledger, _ = finish(test, rows, tmp_path)
     scorer = Scorer(metrics=("psnr", "fid", "kid"))
-    score = lambda row, scorer=scorer: paper.score_whole_set(test, row, tmp_path, ledger, scorer)  # noqa: E731
+    score = lambda row, scorer=scorer: paper.score_whole_set(test, row, tmp_path, ledger, scorer)
     assert score(rows[0]) == {} and score(rows[0], Scorer(metrics=("psnr",))) == {}
     assert score(rows[2]) == score(rows[2]) == {"fid": 1.5, "kid": 0.25, "pictures": 3} and calls == [(3, 3)]
     assert score(rows[2], Scorer(metrics=("kid",))) == {"kid": 0.25, "pictures": 3}
@@ -342,8 +371,28 @@ def test_distances_of_sets_are_kept_and_of_the_pictures_that_are_there(root, ent
 
 
 def command(weights, root, *more) -> list[str]:
-    return ["paper", "--weights", f"tiny={weights}", "--root", str(root), "--incomplete", "--out", "out", "--device", "cpu",
-            "--steps", "2", "--max-noise", "0.9", "--samples", "2", "--metrics", "psnr", "ssim", *map(str, more)]  # fmt: skip
+    return [
+        "paper",
+        "--weights",
+        f"tiny={weights}",
+        "--root",
+        str(root),
+        "--incomplete",
+        "--out",
+        "out",
+        "--device",
+        "cpu",
+        "--steps",
+        "2",
+        "--max-noise",
+        "0.9",
+        "--samples",
+        "2",
+        "--metrics",
+        "psnr",
+        "ssim",
+        *map(str, more),
+    ]
 
 
 @pytest.fixture
@@ -367,16 +416,27 @@ def test_a_miniature_run_gives_the_papers_table(root, weights, typed, tmp_path, 
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in mean if line.startswith("|")]
     assert rows[0] == ["method", "whose", "LPIPS ↓", "NIQE ↓", "FID ↓", "KID×1000 ↓", "PSNR ↑", "SSIM ↑"]
     assert rows[7] == ["Ren 2023", "published: Ren 2023, Table 3", "0.104", "2.94", "8.41", "2.39", "28.81", "0.881"]
-    assert [row[0] for row in rows[8:]] == ["blurry", "tiny", "tiny-SA"] and {row[1] for row in rows[8:]} == {"**ours**"}
+    assert [row[0] for row in rows[8:]] == ["blurry", "tiny", "tiny-SA"] and {row[1] for row in rows[8:]} == {
+        "**ours**"
+    }
     results = json.loads((tmp_path / "out/table.json").read_text())
     assert list(results["sets"]) == list(paper.SETS) and results["failures"] == [] and results["missing"] == {}
     cell = results["mean"]["tiny"]["psnr"]
     assert cell["mean"] == pytest.approx(
         np.mean([results["sets"][s]["rows"]["tiny"]["psnr"]["mean"] for s in paper.SETS]), abs=1e-3
     )
-    assert cell["sets"] == 4 and cell["low"] < cell["mean"] < cell["high"] and rows[9][6].startswith(f"{cell['mean']:.2f} ± ")
+    assert (
+        cell["sets"] == 4
+        and cell["low"] < cell["mean"] < cell["high"]
+        and rows[9][6].startswith(f"{cell['mean']:.2f} ± ")
+    )
     assert rows[9][6].endswith("*") and "only 3 of 1111 pictures" in text
-    assert results["settings"]["tiny"]["setting"] == {"sampler": "ancestral", "steps": 2, "max_noise": 0.9, "samples": 2}
+    assert results["settings"]["tiny"]["setting"] == {
+        "sampler": "ancestral",
+        "steps": 2,
+        "max_noise": 0.9,
+        "samples": 2,
+    }
     assert (
         results["command"].startswith("python -m tinymsg paper --weights tiny=")
         and "opencv-python-headless" in results["packages"]
@@ -395,7 +455,9 @@ def test_sets_that_are_not_there_are_said_and_means_are_partial(root, weights, t
     assert "hide is left out" in capsys.readouterr().err
     text = (tmp_path / "out/table.md").read_text()
     assert (
-        "(1 of 4 sets) *" in text and "**Not there, and no number is guessed for it**" in text and "data_scripts/hide.py" in text
+        "(1 of 4 sets) *" in text
+        and "**Not there, and no number is guessed for it**" in text
+        and "data_scripts/hide.py" in text
     )
     assert "only 2 of 1111 pictures" in text
     with pytest.raises(SystemExit):
@@ -404,16 +466,19 @@ def test_sets_that_are_not_there_are_said_and_means_are_partial(root, weights, t
     assert "none of the test sets is there" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("more", "sentence"), [
-    (["--sets", "goprp"], "unknown data set 'goprp'"),
-    (["--niqe-parameters", "missing.mat"], "no NIQE parameters at missing.mat"),
-    (["--inception", "missing.pth"], "missing.pth cannot be read as weights"),
-    (["--metrics", "vmaf"], "unknown metric 'vmaf'"),
-    (["--grid"], "leave out --steps and --max-noise"),
-    (["--pairs", "here", "there/here"], "have the same name"),
-    (["--weights", "{weights}", "a={weights}", "a={weights}"], "the name is taken"),
-    (["--weights", "nothing.safetensors"], "no weights"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("more", "sentence"),
+    [
+        (["--sets", "goprp"], "unknown data set 'goprp'"),
+        (["--niqe-parameters", "missing.mat"], "no NIQE parameters at missing.mat"),
+        (["--inception", "missing.pth"], "missing.pth cannot be read as weights"),
+        (["--metrics", "vmaf"], "unknown metric 'vmaf'"),
+        (["--grid"], "leave out --steps and --max-noise"),
+        (["--pairs", "here", "there/here"], "have the same name"),
+        (["--weights", "{weights}", "a={weights}", "a={weights}"], "the name is taken"),
+        (["--weights", "nothing.safetensors"], "no weights"),
+    ],
+)
 def test_mistakes_are_one_sentence(more, sentence, root, weights, typed, tmp_path, capsys):
     for folder in ("here", "there/here"):
         write_image(tmp_path / folder / "input/a.png", torch.rand(3, 16, 16))
@@ -435,15 +500,43 @@ def test_a_shipped_name_is_the_shipped_weights_and_the_table_says_whose_setting_
     for more, changed, said in (
         ([], {}, "the weights' own"),
         (["--sampler", "ddim"], {"sampler": "ddim"}, "sampler given, the rest the weights' own"),
-        (["--steps", "2", "--max-noise", "0.5"], {"steps": 2, "max_noise": 0.5}, "steps and max_noise given, the rest the weights' own"),
-        (["--steps", "2", "--max-noise", "0.5", "--sampler", "ddim"], {"sampler": "ddim", "steps": 2, "max_noise": 0.5}, "given"),
+        (
+            ["--steps", "2", "--max-noise", "0.5"],
+            {"steps": 2, "max_noise": 0.5},
+            "steps and max_noise given, the rest the weights' own",
+        ),
+        (
+            ["--steps", "2", "--max-noise", "0.5", "--sampler", "ddim"],
+            {"sampler": "ddim", "steps": 2, "max_noise": 0.5},
+            "given",
+        ),
     ):
-        arguments = ["paper", "--root", str(root), "--incomplete", "--out", "out", "--device", "cpu", "--sets", "gopro",
-                     "--samples", "1", "--metrics", "psnr", "--no-restore", *more]  # fmt: skip
+        arguments = [
+            "paper",
+            "--root",
+            str(root),
+            "--incomplete",
+            "--out",
+            "out",
+            "--device",
+            "cpu",
+            "--sets",
+            "gopro",
+            "--samples",
+            "1",
+            "--metrics",
+            "psnr",
+            "--no-restore",
+            *more,
+        ]
         assert typed(arguments, tmp_path) == 0
         found = json.loads((tmp_path / "out/table.json").read_text())["settings"]["scenes-guided"]
         assert found["sha256"] == model_card("scenes-guided")["sha256"]
-        assert found["chosen"] == said and found["setting"] == own | changed and f"({said})" in (tmp_path / "out/table.md").read_text()
+        assert (
+            found["chosen"] == said
+            and found["setting"] == own | changed
+            and f"({said})" in (tmp_path / "out/table.md").read_text()
+        )
 
 
 def test_own_pairs_and_only_scoring(weights, root, typed, tmp_path, capsys):
@@ -454,7 +547,10 @@ def test_own_pairs_and_only_scoring(weights, root, typed, tmp_path, capsys):
     own = ["--pairs", "mine"]
     assert typed(command(weights, root, *own, "--no-restore"), tmp_path) == 0
     results = json.loads((tmp_path / "out/table.json").read_text())
-    assert results["sets"]["mine"]["rows"]["tiny"]["psnr"] == {"n": 0, "why": "no picture was scored"} and results["mean"] == {}
+    assert (
+        results["sets"]["mine"]["rows"]["tiny"]["psnr"] == {"n": 0, "why": "no picture was scored"}
+        and results["mean"] == {}
+    )
     assert "PSNR of mine: no picture was scored" in (tmp_path / "out/table.md").read_text()
     assert not (tmp_path / "out/pictures").exists()
     (tmp_path / "mine/input/1.png").write_text("broken")
@@ -475,7 +571,14 @@ def test_every_metric_of_the_paper_in_one_run(weights, root, typed, tmp_path, mo
         miniatures.write_picture(tmp_path / "mine/input" / f"{i}.png", miniatures.blurred(pixels, 9))
     np.savez(tmp_path / "authors.npz", mu_pris_param=np.ones((1, 36)), cov_pris_param=np.eye(36))
     arguments = [*command(weights, root, "--pairs", "mine", "--niqe-parameters"), "authors.npz"]
-    arguments[arguments.index("--metrics") + 1 : arguments.index("--pairs")] = ["lpips", "niqe", "fid", "kid", "psnr", "ssim"]
+    arguments[arguments.index("--metrics") + 1 : arguments.index("--pairs")] = [
+        "lpips",
+        "niqe",
+        "fid",
+        "kid",
+        "psnr",
+        "ssim",
+    ]
     assert typed(arguments, tmp_path) == 0
     results = json.loads((tmp_path / "out/table.json").read_text())
     rows = results["sets"]["mine"]["rows"]
@@ -494,7 +597,10 @@ def test_every_metric_of_the_paper_in_one_run(weights, root, typed, tmp_path, mo
     assert typed(arguments, tmp_path) == 0
     again = json.loads((tmp_path / "out/table.json").read_text())
     assert again["niqe"]["fitted_here"] and again["sets"]["mine"]["rows"]["tiny"]["niqe"] != rows["tiny"]["niqe"]
-    assert "‡" in (tmp_path / "out/table.md").read_text() and again["sets"]["mine"]["rows"]["tiny"]["fid"] == rows["tiny"]["fid"]
+    assert (
+        "‡" in (tmp_path / "out/table.md").read_text()
+        and again["sets"]["mine"]["rows"]["tiny"]["fid"] == rows["tiny"]["fid"]
+    )
 
 
 def test_ctrl_c_is_safe(root, weights, typed, tmp_path, monkeypatch, capsys):
@@ -522,8 +628,13 @@ def test_killed_in_mid_run_and_resumed_the_table_is_the_same_to_the_byte(root, w
     scores = killed / "out" / "scores.jsonl"
     whole = len((tmp_path / "whole/out/scores.jsonl").read_text().splitlines())
     environment = os.environ | ALLOCATOR | {"PYTHONPATH": str(Path(paper.__file__).parents[2]), "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen([sys.executable, "-m", "tinymsg", *arguments], cwd=killed, env=environment,
-                               stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)  # fmt: skip
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tinymsg", *arguments],
+        cwd=killed,
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
     deadline = time.monotonic() + 120
     while not (scores.exists() and scores.read_bytes().count(b"\n") >= 3):
         assert process.poll() is None and time.monotonic() < deadline, "ended before it could be killed"
@@ -536,6 +647,8 @@ def test_killed_in_mid_run_and_resumed_the_table_is_the_same_to_the_byte(root, w
     assert typed(arguments, killed) == 0
     for name in ("table.md", "table.json"):
         assert (killed / "out" / name).read_bytes() == (tmp_path / "whole/out" / name).read_bytes(), name
-    assert [p.read_bytes() for p in pictures(killed / "out")] == [p.read_bytes() for p in pictures(tmp_path / "whole/out")]
+    assert [p.read_bytes() for p in pictures(killed / "out")] == [
+        p.read_bytes() for p in pictures(tmp_path / "whole/out")
+    ]
     with Image.open(pictures(killed / "out")[0]) as image:
         assert image.mode == "RGB" and image.size == (48, 32)

@@ -50,7 +50,9 @@ def parse(text: str) -> dict[str, list[float | None]]:
     table = {}
     for line in text.strip().splitlines():
         method, *cells = (cell.strip() for cell in line.split("|"))
-        table[method] = [None if v == "–" else float(v) for cell in cells for v in (cell.split("/") if cell != "–" else ["–"])]
+        table[method] = [
+            None if v == "–" else float(v) for cell in cells for v in (cell.split("/") if cell != "–" else ["–"])
+        ]
     return table
 
 
@@ -63,7 +65,9 @@ def test_published_tables(name, text):
 
 @pytest.mark.parametrize(("name", "column", "lpips"), [("gopro", 0, 0), ("hide", 1, None), ("realblur_j", 2, 1)])
 def test_reference_points(name, column, lpips):
-    points = {line.split("|")[0].strip(): [c.strip() for c in line.split("|")[1:]] for line in POINTS.strip().splitlines()}
+    points = {
+        line.split("|")[0].strip(): [c.strip() for c in line.split("|")[1:]] for line in POINTS.strip().splitlines()
+    }
     own_table = set(parse({"gopro": GOPRO, "hide": HIDE}.get(name, "")))
     expected = {}
     for method, cells in points.items():
@@ -79,4 +83,6 @@ def test_every_row_says_where_it_is_from_and_stands_once():
     for rows in PUBLISHED.values():
         assert len({row.method for row in rows}) == len(rows)
         assert all(len(row.source) > 5 for row in rows)
-        assert all(0 <= (row.ssim or 0) <= 1 and 0 <= (row.lpips or 0) < 1 and 20 < (row.psnr or 30) < 40 for row in rows)
+        assert all(
+            0 <= (row.ssim or 0) <= 1 and 0 <= (row.lpips or 0) < 1 and 20 < (row.psnr or 30) < 40 for row in rows
+        )

@@ -26,12 +26,18 @@ def test_the_tables_are_the_results_files():
 
 def test_few_evaluations_do_what_is_said_of_them():
     rows = read_results(ROOT / "notebooks/results/steps.json")["rows"]
-    long = next(row for row in rows if (row["sampler"], row["start"], row["evaluations"]) == ("ancestral", "noise", 250))
+    long = next(
+        row for row in rows if (row["sampler"], row["start"], row["evaluations"]) == ("ancestral", "noise", 250)
+    )
     psnr, spectral = long["psnr"]["mean"], long["spectral"]["mean"]
-    few = min((r for r in rows if r["psnr"]["mean"] >= psnr and r["spectral"]["mean"] <= spectral), key=lambda r: r["evaluations"])
+    few = min(
+        (r for r in rows if r["psnr"]["mean"] >= psnr and r["spectral"]["mean"] <= spectral),
+        key=lambda r: r["evaluations"],
+    )
     assert quoted("few") == (
         f"{few['evaluations']} evaluations of {few['sampler']} from {few['start']} ({few['psnr']['mean']:.2f} dB, spectral distance "
-        f"{few['spectral']['mean']:.3f}) are no worse than 250 of ancestral from noise ({psnr:.2f} dB, {spectral:.3f})")  # fmt: skip
+        f"{few['spectral']['mean']:.3f}) are no worse than 250 of ancestral from noise ({psnr:.2f} dB, {spectral:.3f})"
+    )
 
 
 def test_what_is_said_of_speed_is_what_was_measured(monkeypatch):
@@ -40,9 +46,11 @@ def test_what_is_said_of_speed_is_what_was_measured(monkeypatch):
     import bench
     import scale
 
-    for name, text in (("bench", bench.markdown(json.loads((results / "bench.json").read_text()))),
-                       ("scale", scale.measured_table((stored := json.loads((results / "scale.json").read_text()))["measured"])),
-                       ("cost", scale.prediction_table(stored))):  # fmt: skip
+    for name, text in (
+        ("bench", bench.markdown(json.loads((results / "bench.json").read_text()))),
+        ("scale", scale.measured_table((stored := json.loads((results / "scale.json").read_text()))["measured"])),
+        ("cost", scale.prediction_table(stored)),
+    ):
         assert quoted(name) == text.strip(), f"README's {name} table is not that of the results file"
     counted = stored["counted"]
     assert f"{counted['gflop_a_crop']:.1f} GFLOP, {counted['bytes_a_crop'] / 1e9:.2f} GB of memory traffic" in README

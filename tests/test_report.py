@@ -35,8 +35,16 @@ def results(ledger, tests, scorer=None, whole=None, **more) -> dict:
     sets, values = {}, {}
     for test in tests:
         sets[test.name], values[test.name] = collect(test, ROWS, ledger, scorer, whole or {})
-    return {"sets": sets, "mean": mean_over_sets(sets, values), "missing": {}, "settings": {}, "niqe": None, "pieces": None,
-            "unavailable": scorer.unavailable, "failures": []} | more  # fmt: skip
+    return {
+        "sets": sets,
+        "mean": mean_over_sets(sets, values),
+        "missing": {},
+        "settings": {},
+        "niqe": None,
+        "pieces": None,
+        "unavailable": scorer.unavailable,
+        "failures": [],
+    } | more
 
 
 def cells(text: str, section: str, row: str) -> list[str]:
@@ -72,11 +80,18 @@ def test_partial_means_and_subsets_are_marked(ledger):
     assert cells(text, "Mean", "blurry")[6] == "23.00 ± 1.00 (2 of 4 sets) *"
     assert cells(text, "Gopro", "blurry")[6].startswith("21.00 ±") and "**only 2 of 1111 pictures**" in text
     assert cells(text, "Hide", "blurry")[6].endswith("(2 of 3 pictures)")
-    assert "## reds_val300\n\n**Not there, and no number is guessed for it**: not downloaded: run data_scripts/reds.py." in text
+    assert (
+        "## reds_val300\n\n**Not there, and no number is guessed for it**: not downloaded: run data_scripts/reds.py."
+        in text
+    )
 
 
 def test_of_reds_only_one_part_counts(ledger):
-    tests = [made(ledger, "reds", [20.0, 20.0]), made(ledger, "reds_val300", [30.0, 30.0]), made(ledger, "mine", [10.0, 10.0])]
+    tests = [
+        made(ledger, "reds", [20.0, 20.0]),
+        made(ledger, "reds_val300", [30.0, 30.0]),
+        made(ledger, "mine", [10.0, 10.0]),
+    ]
     assert results(ledger, tests)["mean"]["blurry"]["psnr"]["mean"] == 30.0
     assert results(ledger, tests[:1])["mean"]["blurry"]["psnr"]["mean"] == 20.0
     assert results(ledger, tests[2:])["mean"] == {}  # one's own set is in no mean of the paper's
@@ -88,7 +103,9 @@ def test_set_metrics_and_reasons(ledger):
     found = results(ledger, tests, scorer, {"blurry": {"fid": 14.0, "kid": "two pictures are needed", "pictures": 2}})
     text = markdown(found)
     assert cells(text, "Mean", "blurry")[4:6] == ["14.00 (2 of 4 sets)", "–"]
-    assert "- KID of Gopro: two pictures are needed." in text and "- LPIPS has no values of ours: not asked for." in text
+    assert (
+        "- KID of Gopro: two pictures are needed." in text and "- LPIPS has no values of ours: not asked for." in text
+    )
     assert "on whole pictures" in text and "on pieces of 64x64" in markdown(found | {"pieces": 64})
 
 
@@ -107,7 +124,9 @@ def test_a_niqe_model_of_ones_own_is_marked(ledger, fitted):
 def test_published_rows_are_marked_and_stand_before_ours(ledger):
     text = markdown(results(ledger, [made(ledger, name, [20.0, 21.0]) for name in SETS], failures=["x.png: damaged"]))
     for section, name in (("Mean", "mean"), ("Gopro", "gopro"), ("Hide", "hide"), ("Realblur_J", "realblur_j")):
-        lines = [line for line in text.split(f"## {section}")[1].split("\n## ")[0].splitlines() if line.startswith("| ")][1:]
+        lines = [
+            line for line in text.split(f"## {section}")[1].split("\n## ")[0].splitlines() if line.startswith("| ")
+        ][1:]
         assert [line.split("|")[1].strip() for line in lines] == [row.method for row in PUBLISHED[name]] + ["blurry"]
         assert all("published:" in line for line in lines[:-1]) and "**ours**" in lines[-1]
     assert cells(text, "Mean", "Ren 2023")[2:] == ["0.104", "2.94", "8.41", "2.39", "28.81", "0.881"]

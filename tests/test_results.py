@@ -10,8 +10,16 @@ from tinymsg.results import provenance, read_results, sha256, write_results
 
 
 def test_results_come_back_as_they_were(tmp_path):
-    results = {"command": "x --set widths=[ 1, 2 ] \n[\n3 ]", "list": [1, 2.5, "a, [ b ]", None], "open": ["x [ a", "b"], "empty": [], "no": {},
-               "nested": [[1, 2], [3, 4]], "of dicts": [{"a": 1}, {"b": [1, 2]}], "words": ["é", "{", "]", "["]}  # fmt: skip
+    results = {
+        "command": "x --set widths=[ 1, 2 ] \n[\n3 ]",
+        "list": [1, 2.5, "a, [ b ]", None],
+        "open": ["x [ a", "b"],
+        "empty": [],
+        "no": {},
+        "nested": [[1, 2], [3, 4]],
+        "of dicts": [{"a": 1}, {"b": [1, 2]}],
+        "words": ["é", "{", "]", "["],
+    }
     path = tmp_path / "new" / "folder" / "results.json"
     write_results(path, results)
     assert read_results(path) == results
@@ -35,7 +43,9 @@ def test_numbers_that_are_not_finite_are_refused_and_the_old_file_stays(tmp_path
     assert read_results(path) == {"psnr": 1.0} and len(list(tmp_path.iterdir())) == 1
 
 
-@pytest.mark.parametrize("old, new", [("20.5", "20.6"), ('"plain"', '"guided"'), ('"digest"', '"digset"'), ("21.25, ", "")])
+@pytest.mark.parametrize(
+    "old, new", [("20.5", "20.6"), ('"plain"', '"guided"'), ('"digest"', '"digset"'), ("21.25, ", "")]
+)
 def test_a_number_changed_by_hand_is_found(tmp_path, old, new):
     path = tmp_path / "results.json"
     write_results(path, {"command": "python -m tinymsg evaluate", "arm": "plain", "psnr": [20.5, 21.25, 30.0]})

@@ -36,8 +36,10 @@ def test_agrees_with_exact_integer_arithmetic(seed, device):
 def test_values_never_change():
     """Shipped weights and results files were made from these numbers."""
     values = Draws(0, torch.tensor([0, 1])).uniform(3)
-    expected = [[0.343771755695343, 0.9604102373123169, 0.48606669902801514],
-                [0.6759659051895142, 0.6452916860580444, 0.43354368209838867]]  # fmt: skip
+    expected = [
+        [0.343771755695343, 0.9604102373123169, 0.48606669902801514],
+        [0.6759659051895142, 0.6452916860580444, 0.43354368209838867],
+    ]
     assert torch.equal(values, torch.tensor(expected))
 
 

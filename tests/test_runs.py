@@ -13,12 +13,12 @@ import torch
 from miniatures import make_gopro
 from PIL import Image
 
-from tinymsg.training import runs
-from tinymsg.training.checkpoint import resume, save_checkpoint
 from tinymsg.data import Batches, SyntheticPairs, scene_contents
 from tinymsg.model import load_model
-from tinymsg.training.runs import Plan, open_data, run
 from tinymsg.train import NotFiniteError, TrainState
+from tinymsg.training import runs
+from tinymsg.training.checkpoint import resume, save_checkpoint
+from tinymsg.training.runs import Plan, open_data, run
 from tinymsg.training.validation import Validation
 
 CPU = torch.device("cpu")
@@ -81,10 +81,16 @@ def test_open_data(tiny_config, tmp_path):
 def test_gopro_by_folder_and_what_is_recorded(tiny_config, tmp_path):
     folder = make_gopro(tmp_path, train=6, frames=2, size=(40, 32)) / "GOPRO_Large/train"
     plain = open_data(tiny_config(), CPU, str(folder))
-    assert plain.validation is None and plain.identity == {"name": "12 pairs of train (blur)", "pairs": 12, "blur": "blur"}
+    assert plain.validation is None and plain.identity == {
+        "name": "12 pairs of train (blur)",
+        "pairs": 12,
+        "blur": "blur",
+    }
     gamma = open_data(tiny_config(), CPU, str(folder), "blur_gamma")
     assert gamma.identity["blur"] == "blur_gamma"
-    assert torch.equal(plain.batches(0)[0], gamma.batches(0)[0]) and not torch.equal(plain.batches(0)[1], gamma.batches(0)[1])
+    assert torch.equal(plain.batches(0)[0], gamma.batches(0)[0]) and not torch.equal(
+        plain.batches(0)[1], gamma.batches(0)[1]
+    )
     watched = open_data(tiny_config(), CPU, str(folder), validate=True, pictures=4, size=24)
     assert watched.identity["held_out"] == "the 2 pairs of the training sequence GOPR0377_07_05"
     assert [tuple(image.shape) for image in watched.validation.pictures] == [(2, 3, 24, 24)] * 2
@@ -106,7 +112,11 @@ def test_plan_of_one_run(tiny_config, batches, tmp_path):
         == ["2", "4", "5"]
     )
     assert sorted(p.name for p in tmp_path.glob("checkpoint*")) == ["checkpoint-00000004.pt", "checkpoint-00000005.pt"]
-    assert sorted(p.name for p in (tmp_path / "validation").iterdir()) == ["00000002.png", "00000004.png", "00000005.png"]
+    assert sorted(p.name for p in (tmp_path / "validation").iterdir()) == [
+        "00000002.png",
+        "00000004.png",
+        "00000005.png",
+    ]
     said = json.loads((tmp_path / "run.json").read_text())
     assert said["source"] == {"name": "x"} and "2 fresh crops" in said["validation"] and said["processes"] == 1
     header, *rows = (tmp_path / "speed.csv").read_text().splitlines()
@@ -233,5 +243,16 @@ def test_a_look_does_not_count_as_learning(tiny_config, batches, tmp_path, monke
 
     slow_batches.pairs = batches.pairs
     watched = open_data(tiny_config(), CPU, validate=True, pictures=1).validation
-    run(TrainState(tiny_config(steps=4)), slow_batches, tmp_path, Plan(4, 0, validate_every=2), Slow(watched.pictures, "x"))
-    assert (tmp_path / "speed.csv").read_text().splitlines()[1].split(",")[:4] == ["4", "2", "1", "1"]  # 2 s a step for 2 crops
+    run(
+        TrainState(tiny_config(steps=4)),
+        slow_batches,
+        tmp_path,
+        Plan(4, 0, validate_every=2),
+        Slow(watched.pictures, "x"),
+    )
+    assert (tmp_path / "speed.csv").read_text().splitlines()[1].split(",")[:4] == [
+        "4",
+        "2",
+        "1",
+        "1",
+    ]  # 2 s a step for 2 crops

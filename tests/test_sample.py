@@ -5,9 +5,7 @@ import torch
 
 from tinymsg import sample
 from tinymsg.model import PREDICTIONS
-from tinymsg.sample import (
-    SAMPLERS, check_images, ddim, get_sampler, pad_to_multiple, prepare, restore, restore_steps,
-)  # fmt: skip
+from tinymsg.sample import SAMPLERS, check_images, ddim, get_sampler, pad_to_multiple, prepare, restore, restore_steps
 from tinymsg.schedule import SCHEDULES, Schedule, linear, make_schedule
 
 
@@ -61,7 +59,7 @@ def test_samplers_tell_the_network_each_level_once(name):
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_samplers_repeat_with_their_generator(name, images):
     y0, y_T = images()
-    run = lambda seed: list(SAMPLERS[name](lambda y, level: 0.5 * y, linear(6, 0.5), y_T, seeded(seed)))[-2][1]  # noqa: E731
+    run = lambda seed: list(SAMPLERS[name](lambda y, level: 0.5 * y, linear(6, 0.5), y_T, seeded(seed)))[-2][1]
     assert torch.equal(run(1), run(1))
     assert torch.equal(run(1), run(2)) == (name != "ancestral")  # the others are deterministic
 
@@ -78,7 +76,7 @@ def test_unknown_sampler_lists_the_known():
 def test_ddim_with_eta_one_is_ancestral(schedule):
     plan = make_schedule(schedule, 12, 0.5)
     y_T = torch.randn(2, 3, 4, 4, generator=seeded(), dtype=torch.float64)
-    eps_fn = lambda y, level: torch.tanh(y) * level[:, None, None, None]  # noqa: E731
+    eps_fn = lambda y, level: torch.tanh(y) * level[:, None, None, None]
     ancestral = list(SAMPLERS["ancestral"](eps_fn, plan, y_T, seeded(3)))
     as_ddim = list(ddim(eps_fn, plan, y_T, seeded(3), eta=1.0))
     for (_, y, y0_hat), (_, y_2, y0_hat_2) in zip(ancestral, as_ddim, strict=True):
@@ -170,7 +168,9 @@ def test_any_prediction_and_schedule(tiny_model, predict, residual, schedule):
 def test_so_much_noise_that_alpha_bar_vanishes(tiny_model, name, steps):
     """Below what float32 holds, there is a picture or a sentence: never a picture of NaN."""
     try:
-        output = restore(tiny_model(widths=(16,), scales=(), crop=8), blurry(h=8, w=8), name, steps, 0.99, generator=seeded())
+        output = restore(
+            tiny_model(widths=(16,), scales=(), crop=8), blurry(h=8, w=8), name, steps, 0.99, generator=seeded()
+        )
     except ValueError as error:
         assert "noise" in str(error)
     else:
@@ -284,17 +284,20 @@ def test_the_network_sees_mirrored_padding():
     assert pad_to_multiple(torch.zeros(1, 1, 1, 13), 8, dims=1).shape == (1, 1, 1, 16)
 
 
-@pytest.mark.parametrize("x, message", [
-    (torch.zeros(3, 8, 8), r"shape \(b, 3, h, w\), got \(3, 8, 8\)"),
-    (torch.zeros(1, 1, 8, 8), r"got \(1, 1, 8, 8\)"),
-    (torch.zeros(0, 3, 8, 8), "empty"),
-    (torch.zeros(1, 3, 0, 8), "empty"),
-    (torch.zeros(1, 3, 8, 8, dtype=torch.uint8), "floating point in .* got torch.uint8"),
-    (torch.full((1, 3, 8, 8), 1.2), r"must lie in \[-1, 1\], got 1.2"),
-    (torch.full((1, 3, 8, 8), 255.0), "must lie in"),
-    (torch.full((1, 3, 8, 8), math.nan), "not finite"),
-    (torch.full((1, 3, 8, 8), math.inf), "not finite"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "x, message",
+    [
+        (torch.zeros(3, 8, 8), r"shape \(b, 3, h, w\), got \(3, 8, 8\)"),
+        (torch.zeros(1, 1, 8, 8), r"got \(1, 1, 8, 8\)"),
+        (torch.zeros(0, 3, 8, 8), "empty"),
+        (torch.zeros(1, 3, 0, 8), "empty"),
+        (torch.zeros(1, 3, 8, 8, dtype=torch.uint8), "floating point in .* got torch.uint8"),
+        (torch.full((1, 3, 8, 8), 1.2), r"must lie in \[-1, 1\], got 1.2"),
+        (torch.full((1, 3, 8, 8), 255.0), "must lie in"),
+        (torch.full((1, 3, 8, 8), math.nan), "not finite"),
+        (torch.full((1, 3, 8, 8), math.inf), "not finite"),
+    ],
+)
 def test_wrong_pictures_say_what_was_expected(tiny_model, x, message):
     with pytest.raises(ValueError, match=message):
         restore(tiny_model(), x)
@@ -302,11 +305,17 @@ def test_wrong_pictures_say_what_was_expected(tiny_model, x, message):
         check_images(x, 3)
 
 
-@pytest.mark.parametrize("arguments, message", [
-    ({"sampler": "euler"}, "known: ancestral"), ({"schedule": "sigmoid"}, "known: linear"),
-    ({"steps": 0}, "steps must be at least 1"), ({"max_noise": 1.0}, "must lie in"), ({"max_noise": 0.0}, "must lie in"),
-    ({"samples": 0}, "samples must be at least 1"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ({"sampler": "euler"}, "known: ancestral"),
+        ({"schedule": "sigmoid"}, "known: linear"),
+        ({"steps": 0}, "steps must be at least 1"),
+        ({"max_noise": 1.0}, "must lie in"),
+        ({"max_noise": 0.0}, "must lie in"),
+        ({"samples": 0}, "samples must be at least 1"),
+    ],
+)
 def test_wrong_settings_say_what_is_allowed(tiny_model, arguments, message):
     with pytest.raises(ValueError, match=message):
         restore(tiny_model(), blurry(), **arguments)
@@ -315,4 +324,6 @@ def test_wrong_settings_say_what_is_allowed(tiny_model, arguments, message):
 def test_a_new_sampler_needs_only_the_registry(tiny_model, monkeypatch):
     monkeypatch.setitem(sample.SAMPLERS, "mine", SAMPLERS["ddim"])
     model, x = tiny_model(), blurry()
-    assert torch.equal(restore(model, x, "mine", 2, generator=seeded()), restore(model, x, "ddim", 2, generator=seeded()))
+    assert torch.equal(
+        restore(model, x, "mine", 2, generator=seeded()), restore(model, x, "ddim", 2, generator=seeded())
+    )

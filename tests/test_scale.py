@@ -45,15 +45,21 @@ def test_a_prediction_in_closed_form(scale):
     cluster = scale.Cluster(tflops=100.0, terabytes=2.0, launch=1e-6, price=2.0)
     row = scale.predicted(scale.FULL, COUNTED, cluster, 1, 0.5)
     step = scale.FULL.batch * (scale.gigaflops(scale.FULL) / 1e5 + 1e9 / 2e12) / 0.5
-    assert row["step_ms"] == pytest.approx(1e3 * step) and row["exchange_ms"] == 0 and row["bound"] == "compute and memory"
-    assert row["hours"] == pytest.approx(scale.FULL.steps * step / 3600) and row["dollars"] == pytest.approx(2 * row["hours"])
+    assert (
+        row["step_ms"] == pytest.approx(1e3 * step) and row["exchange_ms"] == 0 and row["bound"] == "compute and memory"
+    )
+    assert row["hours"] == pytest.approx(scale.FULL.steps * step / 3600) and row["dollars"] == pytest.approx(
+        2 * row["hours"]
+    )
 
 
 def test_many_gpus_wait_for_launches_and_exchange_gradients(scale):
     cluster = scale.Cluster(launch=1.0, inside=1e9, outside=1e8)
     eight, more = (scale.predicted(scale.FULL, COUNTED, cluster, n, 1.0) for n in (8, 64))
     assert eight["bound"] == more["bound"] == "launches"
-    assert eight["exchange_ms"] == pytest.approx(1e3 * 2 * 7 / 8 * 4e7 / 1e9) and more["exchange_ms"] == pytest.approx(1e3 * 2 * 63 / 64 * 4e7 / 1e8)
+    assert eight["exchange_ms"] == pytest.approx(1e3 * 2 * 7 / 8 * 4e7 / 1e9) and more["exchange_ms"] == pytest.approx(
+        1e3 * 2 * 63 / 64 * 4e7 / 1e8
+    )
     assert eight["step_ms"] == pytest.approx(1e6 + eight["exchange_ms"])
     assert more["dollars"] == pytest.approx(64 * more["hours"] * cluster.price)
 
@@ -61,7 +67,9 @@ def test_many_gpus_wait_for_launches_and_exchange_gradients(scale):
 def test_the_stored_prediction_is_what_the_arithmetic_gives_today(scale):
     results = json.loads((BENCHMARKS / "results" / "scale.json").read_text())
     assert results["assumed"] == json.loads(json.dumps(vars(scale.Cluster())))
-    again = [[scale.predicted(scale.FULL, results["counted"], scale.Cluster(), row["gpus"], efficiency) for row in rows]
-             for rows, efficiency in zip(results["predicted"], scale.Cluster().efficiency, strict=True)]  # fmt: skip
+    again = [
+        [scale.predicted(scale.FULL, results["counted"], scale.Cluster(), row["gpus"], efficiency) for row in rows]
+        for rows, efficiency in zip(results["predicted"], scale.Cluster().efficiency, strict=True)
+    ]
     assert scale.prediction_table(results | {"predicted": again}) == scale.prediction_table(results)
     assert scale.prediction_table(results).count("\n") == 4

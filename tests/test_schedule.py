@@ -11,7 +11,7 @@ from tinymsg.schedule import SCHEDULES, Schedule, cosine, linear, make_schedule,
 def test_schedule_contract(name, steps, max_noise):
     schedule = make_schedule(name, steps, max_noise)
     ab, beta = schedule.alpha_bar, schedule.beta
-    assert schedule.T == steps and len(ab) == len(beta) == steps + 1 and ab.dtype == torch.float64
+    assert steps == schedule.T and len(ab) == len(beta) == steps + 1 and ab.dtype == torch.float64
     assert ab[0] == 1 and beta[0] == 0 and (ab.diff() < 0).all() and ab[-1] > 0
     assert (beta[1:] > 0).all() and beta.max() <= max_noise + 1e-12
     torch.testing.assert_close(torch.cumprod(1 - beta, dim=0), ab, rtol=1e-12, atol=0)
@@ -28,7 +28,7 @@ def test_linear_closed_form():
 def test_cosine_closed_form():
     schedule = cosine(100)
     t = torch.arange(1, 100, dtype=torch.float64)
-    f = lambda share: torch.cos((share + 0.008) / 1.008 * math.pi / 2) ** 2  # noqa: E731
+    f = lambda share: torch.cos((share + 0.008) / 1.008 * math.pi / 2) ** 2
     torch.testing.assert_close(schedule.alpha_bar[1:100], f(t / 100) / f(torch.zeros(1, dtype=torch.float64)))
     assert abs(schedule.beta[100] - 0.999) < 1e-12
 
@@ -104,7 +104,9 @@ def test_posterior_is_the_product_of_its_two_gaussians(name, t):
     p = torch.softmax(log_p, dim=0)
     expected_mean = (p * before).sum()
     expected_variance = (p * (before - expected_mean) ** 2).sum()
-    mean, variance = schedule.posterior(t, torch.tensor(y_t, dtype=torch.float64), torch.tensor(y0, dtype=torch.float64))
+    mean, variance = schedule.posterior(
+        t, torch.tensor(y_t, dtype=torch.float64), torch.tensor(y0, dtype=torch.float64)
+    )
     assert abs(mean - expected_mean) < 1e-6
     assert abs(variance - expected_variance) < 1e-6
 

@@ -5,8 +5,8 @@ import json
 import pytest
 import torch
 
-from tinymsg.__main__ import main
 from tinymsg import shift
+from tinymsg.__main__ import main
 from tinymsg.evaluate import Setting
 from tinymsg.model import save_model
 from tinymsg.shift import activations, domain_shift, mmd, sensitivity, study_shift
@@ -55,9 +55,14 @@ def test_activations_of_both_branches(tiny_model, images, device):
     assert all(value.shape == (3, 2 * (8 if "guidance" in name else 16)) for name, value in seen.items())
     again = activations(model, x)
     assert all(torch.equal(again[name], seen[name]) for name in seen)
-    hidden, _ = model.guidance.nets[0](torch.nn.functional.interpolate(
-        (x * torch.tensor([0.299, 0.587, 0.114], device=device)[:, None, None]).sum(1, keepdim=True),
-        size=(8, 8), mode="bilinear", antialias=True))  # fmt: skip
+    hidden, _ = model.guidance.nets[0](
+        torch.nn.functional.interpolate(
+            (x * torch.tensor([0.299, 0.587, 0.114], device=device)[:, None, None]).sum(1, keepdim=True),
+            size=(8, 8),
+            mode="bilinear",
+            antialias=True,
+        )
+    )
     torch.testing.assert_close(seen["guidance 1"][:, :8], hidden.mean(dim=(2, 3)), rtol=1e-3, atol=1e-4)
     assert not model.unet.down[1][-1]._forward_hooks, "hooks are taken off again"
     assert list(activations(tiny_model(scales=()), x.cpu())) == ["input 1", "input 2", "input 3"]
@@ -85,7 +90,19 @@ def test_the_study_and_the_command(tiny_model, images, tmp_path, capsys):
 
     weights, out = tmp_path / "w.safetensors", tmp_path / "shift.json"
     save_model(model, weights)
-    arguments = ["shift", "--weights", f"guided={weights}", "--count", "4", "--size", "32", "--out", str(out), "--device", "cpu"]
+    arguments = [
+        "shift",
+        "--weights",
+        f"guided={weights}",
+        "--count",
+        "4",
+        "--size",
+        "32",
+        "--out",
+        str(out),
+        "--device",
+        "cpu",
+    ]
     assert main(arguments) == 0
     written = json.loads(out.read_text())
     assert written["reference"] == "gopro_like" and "camera_shake" in written["shift"]["guided"]["input 1"]

@@ -68,8 +68,13 @@ def dot_widget() -> tuple[dict, dict]:
     import ipywidgets
     from ipywidgets.embed import embed_data
 
-    pictures = [ipywidgets.HTML(f'<img alt="a {color} dot" src="data:image/png;base64,{png(color)}">') for color in COLORS]
-    slider, stack = ipywidgets.SelectionSlider(options=COLORS, description="color"), ipywidgets.Stack(pictures, selected_index=0)
+    pictures = [
+        ipywidgets.HTML(f'<img alt="a {color} dot" src="data:image/png;base64,{png(color)}">') for color in COLORS
+    ]
+    slider, stack = (
+        ipywidgets.SelectionSlider(options=COLORS, description="color"),
+        ipywidgets.Stack(pictures, selected_index=0),
+    )
     link = ipywidgets.jslink((slider, "index"), (stack, "selected_index"))
     view = ipywidgets.VBox([slider, stack])
     state = embed_data(views=[view, link], drop_defaults=False)["manager_state"]
@@ -83,7 +88,9 @@ def live_widget() -> tuple[dict, dict]:
 
     from tinymsg.live import LivePanel
 
-    panel = LivePanel(lambda level: iter([(1, 1, torch.full((1, 9, 9), level), "a square")]), {"level": (0.0, 1.0, 0.1)}, instant=True)
+    panel = LivePanel(
+        lambda level: iter([(1, 1, torch.full((1, 9, 9), level), "a square")]), {"level": (0.0, 1.0, 0.1)}, instant=True
+    )
     state = embed_data(views=[panel.view], drop_defaults=False)["manager_state"]
     return {course.VIEW: {"model_id": panel.view.model_id}, "image/png": png("green"), "text/plain": "a square"}, state
 
@@ -100,16 +107,26 @@ def repository(tmp_path_factory) -> Path:
     (root / "README.md").write_text(README)
     (root / "LICENSE").write_text("Do as you like.")
     (root / "notebooks" / "results" / "dots.png").write_bytes(base64.b64decode(png("blue")))
-    (root / "notebooks" / "WORDS.md").write_text("# Words\nWhat the zyzzyva says.\n\n## Dot\nSee [the start](01_dot.ipynb).\n")
+    (root / "notebooks" / "WORDS.md").write_text(
+        "# Words\nWhat the zyzzyva says.\n\n## Dot\nSee [the start](01_dot.ipynb).\n"
+    )
     bundle, state = dot_widget()
     widget = v4.new_output("display_data", data=bundle, metadata={"image/png": {"alt": "a red dot"}})
     text = [v4.new_output("stream", text=piece) for piece in ("1    2    3\n", "<b> & such\n")]  # as it is printed
-    first = notebook(v4.new_markdown_cell(FIRST), v4.new_code_cell("# explore\nshow()", outputs=[widget]),
-                     v4.new_code_cell("print('a_name')  # fmt: skip", outputs=text), state=state)  # fmt: skip
+    first = notebook(
+        v4.new_markdown_cell(FIRST),
+        v4.new_code_cell("# explore\nshow()", outputs=[widget]),
+        v4.new_code_cell("print('a_name')", outputs=text),
+        state=state,
+    )
     bundle, state = live_widget()
     live = v4.new_output("display_data", data=bundle, metadata={"image/png": {"alt": "a square"}})
-    second = notebook(v4.new_markdown_cell("# 02 · Lines\nTime: 30 minutes."), v4.new_markdown_cell(LONG),
-                      v4.new_code_cell("# explore\nlive()", outputs=[live]), state=state)  # fmt: skip
+    second = notebook(
+        v4.new_markdown_cell("# 02 · Lines\nTime: 30 minutes."),
+        v4.new_markdown_cell(LONG),
+        v4.new_code_cell("# explore\nlive()", outputs=[live]),
+        state=state,
+    )
     nbformat.write(first, root / "notebooks" / "01_dot.ipynb")
     nbformat.write(second, root / "notebooks" / "02_line.ipynb")
     return root
@@ -147,10 +164,14 @@ def spoilt(repository, tmp_path):
 
 def test_first_page_lists_the_lessons_with_what_the_readme_and_they_themselves_say(site):
     page = (site / "index.html").read_text()
-    listed = re.findall(r'<li><a href="([^"]+)">([^<]+)</a>\s*(?:<span class="minutes">([^<]+)</span>)?\s*<p>([^<]*)</p>', page)
-    assert listed == [("01_dot.html", "01 · Dots", "20 to 30 min", "You will see a dot."),
-                      ("02_line.html", "02 · Lines", "30 min", "You will draw a line."),
-                      ("words.html", "Words", "", "What the zyzzyva says.")]  # fmt: skip
+    listed = re.findall(
+        r'<li><a href="([^"]+)">([^<]+)</a>\s*(?:<span class="minutes">([^<]+)</span>)?\s*<p>([^<]*)</p>', page
+    )
+    assert listed == [
+        ("01_dot.html", "01 · Dots", "20 to 30 min", "You will see a dot."),
+        ("02_line.html", "02 · Lines", "30 min", "You will draw a line."),
+        ("words.html", "Words", "", "What the zyzzyva says."),
+    ]
     assert "about 1 hours" not in page and "about 1 hour." in page  # 50 to 60 minutes
     assert "<code>make course</code>" in page and "None of this" not in page
 
@@ -185,10 +206,16 @@ def test_cells_are_drawn_for_readers(site):
     assert "<math" in (site / "02_line.html").read_text()
 
 
-@pytest.mark.parametrize(("code", "folded"), [
-    ("import torch\nfrom torch import (\n    Tensor,\n)", True), ('SIZES = {\n    "cpu": 1,\n}[PROFILE]', True),
-    ("import torch\n\nx = torch.ones(3)", False), ("import torch\n" + "x = 1\n" * website.LONG, True), ("x = 1\nimport torch", False),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("code", "folded"),
+    [
+        ("import torch\nfrom torch import (\n    Tensor,\n)", True),
+        ('SIZES = {\n    "cpu": 1,\n}[PROFILE]', True),
+        ("import torch\n\nx = torch.ones(3)", False),
+        ("import torch\n" + "x = 1\n" * website.LONG, True),
+        ("x = 1\nimport torch", False),
+    ],
+)
 def test_set_up_is_folded(code, folded):
     assert ("<summary>Set-up" in website.code_html(v4.new_code_cell(code))) == folded
 
@@ -196,8 +223,10 @@ def test_set_up_is_folded(code, folded):
 def test_search_finds_words_of_every_kind_of_page(site):
     text = (site / "assets" / "search.js").read_text()
     entries = json.loads(text.removeprefix("window.searchEntries = ").removesuffix(";\n"))
-    found = {word: [(e["page"], e["anchor"]) for e in entries if word in f"{e['heading']} {e['text']}"]
-             for word in ("zyzzyva", "a_name", "A long road", "a red dot", "Do as you like")}  # fmt: skip
+    found = {
+        word: [(e["page"], e["anchor"]) for e in entries if word in f"{e['heading']} {e['text']}"]
+        for word in ("zyzzyva", "a_name", "A long road", "a red dot", "Do as you like")
+    }
     assert found["zyzzyva"] == [("index.html", "lessons"), ("words.html", "words")]
     assert ("02_line.html", "a-long-road") in found["A long road"]
     assert found["a_name"] == found["a red dot"] == [("01_dot.html", "01-dots-and-what-they-are")]
@@ -216,18 +245,38 @@ def test_one_anchor_for_the_spellings_of_github_and_jupyter():
 # --- what is wrong is said ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("file", "old", "new", "sentence"), [
-    ("notebooks/WORDS.md", "01_dot.ipynb", "09_dot.ipynb", "words.html: the link 09_dot.ipynb leads nowhere"),
-    ("notebooks/01_dot.ipynb", "02_line.ipynb#A-long", "02_line.ipynb#A-short",
-     "01_dot.html: the link 02_line.html#a-short-road leads to an anchor that is not there"),
-    ("notebooks/WORDS.md", "What the", "![](results/dots.png) the",
-     "words.html: the picture files/notebooks/results/dots.png has no alternative text"),
-    ("README.md", "results/dots.png", "results/gone.png", "index.html: the picture 'notebooks/results/gone.png' is missing"),
-    ("README.md", "(LICENSE)", "(../outside.txt)", "index.html: the link ../outside.txt leads nowhere"),
-    ("notebooks/WORDS.md", "What the", '<script src="https://cdn.invalid/a.js"></script>',
-     "words.html: <script> loads https://cdn.invalid/a.js from another host"),
-    ("notebooks/WORDS.md", "What the", '<a id="dot"></a>', "words.html: two places have the anchor #dot"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("file", "old", "new", "sentence"),
+    [
+        ("notebooks/WORDS.md", "01_dot.ipynb", "09_dot.ipynb", "words.html: the link 09_dot.ipynb leads nowhere"),
+        (
+            "notebooks/01_dot.ipynb",
+            "02_line.ipynb#A-long",
+            "02_line.ipynb#A-short",
+            "01_dot.html: the link 02_line.html#a-short-road leads to an anchor that is not there",
+        ),
+        (
+            "notebooks/WORDS.md",
+            "What the",
+            "![](results/dots.png) the",
+            "words.html: the picture files/notebooks/results/dots.png has no alternative text",
+        ),
+        (
+            "README.md",
+            "results/dots.png",
+            "results/gone.png",
+            "index.html: the picture 'notebooks/results/gone.png' is missing",
+        ),
+        ("README.md", "(LICENSE)", "(../outside.txt)", "index.html: the link ../outside.txt leads nowhere"),
+        (
+            "notebooks/WORDS.md",
+            "What the",
+            '<script src="https://cdn.invalid/a.js"></script>',
+            "words.html: <script> loads https://cdn.invalid/a.js from another host",
+        ),
+        ("notebooks/WORDS.md", "What the", '<a id="dot"></a>', "words.html: two places have the anchor #dot"),
+    ],
+)
 def test_each_defect_gets_one_sentence(spoilt, file, old, new, sentence):
     assert spoilt(file, old, new) == [sentence]
 
@@ -238,7 +287,9 @@ def test_a_widget_picture_without_text_is_seen(spoilt):
 
 def test_a_style_that_loads_something_is_seen(site, tmp_path):
     copy = shutil.copytree(site, tmp_path / "site")
-    (copy / "assets" / "site.css").write_text("@import 'https://x.invalid/y.css'; a { background: url(http://x.invalid/y.png) }")
+    (copy / "assets" / "site.css").write_text(
+        "@import 'https://x.invalid/y.css'; a { background: url(http://x.invalid/y.png) }"
+    )
     assert len(site_reader.site_problems(copy)) == 2
 
 
@@ -351,7 +402,9 @@ def test_a_reader_moves_a_slider_searches_and_reads_in_the_dark(site, page):
 @in_browser
 def test_a_panel_that_computes_keeps_its_picture_and_says_where_it_runs(site, repository, page, tmp_path):
     """On the site and in a lesson's own HTML; and a widget that is alive says nothing."""
-    exported = [course.to_html(Path(shutil.copy(path, tmp_path))) for path in sorted((repository / "notebooks").glob("*.ipynb"))]
+    exported = [
+        course.to_html(Path(shutil.copy(path, tmp_path))) for path in sorted((repository / "notebooks").glob("*.ipynb"))
+    ]
     for alive, live in (exported, (site / "01_dot.html", site / "02_line.html")):
         page.goto(live.as_uri())
         place = page.locator("[data-widget]")
@@ -395,13 +448,17 @@ def buttons_of(view: str, state: dict) -> set[str]:
 def test_every_control_of_a_lesson_moves_without_a_kernel(lesson, page, tmp_path, tmp_path_factory):
     problem, executed = smoke_run(lesson, tmp_path_factory)
     assert problem is None
-    website.build_site({lesson: executed}, [], website.ROOT / "README.md", tmp_path / "site")  # alone: its links lead nowhere
+    website.build_site(
+        {lesson: executed}, [], website.ROOT / "README.md", tmp_path / "site"
+    )  # alone: its links lead nowhere
     page.goto((tmp_path / "site" / f"{lesson.stem}.html").as_uri())
 
     state = course.read(executed).metadata.widgets[course.STATE]
     moving = 0
     for view in page.locator("[data-widget]").all():
-        if buttons_of(view.get_attribute("data-widget"), state) & set(OTHER_KINDS):  # it computes: a still picture, and a word on it
+        if buttons_of(view.get_attribute("data-widget"), state) & set(
+            OTHER_KINDS
+        ):  # it computes: a still picture, and a word on it
             assert view.locator("img[alt]:visible").count() == 1 and "JupyterLab" in view.inner_text()
             continue
         assert move_all(page, view, "input[type=range]", "[role=group]") > 0, view.inner_text()

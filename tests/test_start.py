@@ -35,18 +35,23 @@ def test_the_range_exercise_accepts_the_solution(capsys):
     assert "○ my_to_model: not attempted yet" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(("wrong", "message"), [
-    (lambda values: (values + 1) / 2, "the way back"),
-    (lambda values: values * 2, "the middle is not"),
-    (lambda values: values - 0.5, "the width is not"),
-    (lambda values: None, "is a `return` missing"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (lambda values: (values + 1) / 2, "the way back"),
+        (lambda values: values * 2, "the middle is not"),
+        (lambda values: values - 0.5, "the width is not"),
+        (lambda values: None, "is a `return` missing"),
+    ],
+)
 def test_the_range_exercise_knows_the_usual_mistakes(wrong, message):
     with pytest.raises(AssertionError, match=message):
         range_check(wrong)
 
 
-@pytest.mark.parametrize(("name", "right", "too_small", "too_large"), [("my_gain", -0.1, -4.7, 1.7), ("my_share", 0.64, 0.36, 0.8)])
+@pytest.mark.parametrize(
+    ("name", "right", "too_small", "too_large"), [("my_gain", -0.1, -4.7, 1.7), ("my_share", 0.64, 0.36, 0.8)]
+)
 def test_the_exercises_that_ask_for_a_number(name, right, too_small, too_large, capsys):
     given = {"check_value": check_value, "gain": {"short motion": 1.77, "camera shake": -0.1}}
     run(f"check_value({name},", **given, **{name: None})
@@ -59,15 +64,23 @@ def test_the_exercises_that_ask_for_a_number(name, right, too_small, too_large, 
 
 def test_a_missing_package_is_named_with_the_way_to_get_it(monkeypatch):
     find = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name in ("matplotlib", "skimage") else find(name))
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: None if name in ("matplotlib", "skimage") else find(name)
+    )
     with pytest.raises(AssertionError, match=r"matplotlib \(figures\), skimage \(photographs\).*make lab.*pip install"):
         run("PARTS = ")
 
 
 def weights_check(capsys, **changes) -> str:
     school = data.SyntheticPairs(data.scene_contents(2, seed=0), "gopro_like", seed=0)
-    names = {"torch": torch, "school": school, "sample": sample, "device": "cpu", "pretrained": pretrained,
-             "pretrained_names": lambda: ["scenes-guided"]}  # fmt: skip
+    names = {
+        "torch": torch,
+        "school": school,
+        "sample": sample,
+        "device": "cpu",
+        "pretrained": pretrained,
+        "pretrained_names": lambda: ["scenes-guided"],
+    }
     run("def try_weights", **(names | changes))
     return capsys.readouterr().out
 
@@ -84,5 +97,10 @@ def test_weights_that_do_not_load_or_do_not_deblur_are_told_apart(capsys, tiny_m
 
 
 def test_all_shipped_weights_are_tried():
-    tried = [line.split()[0] for c in course.read(LESSON).cells if "def try_weights" in c.source for line in c.outputs[0].text.splitlines()]
+    tried = [
+        line.split()[0]
+        for c in course.read(LESSON).cells
+        if "def try_weights" in c.source
+        for line in c.outputs[0].text.splitlines()
+    ]
     assert tried == pretrained_names()

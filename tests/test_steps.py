@@ -58,7 +58,9 @@ def test_a_start_with_little_noise_stays_near_it(tiny_model, images, monkeypatch
     monkeypatch.setattr(model, "denoiser", lambda x: lambda z_t, noise_level: torch.zeros_like(z_t))
     far = []
     for alpha_bar_T in (0.9999, 0.9):
-        out = restore(model, x, "ddim", 1, max_noise_for(1, alpha_bar_T), generator=torch.Generator().manual_seed(0), start=start)
+        out = restore(
+            model, x, "ddim", 1, max_noise_for(1, alpha_bar_T), generator=torch.Generator().manual_seed(0), start=start
+        )
         far.append(float((out - start).std()))
     assert far[0] < 0.02 < far[1]
 
@@ -73,18 +75,36 @@ def test_wrong_starts_are_refused(tiny_model, images):
 
 def test_curves_have_every_combination_and_are_repeatable(tiny_model):
     pairs = domain_pairs("one_kernel", "photos", 4, 7)
-    arguments = (tiny_model(precision="fp32"), pairs, 4, 16, {"blurry": lambda x: x}, (1, 3), ("ddim", "ancestral"), ("psnr", "spectral"))
+    arguments = (
+        tiny_model(precision="fp32"),
+        pairs,
+        4,
+        16,
+        {"blurry": lambda x: x},
+        (1, 3),
+        ("ddim", "ancestral"),
+        ("psnr", "spectral"),
+    )
     rows = step_curves(*arguments)
     assert [(r["start"], r["sampler"], r["evaluations"]) for r in rows] == [
-        (start, sampler, n) for start in ("noise", "blurry") for sampler in ("ddim", "ancestral") for n in (1, 3)]  # fmt: skip
+        (start, sampler, n) for start in ("noise", "blurry") for sampler in ("ddim", "ancestral") for n in (1, 3)
+    ]
     assert all(r["seconds"] > 0 and r["psnr"]["low"] <= r["psnr"]["mean"] <= r["psnr"]["high"] for r in rows)
     assert [r["psnr"] for r in step_curves(*arguments)] == [r["psnr"] for r in rows]
 
 
 def test_fewest():
-    row = lambda n, psnr, spectral: {"sampler": "ddim", "start": "noise", "evaluations": n,  # noqa: E731
-                                     "psnr": {"mean": psnr}, "spectral": {"mean": spectral}}  # fmt: skip
-    assert fewest([row(250, 25.0, 0.10), row(1, 26.0, 0.30), row(4, 24.95, 0.101), row(2, 24.0, 0.10)], "ddim", "noise") == 4
+    row = lambda n, psnr, spectral: {
+        "sampler": "ddim",
+        "start": "noise",
+        "evaluations": n,
+        "psnr": {"mean": psnr},
+        "spectral": {"mean": spectral},
+    }
+    assert (
+        fewest([row(250, 25.0, 0.10), row(1, 26.0, 0.30), row(4, 24.95, 0.101), row(2, 24.0, 0.10)], "ddim", "noise")
+        == 4
+    )
     with pytest.raises(ValueError, match="no rows of 'ancestral'"):
         fewest([row(1, 1.0, 1.0)], "ancestral", "noise")
 
@@ -93,12 +113,33 @@ def test_the_command(tmp_path, capsys):
     config = Config(widths=(16, 16, 16, 16), guidance_width=8, guidance_blocks=1, precision="fp32")
     for name, c in (("guided", config), ("regression", plain_twin(config, "regression"))):
         save_model(build_model(c), tmp_path / f"{name}.safetensors")
-    arguments = ["steps", "--weights", f"{tmp_path}/guided.safetensors", "--regression", f"{tmp_path}/regression.safetensors",
-                 "--content", "photos", "--count", "2", "--size", "16", "--evaluations", "1", "2", "--device", "cpu",
-                 "--out", str(tmp_path / "steps.json")]  # fmt: skip
+    arguments = [
+        "steps",
+        "--weights",
+        f"{tmp_path}/guided.safetensors",
+        "--regression",
+        f"{tmp_path}/regression.safetensors",
+        "--content",
+        "photos",
+        "--count",
+        "2",
+        "--size",
+        "16",
+        "--evaluations",
+        "1",
+        "2",
+        "--device",
+        "cpu",
+        "--out",
+        str(tmp_path / "steps.json"),
+    ]
     assert main(arguments) == 0
     results = json.loads((tmp_path / "steps.json").read_text())
-    assert len(results["rows"]) == 3 * 3 * 2 and {r["start"] for r in results["rows"]} == {"noise", "blurry", "regression"}
+    assert len(results["rows"]) == 3 * 3 * 2 and {r["start"] for r in results["rows"]} == {
+        "noise",
+        "blurry",
+        "regression",
+    }
     assert "as good as the longest chain from" in capsys.readouterr().out
     assert main([*arguments, "--regression", f"{tmp_path}/guided.safetensors"]) == 2
     assert "--regression a regression model" in capsys.readouterr().err

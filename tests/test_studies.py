@@ -56,7 +56,7 @@ def test_the_maps_domains_differ_in_one_thing(kernels):
 
 
 def test_the_command_offers_every_study():
-    assert STUDY_NAMES == tuple(STUDIES)
+    assert tuple(STUDIES) == STUDY_NAMES
 
 
 @pytest.mark.parametrize("name", STUDIES)
@@ -107,7 +107,7 @@ def test_the_same_trial_gives_the_same_scores():
 
 
 def test_paired_differences_take_the_seeds_that_both_have():
-    entry = lambda arm, seed, values: {"arm": arm, "seed": seed, "kernels": 4, "scores": {"d": {"per_signal": values}}}  # noqa: E731
+    entry = lambda arm, seed, values: {"arm": arm, "seed": seed, "kernels": 4, "scores": {"d": {"per_signal": values}}}
     runs = [entry("a", 0, [3.0, 5.0]), entry("a", 1, [1.0, 1.0]), entry("b", 0, [1.0, 2.0]), entry("b", 2, [0.0, 0.0])]
     assert paired_differences(runs, "a", "b", "d", kernels=4).tolist() == [[2.0, 3.0]]
     assert paired_differences(runs, "a", "b", "d", kernels=8).numel() == 0
@@ -127,7 +127,22 @@ def test_rows_of_photographs_are_signals(device):
 def test_the_command_goes_on_where_it_stopped(tmp_path, capsys, monkeypatch):
     some, out = (1, 4), tmp_path / "breadth.json"
     monkeypatch.setattr(studies, "BREADTHS", some)
-    command = ["ablate", "--study", "breadth", "--out", str(out), "--seeds", "1", "--steps", "2", "--count", "3", "--workers", "1", "--arms"]
+    command = [
+        "ablate",
+        "--study",
+        "breadth",
+        "--out",
+        str(out),
+        "--seeds",
+        "1",
+        "--steps",
+        "2",
+        "--count",
+        "3",
+        "--workers",
+        "1",
+        "--arms",
+    ]
     assert main([*command, "plain"]) == 0
     assert len(json.loads(out.read_text())["runs"]) == len(some)
     capsys.readouterr()
@@ -135,7 +150,9 @@ def test_the_command_goes_on_where_it_stopped(tmp_path, capsys, monkeypatch):
     assert f"breadth: {len(some)} of {len(FORMS) * len(some)} trainings" in capsys.readouterr().out
     runs = json.loads(out.read_text())["runs"]
     assert [(run["kernels"], run["arm"]) for run in runs] == [(n, arm) for n in some for arm in ("plain", "guided")]
-    assert main([*command, "guided, no loss", "--workers", "2"]) == 0  # in processes of their own: in order all the same
+    assert (
+        main([*command, "guided, no loss", "--workers", "2"]) == 0
+    )  # in processes of their own: in order all the same
     runs = json.loads(out.read_text())["runs"]
     assert [run["arm"] for run in runs] == ["plain", "guided", "guided, no loss"] * len(some)
     assert main([*command[:2], "forms", *command[3:], "plain"]) == 2
@@ -155,7 +172,9 @@ def test_a_killed_study_leaves_no_worker_behind(tmp_path):
     out = tmp_path / "toy.json"
     command = ["ablate", "--out", str(out), "--seeds", "2", "--steps", "5000", "--workers", "2", "--arms", "plain"]
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
-    study = psutil.Popen([sys.executable, "-m", "tinymsg", *command], cwd=tmp_path, env=environment, stdout=subprocess.DEVNULL)
+    study = psutil.Popen(
+        [sys.executable, "-m", "tinymsg", *command], cwd=tmp_path, env=environment, stdout=subprocess.DEVNULL
+    )
     end, workers = time.monotonic() + 120, []
     try:
         while len(workers) < 2 and time.monotonic() < end:
@@ -180,7 +199,10 @@ def test_the_command_goes_on_with_the_same_steps_and_number_of_tests(tmp_path, c
     assert main([*command, str(out)]) == main([*command, str(out), "--count", "4"]) == 2
     assert "scored on 3 a domain, not 'forms' at 2 steps on 4; use another --out" in capsys.readouterr().err
     assert main(["ablate", "--steps", "3", "--out", str(out), "--count", "3"]) == 2
-    assert "'forms' at 2 steps, scored on 3 a domain, not 'forms' at 3 steps on 3; use another --out" in capsys.readouterr().err
+    assert (
+        "'forms' at 2 steps, scored on 3 a domain, not 'forms' at 3 steps on 3; use another --out"
+        in capsys.readouterr().err
+    )
     write_results(old, {"study": "forms", "steps": 2, "runs": []})
     assert main([*command, str(old), "--count", "3"]) == 2
     assert "scored on 64 a domain" in capsys.readouterr().err

@@ -11,7 +11,9 @@ from tinymsg import toy
 from tinymsg.model import build_model, count_parameters
 
 TEXTS = sorted(course.HERE.glob("*.md"))
-GLOSSARY, MATHEMATICS, TEACHING = ((course.HERE / f"{name}.md").read_text() for name in ("GLOSSARY", "MATHEMATICS", "TEACHING"))
+GLOSSARY, MATHEMATICS, TEACHING = (
+    (course.HERE / f"{name}.md").read_text() for name in ("GLOSSARY", "MATHEMATICS", "TEACHING")
+)
 LESSONS = {path.name: course.read(path) for path in course.lessons()}
 MODULES = {path.stem for path in (course.HERE.parent / "tinymsg").glob("[a-z]*.py")}
 
@@ -20,7 +22,9 @@ def prose(notebook) -> str:
     """All that a reader sees of a lesson, in one line: text, code, printed results."""
     seen = [cell.source for cell in notebook.cells]
     for output in (output for cell in notebook.cells for output in cell.get("outputs", [])):
-        seen += [output.get("text", "")] + [output.get("data", {}).get(f"text/{kind}", "") for kind in ("plain", "markdown")]
+        seen += [output.get("text", "")] + [
+            output.get("data", {}).get(f"text/{kind}", "") for kind in ("plain", "markdown")
+        ]
     return " ".join(" ".join(seen).split())
 
 
@@ -30,7 +34,9 @@ def stated_minutes(name: str) -> int:
 
 
 def exercise_minutes(name: str) -> list[int]:
-    headings = [line for cell in LESSONS[name].cells for line in cell.source.splitlines() if re.match(r"#+ Exercise", line)]
+    headings = [
+        line for cell in LESSONS[name].cells for line in cell.source.splitlines() if re.match(r"#+ Exercise", line)
+    ]
     return [int(re.search(r"\(★+, (\d+) minutes\)", line)[1]) for line in headings]
 
 
@@ -87,7 +93,10 @@ def test_a_name_that_does_not_exist_is_found():
 
 # --- the glossary -------------------------------------------------------------------------------------------
 
-ENTRIES = {re.match(r"\*\*(.+?)\.?\*\*", entry)[1]: " ".join(entry.split()) for entry in re.split(r"^- ", GLOSSARY, flags=re.M)[1:]}
+ENTRIES = {
+    re.match(r"\*\*(.+?)\.?\*\*", entry)[1]: " ".join(entry.split())
+    for entry in re.split(r"^- ", GLOSSARY, flags=re.M)[1:]
+}
 
 
 def test_the_glossary_has_its_terms_in_order():
@@ -162,7 +171,12 @@ def lesson_time(rows: list[tuple[int, str]]) -> dict[str, int]:
 def test_both_timetables_give_every_lesson_its_time():
     wanted = {name: stated_minutes(name) for name in LESSONS}
     assert lesson_time([(int(minutes), what) for _, minutes, what in table("One day")]) == wanted
-    assert lesson_time([(int(minutes), what) for _, _, minutes, what in (row for row in table("Four weeks") if len(row) == 4)]) == wanted
+    assert (
+        lesson_time(
+            [(int(minutes), what) for _, _, minutes, what in (row for row in table("Four weeks") if len(row) == 4)]
+        )
+        == wanted
+    )
 
 
 def test_the_four_weeks_add_up():
@@ -180,11 +194,14 @@ def test_the_points_add_up():
     assert sum(int(points) for _, points in rows) == int(last[1]) == 100
 
 
-@pytest.mark.parametrize(("name", "answers"), [
-    ("00_start", ["nearer"]),
-    ("01_blur", ["destroyed", "linear", "new_content"]),
-    ("02_icdpm", ["restores the 20° one, spoils the 110° one", "worse", "no"]),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "answers"),
+    [
+        ("00_start", ["nearer"]),
+        ("01_blur", ["destroyed", "linear", "new_content"]),
+        ("02_icdpm", ["restores the 20° one, spoils the 110° one", "worse", "no"]),
+    ],
+)
 def test_the_answers_to_expect_are_those_that_came_out(name, answers):
     said = " ".join(prose(LESSONS[f"{name}.ipynb"]).split())  # it is printed in several lines
     revealed = re.findall(r"What happened: (.+?)\. ", said)
@@ -196,7 +213,10 @@ def test_the_answers_to_expect_are_those_that_came_out(name, answers):
 def test_the_parameters_of_the_guidance_are_counted_rightly():
     guidance = build_model(toy.arm_config("guided")).guidance
     nets, all_of_it = count_parameters(guidance.nets[0]), count_parameters(guidance)
-    assert f"one network {nets:,}, three of them and {all_of_it - 3 * nets:,} for the projections: {all_of_it:,}" in TEACHING
+    assert (
+        f"one network {nets:,}, three of them and {all_of_it - 3 * nets:,} for the projections: {all_of_it:,}"
+        in TEACHING
+    )
 
 
 def test_every_exercise_has_its_answer():

@@ -31,8 +31,11 @@ def batches(tiny_config):
 
 
 def tensors(state: TrainState) -> dict[str, torch.Tensor]:
-    return {f"{part}.{name}": value.clone() for part, module in (("model", state.model), ("ema", state.ema_model))
-            for name, value in module.state_dict().items()}  # fmt: skip
+    return {
+        f"{part}.{name}": value.clone()
+        for part, module in (("model", state.model), ("ema", state.ema_model))
+        for name, value in module.state_dict().items()
+    }
 
 
 # --- the loss ---------------------------------------------------------------------------------------------------
@@ -110,9 +113,17 @@ def test_fit_from_a_config_and_for_fewer_steps(tiny_config, batches):
     assert [r.to_dict() for r in records] == [r.to_dict() for r in whole[:2]]  # same rate, same noise
 
 
-@pytest.mark.parametrize("changes", [
-    {}, {"scales": ()}, {"predict": "eps", "residual": False}, {"predict": "v"}, {"kind": "regression", "scales": ()},
-    {"precision": "bf16"}])  # fmt: skip
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"scales": ()},
+        {"predict": "eps", "residual": False},
+        {"predict": "v"},
+        {"kind": "regression", "scales": ()},
+        {"precision": "bf16"},
+    ],
+)
 def test_the_loss_falls_on_one_batch(tiny_config, batches, device, changes):
     one = tuple(image.to(device) for image in batches(0))
     config = tiny_config(steps=60, lr=3e-3, warmup=5, **changes)
@@ -125,9 +136,16 @@ def test_the_loss_falls_on_one_batch(tiny_config, batches, device, changes):
         assert all(r["guidance"] == r["grad_norm_guidance"] == 0 for r in records)
 
 
-@pytest.mark.parametrize("changes", [{"dims": 1, "channels": 1, "widths": (16, 16), "scales": (1,)},
-                                     {"stop_gradient": True}, {"target": "none", "stop_gradient": True},
-                                     {"dropout": 0.2}, {"how": "both", "inject": "structure"}])  # fmt: skip
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"dims": 1, "channels": 1, "widths": (16, 16), "scales": (1,)},
+        {"stop_gradient": True},
+        {"target": "none", "stop_gradient": True},
+        {"dropout": 0.2},
+        {"how": "both", "inject": "structure"},
+    ],
+)
 def test_every_kind_of_network_trains(tiny_config, changes):
     config = tiny_config(steps=2, **changes)
     shape = (2, config.channels, 1 if config.dims == 1 else 16, 16)
@@ -319,7 +337,11 @@ def test_compiled_training_learns_the_same(tiny_config, batches, monkeypatch):
     """By a backend that needs no C compiler: the graph is whole, micro-batches and all, and is compiled once."""
     compiled = []
     real = torch.compile
-    monkeypatch.setattr(torch, "compile", lambda model, **options: compiled.append(options) or real(model, backend="aot_eager", **options))
+    monkeypatch.setattr(
+        torch,
+        "compile",
+        lambda model, **options: compiled.append(options) or real(model, backend="aot_eager", **options),
+    )
     rows = [[r.to_dict() for r in fit(tiny_config(compile=on, accumulate=2, steps=2), batches)] for on in (False, True)]
     assert compiled == [{"fullgraph": True, "dynamic": False}]
     for one, other in zip(*rows, strict=True):
@@ -329,7 +351,9 @@ def test_compiled_training_learns_the_same(tiny_config, batches, monkeypatch):
 def test_compiled_trainings_follow_each_other(tiny_config, monkeypatch):
     """More than torch keeps compiled forms, at other sizes; the averaged weights, looked at in between, are not compiled."""
     real, graphs = torch.compile, []
-    monkeypatch.setattr(torch, "compile", lambda model, **o: real(model, backend=lambda g, _: graphs.append(g) or g.forward, **o))
+    monkeypatch.setattr(
+        torch, "compile", lambda model, **o: real(model, backend=lambda g, _: graphs.append(g) or g.forward, **o)
+    )
     for crop, widths in ((16, (16, 16)), (32, (16, 16)), (16, (16, 32))):
         image = torch.zeros(2, 3, crop, crop)
         state = TrainState(tiny_config(crop=crop, widths=widths, scales=(1,), compile=True, steps=2))
@@ -349,8 +373,10 @@ def test_without_a_compiler_the_command_says_so_in_one_sentence(tmp_path, capsys
     settings = ["widths=16,16", "scales=1", "crop=16", "batch=2", "content_count=4", "precision=fp32", "compile=true"]
     assert main(["train", "--out", str(tmp_path / "out"), "--device", "cpu", "--set", *settings]) == 2
     said = capsys.readouterr().err.strip().splitlines()[-1]
-    assert said == ("tinymsg: torch.compile failed (RuntimeError: Failed to find C compiler. Please specify via CC environment "
-                    "variable): compile needs a C compiler and Python's headers; install them or use --set compile=false")  # fmt: skip
+    assert said == (
+        "tinymsg: torch.compile failed (RuntimeError: Failed to find C compiler. Please specify via CC environment "
+        "variable): compile needs a C compiler and Python's headers; install them or use --set compile=false"
+    )
 
 
 @pytest.mark.parametrize(("gpus", "instead"), [(2, "torchrun --nproc-per-node 2"), (0, "--device cpu")])
@@ -517,7 +543,9 @@ def as_recorded(model: torch.nn.Module) -> torch.nn.Module:
             for buffer, gradient in zip(static, found, strict=True):
                 if gradient is not None:
                     buffer.copy_(gradient)
-            return (None,) * 3 + tuple(b.detach() if g is not None else None for b, g in zip(static, found, strict=True))
+            return (None,) * 3 + tuple(
+                b.detach() if g is not None else None for b, g in zip(static, found, strict=True)
+            )
 
     class Network(torch.nn.Module):
         def forward(self, *images):
@@ -526,7 +554,9 @@ def as_recorded(model: torch.nn.Module) -> torch.nn.Module:
     return Network()
 
 
-@pytest.mark.parametrize("changes", [{}, {"target": "none", "stop_gradient": True}])  # some weights there have no gradient
+@pytest.mark.parametrize(
+    "changes", [{}, {"target": "none", "stop_gradient": True}]
+)  # some weights there have no gradient
 @pytest.mark.parametrize("accumulate", [1, 2, 4])
 def test_gradients_of_a_recorded_pass_add_up(tiny_config, batches, monkeypatch, accumulate, changes):
     """Autograd keeps the tensor that a pass returns as the weight's gradient, and the next pass would overwrite it."""
@@ -578,10 +608,7 @@ def test_a_recorded_step_learns_what_an_eager_one_does(tiny_config, monkeypatch,
         assert recorded == pytest.approx(eager, rel=1e-3)
 
 
-@pytest.mark.parametrize("changes, message", [
-    ({}, "needs one process on a GPU"),
-    ({"compile": True}, "not both"),
-])  # fmt: skip
+@pytest.mark.parametrize("changes, message", [({}, "needs one process on a GPU"), ({"compile": True}, "not both")])
 def test_where_a_cuda_graph_cannot_be(tiny_config, batches, changes, message):
     with pytest.raises(ValueError, match=message):
         next(fit(TrainState(tiny_config(cuda_graph=True, **changes)), batches))

@@ -18,7 +18,7 @@ from tinymsg.training.validation import (
     choose_held_out,
     picture_names,
     synthetic_validation,
-)  # fmt: skip
+)
 
 CPU = torch.device("cpu")
 
@@ -78,11 +78,15 @@ def test_a_look_closed_form(tiny_config, tmp_path):
         for p in state.ema_model.parameters():
             p.add_(0.02 * torch.randn(p.shape, generator=torch.Generator().manual_seed(1)))
     row = look(state, tmp_path)
-    restored = restore(state.ema_model, x, "ancestral", 5, 0.9, generator=torch.Generator().manual_seed(VALIDATION_SEED))
+    restored = restore(
+        state.ema_model, x, "ancestral", 5, 0.9, generator=torch.Generator().manual_seed(VALIDATION_SEED)
+    )
     assert row["psnr"] == pytest.approx(float(psnr((restored + 1) / 2, (y0 + 1) / 2).mean()), rel=1e-4)
     eps = torch.randn(y0.shape, generator=torch.Generator().manual_seed(VALIDATION_SEED + 1))
     with torch.no_grad():
-        expected = [float(loss_terms(state.ema_model, config, y0, x, torch.full((2,), level), eps)[0]) for level in LEVELS]
+        expected = [
+            float(loss_terms(state.ema_model, config, y0, x, torch.full((2,), level), eps)[0]) for level in LEVELS
+        ]
     assert [row[f"denoise_{level}"] for level in LEVELS] == pytest.approx(expected)
     assert row["denoise"] == pytest.approx(sum(expected) / len(expected)) and row["step"] == 0 and 0 < row["ssim"] < 1
     strip = read_image(tmp_path / "00000000.png") * 2 - 1
@@ -104,14 +108,21 @@ def test_every_kind_of_model_is_validated(tiny_config, tmp_path, changes):
 def test_the_name_says_whether_the_pictures_are_trainings_own(tiny_config, tmp_path):
     Image.effect_noise((40, 40), 60).save(tmp_path / "a.png")
     own, names = "of training's own pictures blurred anew", {}
-    for content, domain in (("scenes", "jpeg"), ("photos", "jpeg"), (str(tmp_path), "gopro_like"), ("photos", "new_content")):
+    for content, domain in (
+        ("scenes", "jpeg"),
+        ("photos", "jpeg"),
+        (str(tmp_path), "gopro_like"),
+        ("photos", "new_content"),
+    ):
         names[content, domain] = synthetic_validation(tiny_config(content=content, domain=domain), 2, CPU).name
     assert [own in name for name in names.values()] == [False, True, True, False]
     assert ["2 fresh crops of" in name for name in names.values()] == [True, False, False, True]
 
 
 def test_without_ssim_the_rest_goes_on(tiny_config, tmp_path, monkeypatch):
-    monkeypatch.setattr("tinymsg.training.validation.available", lambda metrics: (("psnr",), {"ssim": "no torchmetrics"}))
+    monkeypatch.setattr(
+        "tinymsg.training.validation.available", lambda metrics: (("psnr",), {"ssim": "no torchmetrics"})
+    )
     row = synthetic_validation(tiny_config(), 1, CPU)(TrainState(tiny_config()), tmp_path)
     assert row["ssim"] != row["ssim"] and row["psnr"] > 0  # NaN: not measured
 

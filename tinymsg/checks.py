@@ -54,7 +54,9 @@ def reveal(guess, answer, explanation: str) -> None:
     else:
         verdict = "as you predicted" if guess == answer else f"you predicted {guess}"
         said = f"What happened: {answer} ({verdict}). {explanation}"
-    print(textwrap.fill(said, 92, break_long_words=False, break_on_hyphens=False))  # GitHub does not wrap what is printed
+    print(
+        textwrap.fill(said, 92, break_long_words=False, break_on_hyphens=False)
+    )  # GitHub does not wrap what is printed
 
 
 def _difference(actual, expected) -> str | None:

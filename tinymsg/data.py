@@ -49,13 +49,17 @@ def read_image(path: str | Path) -> Tensor:
     try:
         with Image.open(path) as image:
             if image.width * image.height > MAX_PIXELS:
-                raise ImageError(f"{path}: {image.width}x{image.height} pixels; the limit is {MAX_PIXELS // 10**6} million")
+                raise ImageError(
+                    f"{path}: {image.width}x{image.height} pixels; the limit is {MAX_PIXELS // 10**6} million"
+                )
             image.load()
             image = ImageOps.exif_transpose(image)
             if image.mode.startswith(("I", "F")):  # 16-bit gray: PIL's own conversion would clip it at 255
                 gray = np.asarray(image, dtype=np.float32)
                 fractions = image.mode == "F" and gray.max() <= 1  # floating point, already display values
-                gray = gray / (65535.0 if gray.max() > 255 or image.mode.startswith("I;16") else 1.0 if fractions else 255.0)
+                gray = gray / (
+                    65535.0 if gray.max() > 255 or image.mode.startswith("I;16") else 1.0 if fractions else 255.0
+                )
                 return torch.from_numpy(gray.clip(0, 1)).expand(3, -1, -1).clone()
             if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
                 image = image.convert("RGBA")
@@ -151,8 +155,11 @@ class Contents:
             top, left = (int(place[i, 0] * max(h - size + 1, 1)), int(place[i, 1] * max(w - size + 1, 1)))
             crop = image[:, top : top + size, left : left + size]
             if crop.shape[-2:] != (size, size):
-                crop = torch.from_numpy(np.pad(
-                    crop.numpy(), ((0, 0), (0, size - crop.shape[1]), (0, size - crop.shape[2])), mode="symmetric"))  # fmt: skip
+                crop = torch.from_numpy(
+                    np.pad(
+                        crop.numpy(), ((0, 0), (0, size - crop.shape[1]), (0, size - crop.shape[2])), mode="symmetric"
+                    )
+                )
             crop = torch.rot90(crop, int(turn[i]) % 4, dims=(1, 2))
             cut.append(crop.flip(2) if turn[i] >= 4 else crop)
         return torch.stack(cut).to(device).float() / 255
@@ -162,7 +169,9 @@ class Contents:
 def scene_contents(count: int, seed: int = 0, size: int = 128) -> Contents:
     """`count` procedural scenes of size x size pixels, rendered once a process (about 20 scenes a second a core)."""
     parts = [render_scenes(index, size, seed) for index in torch.arange(count).split(64)]
-    return Contents(list((torch.cat(parts) * 255).round().to(torch.uint8)), f"scenes(count={count}, seed={seed}, size={size})")
+    return Contents(
+        list((torch.cat(parts) * 255).round().to(torch.uint8)), f"scenes(count={count}, seed={seed}, size={size})"
+    )
 
 
 PHOTOS = ("astronaut", "chelsea", "coffee", "rocket", "stereo_motorcycle")  # inside scikit-image's package
@@ -207,7 +216,9 @@ def make_contents(name: str, count: int, seed: int) -> Contents:
         return CONTENTS[name](count, seed)
     if Path(name).is_dir():
         return folder_contents(name)
-    raise ValueError(f"unknown content {name!r}; known: {', '.join(CONTENTS)}, or the path of a folder of sharp pictures")
+    raise ValueError(
+        f"unknown content {name!r}; known: {', '.join(CONTENTS)}, or the path of a folder of sharp pictures"
+    )
 
 
 def other_content(name: str) -> str:
@@ -238,7 +249,9 @@ DOMAINS: dict[str, Domain] = {
     "jpeg": Domain(camera=Camera(jpeg_quality=30)),
     "saturated_night": Domain(camera=Camera(exposure=0.3, highlights=12.0, shot=0.002, read=0.005)),
     # Everything at once
-    "all": Domain(_SHAKE, Camera("measured", exposure=0.6, highlights=4.0, shot=0.004, read=0.01, jpeg_quality=50), True),
+    "all": Domain(
+        _SHAKE, Camera("measured", exposure=0.6, highlights=4.0, shot=0.004, read=0.01, jpeg_quality=50), True
+    ),
     # Not test domains: a single kernel, for the lessons' live training, and its kin
     "one_kernel": Domain(motion=Motion("linear", length=(9.0, 9.0), angle=20.0, kernels=1)),
     "other_length": Domain(motion=Motion("linear", length=(5.0, 5.0), angle=20.0, kernels=1)),
@@ -276,8 +289,14 @@ class SyntheticPairs:
         gray: one channel instead of three.
     """
 
-    def __init__(self, contents: Contents, domain: Domain | str, seed: int = 0, device: torch.device | str = "cpu",
-                 gray: bool = False):  # fmt: skip
+    def __init__(
+        self,
+        contents: Contents,
+        domain: Domain | str,
+        seed: int = 0,
+        device: torch.device | str = "cpu",
+        gray: bool = False,
+    ):
         self.contents, self.seed, self.device, self.gray = contents, seed, torch.device(device), gray
         self.domain = get_domain(domain) if isinstance(domain, str) else domain
         label = domain if isinstance(domain, str) else repr(domain)
@@ -306,8 +325,15 @@ class SignalPairs:
         content: "signals" (procedural), or "photos": rows of scikit-image's photographs.
     """
 
-    def __init__(self, kernels: Tensor, count: int = 1000, seed: int = 0, noise: float = 0.0, content: str = "signals",
-                 device: torch.device | str = "cpu"):  # fmt: skip
+    def __init__(
+        self,
+        kernels: Tensor,
+        count: int = 1000,
+        seed: int = 0,
+        noise: float = 0.0,
+        content: str = "signals",
+        device: torch.device | str = "cpu",
+    ):
         if content not in ("signals", "photos"):
             raise ValueError(f"unknown content {content!r} of signals; known: signals, photos")
         self.kernels, self.count, self.seed, self.noise, self.content = kernels, count, seed, noise, content
@@ -363,7 +389,9 @@ class PairedImages:
             for blur_folder in sorted(p for p in self.folder.rglob(blur_name) if p.is_dir()):
                 self.paths += self._match(blur_folder, blur_folder.with_name(sharp_name))
         if not self.paths:
-            raise ValueError(f"no pairs below {folder}: expected SEQUENCE/{blur}/ beside SEQUENCE/sharp/, or input/ beside target/")
+            raise ValueError(
+                f"no pairs below {folder}: expected SEQUENCE/{blur}/ beside SEQUENCE/sharp/, or input/ beside target/"
+            )
         self.name = f"{len(self.paths)} pairs of {self.folder.name} ({blur})"
 
     @staticmethod
@@ -381,7 +409,9 @@ class PairedImages:
         """Whole pair number i: (y0, x), both (1, 3, h, w) in [-1, 1]."""
         sharp, blurry = (read_image(path) for path in self.paths[i])
         if sharp.shape != blurry.shape:
-            raise ImageError(f"{self.paths[i][1]}: sizes of the pair differ, {tuple(sharp.shape)} and {tuple(blurry.shape)}")
+            raise ImageError(
+                f"{self.paths[i][1]}: sizes of the pair differ, {tuple(sharp.shape)} and {tuple(blurry.shape)}"
+            )
         return to_model(sharp)[None].to(self.device), to_model(blurry)[None].to(self.device)
 
     def crops(self, index: Tensor, size: int) -> tuple[Tensor, Tensor]:

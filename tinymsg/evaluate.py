@@ -180,8 +180,9 @@ TEST_SEED = 7_000  # of test pairs and test scenes: training uses seed 0 for its
 VALIDATION_SEED = 5_000  # of the pairs on which a sampler's setting is chosen
 
 
-def domain_pairs(domain: str | Domain, content: str, count: int, seed: int, device: torch.device | str = "cpu",
-                 gray: bool = False) -> SyntheticPairs:  # fmt: skip
+def domain_pairs(
+    domain: str | Domain, content: str, count: int, seed: int, device: torch.device | str = "cpu", gray: bool = False
+) -> SyntheticPairs:
     """Held-out pairs of a domain: as many fresh sharp images as pairs, from another seed than training's.
 
     content: what the model was trained on the kind of: its name, or a folder of other pictures of that kind.
@@ -206,15 +207,25 @@ class Setting:
     def restore(self, model: Model, x: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """(one sample, mean of self.samples), both (b, c, h, w)."""
         prepared = prepare(model, x)
-        draws = [restore(model, x, self.sampler, self.steps, self.max_noise, generator=generator, prepared=prepared)
-                 for _ in range(1 if model.config.kind == "regression" else self.samples)]  # fmt: skip
+        draws = [
+            restore(model, x, self.sampler, self.steps, self.max_noise, generator=generator, prepared=prepared)
+            for _ in range(1 if model.config.kind == "regression" else self.samples)
+        ]
         return draws[0], torch.stack(draws).mean(dim=0)
 
 
-def evaluate(models: dict[str, Model], domains: dict[str, Pairs], setting: Setting, count: int = 200, size: int = 96,
-             metrics: tuple[str, ...] = tuple(METRICS), batch: int = 25, device: torch.device | str = "cpu",
-             progress: Callable[[str], None] = lambda line: None,
-             register: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None = None) -> dict:  # fmt: skip
+def evaluate(
+    models: dict[str, Model],
+    domains: dict[str, Pairs],
+    setting: Setting,
+    count: int = 200,
+    size: int = 96,
+    metrics: tuple[str, ...] = tuple(METRICS),
+    batch: int = 25,
+    device: torch.device | str = "cpu",
+    progress: Callable[[str], None] = lambda line: None,
+    register: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None = None,
+) -> dict:
     """Score every model, and the blurry input, on every domain.
 
     Args:
@@ -245,11 +256,15 @@ def evaluate(models: dict[str, Model], domains: dict[str, Pairs], setting: Setti
                 for metric, values in measure(output, truth, usable).items():
                     rows.setdefault(row, {}).setdefault(metric, []).extend(values)
         results[domain] = {
-            "data": pairs.name, "count": count, "size": size,
+            "data": pairs.name,
+            "count": count,
+            "size": size,
             "scores": {row: {m: summary(v) for m, v in scores.items()} for row, scores in rows.items()},
             "difference": differences(rows),
-            "per_image": {row: {m: [round(s, 4) for s in v] for m, v in scores.items()} for row, scores in rows.items()},
-        }  # fmt: skip
+            "per_image": {
+                row: {m: [round(s, 4) for s in v] for m, v in scores.items()} for row, scores in rows.items()
+            },
+        }
         best = {row: round(s["psnr"]["mean"], 2) for row, s in results[domain]["scores"].items() if "psnr" in s}
         progress(f"{domain}: PSNR {best}")
     return {"domains": results, "unavailable": unavailable}
@@ -262,7 +277,8 @@ def differences(rows: dict[str, dict[str, list[float]]]) -> dict[str, dict]:
     for i, b in enumerate(names):
         for a in names[:i]:
             table[f"{b} - {a}"] = {
-                metric: summary([u - v for u, v in zip(rows[b][metric], rows[a][metric], strict=True)]) for metric in rows[b]
+                metric: summary([u - v for u, v in zip(rows[b][metric], rows[a][metric], strict=True)])
+                for metric in rows[b]
             }
     return table
 
@@ -271,10 +287,18 @@ GRID_STEPS = (1, 2, 3, 5, 10, 20)
 GRID_MAX_NOISE = (0.2, 0.5, 0.7, 0.9, 0.99)
 
 
-def grid_search(model: Model, pairs: Pairs, count: int, size: int, steps: tuple[int, ...] = GRID_STEPS,
-                max_noise: tuple[float, ...] = GRID_MAX_NOISE, sampler: str = "ancestral", samples: int = 1,
-                metrics: tuple[str, ...] = ("psnr", "ssim", "lpips", "spectral"),
-                progress: Callable[[str], None] = lambda line: None) -> list[dict]:  # fmt: skip
+def grid_search(
+    model: Model,
+    pairs: Pairs,
+    count: int,
+    size: int,
+    steps: tuple[int, ...] = GRID_STEPS,
+    max_noise: tuple[float, ...] = GRID_MAX_NOISE,
+    sampler: str = "ancestral",
+    samples: int = 1,
+    metrics: tuple[str, ...] = ("psnr", "ssim", "lpips", "spectral"),
+    progress: Callable[[str], None] = lambda line: None,
+) -> list[dict]:
     """Steps x maximum noise, as DvSR (Whang 2022, supplement Sec. 6) and Ren 2023 search them.
 
     Returns: one dict a cell: steps, max_noise, alpha_bar_T, seconds an image, and the mean of each metric that is
@@ -293,8 +317,15 @@ def grid_search(model: Model, pairs: Pairs, count: int, size: int, steps: tuple[
                 torch.cuda.synchronize(x.device)
             seconds = (time.perf_counter() - start) / count
             scores = measure(output, y0, metrics)
-            cells.append({"steps": n, "max_noise": noise, "alpha_bar_T": float(make_schedule("linear", n, noise).alpha_bar[-1]),
-                          "seconds": round(seconds, 5)} | {m: round(sum(v) / count, 4) for m, v in scores.items()})  # fmt: skip
+            cells.append(
+                {
+                    "steps": n,
+                    "max_noise": noise,
+                    "alpha_bar_T": float(make_schedule("linear", n, noise).alpha_bar[-1]),
+                    "seconds": round(seconds, 5),
+                }
+                | {m: round(sum(v) / count, 4) for m, v in scores.items()}
+            )
             progress(f"steps {n}, max_noise {noise}: " + ", ".join(f"{m} {cells[-1][m]}" for m in metrics))
     return cells
 
@@ -324,11 +355,11 @@ def table(results: dict, metric: str = "psnr") -> str:
     for row in rows:
         cells = [results["domains"][d]["scores"][row][metric] for d in domains]
         digits = 2 if metric == "psnr" else 3
-        lines.append(f"{row:<{width}}" + "".join(
-            f"{c['mean']:>9.{digits}f} ± {(c['high'] - c['low']) / 2:<5.{digits}f}" for c in cells))  # fmt: skip
+        lines.append(
+            f"{row:<{width}}"
+            + "".join(f"{c['mean']:>9.{digits}f} ± {(c['high'] - c['low']) / 2:<5.{digits}f}" for c in cells)
+        )
     return "\n".join(lines)
-
-
 
 
 def markdown_table(results: dict, metric: str = "psnr") -> str:
@@ -337,5 +368,7 @@ def markdown_table(results: dict, metric: str = "psnr") -> str:
     lines = ["| domain | " + " | ".join(rows) + " |", "|---" * (len(rows) + 1) + "|"]
     for domain, entry in results["domains"].items():
         cells = [entry["scores"][row][metric] for row in rows]
-        lines.append(f"| {domain} | " + " | ".join(f"{c['mean']:.2f} ± {(c['high'] - c['low']) / 2:.2f}" for c in cells) + " |")
+        lines.append(
+            f"| {domain} | " + " | ".join(f"{c['mean']:.2f} ± {(c['high'] - c['low']) / 2:.2f}" for c in cells) + " |"
+        )
     return "\n".join(lines)

@@ -22,17 +22,35 @@ from .data import to_display
 from .evaluate import HIGHER_IS_BETTER, bootstrap_interval, psnr
 
 # Okabe & Ito 2008: told apart with any common colour blindness. One colour a thing, in every lesson.
-COLORS = {"blurry": "#666666", "regression": "#E69F00", "plain": "#D55E00", "guided": "#0072B2", "sharp": "#000000",
-          "control": "#CC79A7", "structure": "#009E73", "input": "#56B4E9"}  # fmt: skip
+COLORS = {
+    "blurry": "#666666",
+    "regression": "#E69F00",
+    "plain": "#D55E00",
+    "guided": "#0072B2",
+    "sharp": "#000000",
+    "control": "#CC79A7",
+    "structure": "#009E73",
+    "input": "#56B4E9",
+}
 
 
 def use_style() -> None:
     """Figure defaults of the lessons."""
-    plt.rcParams.update({
-        "figure.dpi": 80, "savefig.dpi": 80, "font.size": 11, "axes.titlesize": 11, "axes.spines.top": False,
-        "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.25, "legend.frameon": False,
-        "image.interpolation": "nearest", "figure.constrained_layout.use": True,
-    })  # fmt: skip
+    plt.rcParams.update(
+        {
+            "figure.dpi": 80,
+            "savefig.dpi": 80,
+            "font.size": 11,
+            "axes.titlesize": 11,
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+            "axes.grid": True,
+            "grid.alpha": 0.25,
+            "legend.frameon": False,
+            "image.interpolation": "nearest",
+            "figure.constrained_layout.use": True,
+        }
+    )
 
 
 def show(figure: Figure, alt: str) -> None:
@@ -84,8 +102,13 @@ def _array(image: Tensor, model_range: bool) -> np.ndarray:
     return image[0].numpy() if len(image) == 1 else image.permute(1, 2, 0).numpy()
 
 
-def image_grid(rows: dict[str, Sequence[Tensor]] | Sequence[Tensor], titles: Sequence[str] | None = None,
-               notes: Sequence[Sequence[str]] | None = None, size: float = 1.9, model_range: bool = True) -> Figure:  # fmt: skip
+def image_grid(
+    rows: dict[str, Sequence[Tensor]] | Sequence[Tensor],
+    titles: Sequence[str] | None = None,
+    notes: Sequence[Sequence[str]] | None = None,
+    size: float = 1.9,
+    model_range: bool = True,
+) -> Figure:
     """Pictures in rows and columns.
 
     Args:
@@ -98,8 +121,9 @@ def image_grid(rows: dict[str, Sequence[Tensor]] | Sequence[Tensor], titles: Seq
     rows = rows if isinstance(rows, dict) else {"": rows}
     columns = max(len(row) for row in rows.values())
     note_space = 0.25 if notes else 0.0
-    figure, axes = plt.subplots(len(rows), columns, squeeze=False,
-                                figsize=(columns * size + 0.3, len(rows) * (size + note_space) + 0.3))  # fmt: skip
+    figure, axes = plt.subplots(
+        len(rows), columns, squeeze=False, figsize=(columns * size + 0.3, len(rows) * (size + note_space) + 0.3)
+    )
     for i, (label, pictures) in enumerate(rows.items()):
         for j, axis in enumerate(axes[i]):
             axis.set_xticks([])
@@ -163,8 +187,9 @@ def plot_losses(histories: dict[str, list[dict[str, float]]], key: str = "denois
     """Training curves (running medians) of several runs; colours by name where the name has one."""
     figure, axis = plt.subplots(figsize=(6.4, 3))
     for name, history in histories.items():
-        axis.plot([row["step"] for row in history], smooth(row[key] for row in history),
-                  label=name, color=COLORS.get(name))  # fmt: skip
+        axis.plot(
+            [row["step"] for row in history], smooth(row[key] for row in history), label=name, color=COLORS.get(name)
+        )
     axis.set(xlabel="optimiser steps", ylabel=f"{key} loss", yscale="log")
     axis.legend()
     return figure
@@ -183,8 +208,13 @@ def plot_signals(signals: dict[str, Tensor], title: str = "") -> Figure:
     return figure
 
 
-def plot_scores(results: dict, rows: Sequence[str], metric: str = "psnr", domains: Sequence[str] | None = None,
-                relative_to: str | None = None) -> Figure:  # fmt: skip
+def plot_scores(
+    results: dict,
+    rows: Sequence[str],
+    metric: str = "psnr",
+    domains: Sequence[str] | None = None,
+    relative_to: str | None = None,
+) -> Figure:
     """Scores of models over domains with 95 % intervals, from a results file.
 
     Args:
@@ -199,10 +229,16 @@ def plot_scores(results: dict, rows: Sequence[str], metric: str = "psnr", domain
             entry = results["domains"][domain]
             cell = entry["scores"][row] if relative_to is None else entry["difference"][f"{row} - {relative_to}"]
             cell = cell[metric]
-            axis.errorbar(j + offset, cell["mean"], [[cell["mean"] - cell["low"]], [cell["high"] - cell["mean"]]],
-                          fmt="o", capsize=3, color=COLORS.get(row.removesuffix("-mean")),
-                          markerfacecolor=None if row.endswith("-mean") else "white",
-                          label=row if j == 0 else None)  # fmt: skip
+            axis.errorbar(
+                j + offset,
+                cell["mean"],
+                [[cell["mean"] - cell["low"]], [cell["high"] - cell["mean"]]],
+                fmt="o",
+                capsize=3,
+                color=COLORS.get(row.removesuffix("-mean")),
+                markerfacecolor=None if row.endswith("-mean") else "white",
+                label=row if j == 0 else None,
+            )
     unit = " (dB)" if metric == "psnr" else ""
     axis.set_xticks(range(len(domains)), [d.replace("_", "\n") for d in domains])
     axis.set_ylabel(f"{metric}{unit}" if relative_to is None else f"{metric}{unit} minus {relative_to}")
@@ -242,15 +278,29 @@ def plot_step_curves(rows: list[dict], start: str, metrics: Sequence[str] = ("ps
     rows: of `steps.step_curves`.
     """
     figure, axes = plt.subplots(1, len(metrics), figsize=(4.3 * len(metrics), 2.7))
-    looks = {"ancestral": (COLORS["plain"], "o-"), "ddim": (COLORS["guided"], "s--"), "dpm_solver": (COLORS["structure"], "^:")}
+    looks = {
+        "ancestral": (COLORS["plain"], "o-"),
+        "ddim": (COLORS["guided"], "s--"),
+        "dpm_solver": (COLORS["structure"], "^:"),
+    }
     names = {"psnr": "PSNR (dB)", "ssim": "SSIM", "lpips": "LPIPS", "spectral": "spectral distance"}
     for axis, metric in zip(np.atleast_1d(axes), metrics, strict=True):
         for sampler, (color, look) in looks.items():
             mine = [row for row in rows if (row["sampler"], row["start"]) == (sampler, start)]
-            axis.plot([row["evaluations"] for row in mine], [row[metric]["mean"] for row in mine], look, color=color, label=sampler)
+            axis.plot(
+                [row["evaluations"] for row in mine],
+                [row[metric]["mean"] for row in mine],
+                look,
+                color=color,
+                label=sampler,
+            )
         low, *_, high = sorted(row[metric]["mean"] for row in rows)
-        axis.set(xscale="log", xlabel="network evaluations", ylabel=names[metric],
-                 ylim=(low - 0.05 * (high - low), high + 0.05 * (high - low)))  # fmt: skip
+        axis.set(
+            xscale="log",
+            xlabel="network evaluations",
+            ylabel=names[metric],
+            ylim=(low - 0.05 * (high - low), high + 0.05 * (high - low)),
+        )
         axis.set_xticks(ticks := sorted({row["evaluations"] for row in rows}), ticks)
         axis.minorticks_off()
     np.atleast_1d(axes)[-1].legend()
@@ -270,8 +320,15 @@ def plot_differences(differences: dict[str, dict[str, Tensor]], ylabel: str = "P
         color = COLORS.get(arm, palette[i % len(palette)])
         for j, domain in enumerate(domains):
             place, values = j + (i - (len(differences) - 1) / 2) * step, by_domain[domain]
-            box = axis.boxplot(values.numpy(), positions=[place - 0.06], widths=0.5 * step, manage_ticks=False,
-                               patch_artist=True, flierprops={"markersize": 3, "alpha": 0.4}, medianprops={"color": "white"})  # fmt: skip
+            box = axis.boxplot(
+                values.numpy(),
+                positions=[place - 0.06],
+                widths=0.5 * step,
+                manage_ticks=False,
+                patch_artist=True,
+                flierprops={"markersize": 3, "alpha": 0.4},
+                medianprops={"color": "white"},
+            )
             box["boxes"][0].set(facecolor=color, edgecolor=color, label=arm if j == 0 else None)
             mean, (low, high) = float(values.mean()), bootstrap_interval(values)
             axis.errorbar(place + 0.3 * step, mean, [[mean - low], [high - mean]], fmt="k_", capsize=3)
@@ -296,8 +353,12 @@ def plot_guidance_diagram() -> Figure:
     def arrow(*points: tuple[float, float], color: str = "0.35", style: str = "-") -> None:
         xs, ys = zip(*points, strict=True)
         axis.plot(xs[:-1], ys[:-1], color=color, linewidth=1.4, linestyle=style)
-        axis.annotate("", points[-1], points[-2],
-                      arrowprops={"arrowstyle": "->", "color": color, "linestyle": style, "linewidth": 1.4})
+        axis.annotate(
+            "",
+            points[-1],
+            points[-2],
+            arrowprops={"arrowstyle": "->", "color": color, "linestyle": style, "linewidth": 1.4},
+        )
 
     guided, plain, sharp = COLORS["guided"], COLORS["plain"], COLORS["structure"]
     rows = {0: 7.4, 1: 5.6, 2: 3.8, 3: 2.0}
@@ -311,12 +372,27 @@ def plot_guidance_diagram() -> Figure:
         arrow((3.6, y), (4.2, y))
         box(4.2, y, 2.5, rf"$H_{k}$: res. blocks", guided)
         arrow((5.45, y - 0.45), (5.45, y - 0.95), (6.7, y - 0.95), color=sharp, style=":")
-        axis.text(6.8, y - 0.95, rf"$\hat s_{k}$  vs.  $s_{k}$ (sharp, gray, 1/{2**k})", color=sharp, va="center", fontsize=9.5)
+        axis.text(
+            6.8,
+            y - 0.95,
+            rf"$\hat s_{k}$  vs.  $s_{k}$ (sharp, gray, 1/{2**k})",
+            color=sharp,
+            va="center",
+            fontsize=9.5,
+        )
         arrow((6.7, y), (8.4, y), color=guided)
         box(8.4, y, 1.5, "1×1 conv", guided)
         arrow((9.9, y), (12.55, y), color=guided)
-        axis.text(12.85, y, "+", ha="center", va="center", fontsize=13, color=guided,
-                  bbox={"boxstyle": "circle,pad=0.1", "edgecolor": guided, "facecolor": "white"})  # fmt: skip
+        axis.text(
+            12.85,
+            y,
+            "+",
+            ha="center",
+            va="center",
+            fontsize=13,
+            color=guided,
+            bbox={"boxstyle": "circle,pad=0.1", "edgecolor": guided, "facecolor": "white"},
+        )
         box(11.9, y + 0.93, 1.9, f"encoder 1/{2**k}", plain, height=0.62)
         arrow((12.85, y + 0.62), (12.85, y + 0.32), color=plain)
         arrow((13.2, y), (16.1, y), color=plain)
@@ -350,8 +426,13 @@ def frame_bytes(frame: Figure | Tensor, scale: int = 2, model_range: bool = True
     return _bytes(image.resize((image.width * scale, image.height * scale), Image.Resampling.NEAREST))
 
 
-def frame_explorer(frame: Callable[..., Figure | Tensor], controls: dict[str, Sequence], alt: Callable[..., str] | str,
-                   start: dict[str, object] | None = None, scale: int = 2) -> None:  # fmt: skip
+def frame_explorer(
+    frame: Callable[..., Figure | Tensor],
+    controls: dict[str, Sequence],
+    alt: Callable[..., str] | str,
+    start: dict[str, object] | None = None,
+    scale: int = 2,
+) -> None:
     """Display sliders over pictures computed beforehand: one for every combination of the controls' values.
 
     Args:
@@ -426,18 +507,31 @@ def swipe(before: Tensor, after: Tensor, names: tuple[str, str] = ("before", "af
         return picture
 
     percents = [round(100 * i / (stops - 1)) for i in range(stops)]
-    frame_explorer(frame, {f"{names[0]} up to (%)": percents},
-                   lambda percent: f"One picture: {names[0]} in the left {percent} % of it, {names[1]} in the rest.",
-                   {f"{names[0]} up to (%)": percents[stops // 2]})  # fmt: skip
+    frame_explorer(
+        frame,
+        {f"{names[0]} up to (%)": percents},
+        lambda percent: f"One picture: {names[0]} in the left {percent} % of it, {names[1]} in the rest.",
+        {f"{names[0]} up to (%)": percents[stops // 2]},
+    )
 
 
 def _control(name: str, values: list, start: object):
     import ipywidgets
 
     options = [(str(value), value) for value in values]
-    kind, style = (ipywidgets.ToggleButtons, {"button_width": "auto"}) if isinstance(values[0], str) else (ipywidgets.SelectionSlider, {})
-    return kind(options=options, value=start, description=name, tooltip=name, style=style | {"description_width": "initial"},
-                layout={"width": "auto", "max_width": "36em"})  # fmt: skip
+    kind, style = (
+        (ipywidgets.ToggleButtons, {"button_width": "auto"})
+        if isinstance(values[0], str)
+        else (ipywidgets.SelectionSlider, {})
+    )
+    return kind(
+        options=options,
+        value=start,
+        description=name,
+        tooltip=name,
+        style=style | {"description_width": "initial"},
+        layout={"width": "auto", "max_width": "36em"},
+    )
 
 
 def _escape(text: str) -> str:

@@ -87,9 +87,18 @@ class MultiscaleGuidance(nn.Module):
         predictions: one (b, 1 or 3, h / 2^k, w / 2^k) a scale; () with target "none".
     """
 
-    def __init__(self, widths: tuple[int, ...], scales: tuple[int, ...] = (1, 2, 3), target: str = "gray",
-                 inject: str = "features", how: str = "add", stop_gradient: bool = False, width: int = 32,
-                 blocks: int = 3, dims: int = 2):  # fmt: skip
+    def __init__(
+        self,
+        widths: tuple[int, ...],
+        scales: tuple[int, ...] = (1, 2, 3),
+        target: str = "gray",
+        inject: str = "features",
+        how: str = "add",
+        stop_gradient: bool = False,
+        width: int = 32,
+        blocks: int = 3,
+        dims: int = 2,
+    ):
         super().__init__()
         for name, value, known in (("target", target, TARGETS), ("inject", inject, INJECT), ("how", how, HOW)):
             if value not in known:
@@ -126,7 +135,9 @@ class MultiscaleGuidance(nn.Module):
         add = {k: project(s) for k, s, project in zip(self.scales, injected, self.to_encoder, strict=False)}
         concat = None
         if self.concat_channels:
-            maps = [project(s) for s, project in zip(injected, self.to_input, strict=True)] if self.to_input else injected
+            maps = (
+                [project(s) for s, project in zip(injected, self.to_input, strict=True)] if self.to_input else injected
+            )
             concat = torch.cat([F.interpolate(m, size=x.shape[-2:], mode="bilinear") for m in maps], dim=1)
         return Features(add, concat), tuple(predictions) if self.target != "none" else ()
 

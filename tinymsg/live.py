@@ -35,13 +35,22 @@ class LivePanel:
     `panel.show()` displays it. Cancel stops at the next frame; a mistake in `work` becomes a sentence in `panel.status`.
     """
 
-    def __init__(self, work: Callable[..., Iterator[Frame]], controls: dict[str, Sequence],
-                 start: dict[str, object] | None = None, instant: bool = False, scale: int = 2, every: float = 0.1):  # fmt: skip
+    def __init__(
+        self,
+        work: Callable[..., Iterator[Frame]],
+        controls: dict[str, Sequence],
+        start: dict[str, object] | None = None,
+        instant: bool = False,
+        scale: int = 2,
+        every: float = 0.1,
+    ):
         import ipywidgets
 
         self.work, self.instant, self.scale, self.every = work, instant, scale, every
         width = f"{max(map(len, controls)) + 2}ch"  # one column of labels
-        self.controls = {name: _control(name, values, (start or {}).get(name), width) for name, values in controls.items()}
+        self.controls = {
+            name: _control(name, values, (start or {}).get(name), width) for name, values in controls.items()
+        }
         self._first = self.values
         self.compute = ipywidgets.Button(description="Compute", icon="play", button_style="primary")
         self.cancel = ipywidgets.Button(description="Cancel", icon="stop", disabled=True)
@@ -53,7 +62,9 @@ class LivePanel:
         self._lock, self._stop, self._thread = threading.Lock(), threading.Event(), None
         self._busy, self._wanted = False, None
         self._shown: tuple[bytes, str] = b"", ""
-        frames = [(frame, words) for _, _, frame, words in work(*self.values) if frame is not None]  # no thread: mistakes are raised
+        frames = [
+            (frame, words) for _, _, frame, words in work(*self.values) if frame is not None
+        ]  # no thread: mistakes are raised
         if not frames:
             raise ValueError("work yielded no picture")
         self._draw(*frames[-1])
@@ -147,7 +158,9 @@ class LivePanel:
     def _draw(self, frame: Figure | Tensor, words: str) -> None:
         self._shown = frame_bytes(frame, self.scale), words
         source, text = base64.b64encode(self._shown[0]).decode(), html.escape(words, quote=True)
-        self.picture.value = f'<img alt="{text}" src="data:image/png;base64,{source}"><div aria-hidden="true">{text}</div>'
+        self.picture.value = (
+            f'<img alt="{text}" src="data:image/png;base64,{source}"><div aria-hidden="true">{text}</div>'
+        )
 
     def _say(self, sentence: str) -> None:
         self.status.value = html.escape(sentence)
@@ -157,7 +170,11 @@ def _control(name: str, values: Sequence, start: object, label_width: str):
     """A row of buttons for texts, a slider for (lowest, highest, step)."""
     import ipywidgets
 
-    options = {"description": name, "style": {"description_width": label_width}, "layout": {"width": "auto", "max_width": "40em"}}
+    options = {
+        "description": name,
+        "style": {"description_width": label_width},
+        "layout": {"width": "auto", "max_width": "40em"},
+    }
     if isinstance(values[0], str):
         options["style"]["button_width"] = "auto"
         options["layout"] |= {"display": "flex", "margin": "3px 2px"}  # the label stays beside them
@@ -169,8 +186,13 @@ def _control(name: str, values: Sequence, start: object, label_width: str):
     return kind(value=low if start is None else start, min=low, max=high, step=step, **options, **places)
 
 
-def live_panel(work: Callable[..., Iterator[Frame]], controls: dict[str, Sequence], start: dict[str, object] | None = None,
-               instant: bool = False, **options) -> LivePanel:  # fmt: skip
+def live_panel(
+    work: Callable[..., Iterator[Frame]],
+    controls: dict[str, Sequence],
+    start: dict[str, object] | None = None,
+    instant: bool = False,
+    **options,
+) -> LivePanel:
     """Display a `LivePanel`; returns it."""
     panel = LivePanel(work, controls, start, instant, **options)
     panel.show()

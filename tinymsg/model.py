@@ -82,12 +82,21 @@ class Config:
     clip_guidance: float = 1.0  # and of the guidance net, clipped on its own
     precision: str = "auto"  # bf16 where the processor computes it faster, else fp32 (TF32 in a GPU's convolutions)
     compile: bool = False  # torch.compile of the training forward pass
-    cuda_graph: bool = False  # record the passes of a step once, and replay them: for small batches on a GPU; not with compile
+    cuda_graph: bool = (
+        False  # record the passes of a step once, and replay them: for small batches on a GPU; not with compile
+    )
     seed: int = 0
 
     def __post_init__(self):
-        choices = {"kind": KINDS, "predict": PREDICTIONS, "loss": LOSSES, "precision": PRECISIONS, "dims": (1, 2),
-                   "noise_schedule": tuple(SCHEDULES), "withhold_as": WITHHELD}  # fmt: skip
+        choices = {
+            "kind": KINDS,
+            "predict": PREDICTIONS,
+            "loss": LOSSES,
+            "precision": PRECISIONS,
+            "dims": (1, 2),
+            "noise_schedule": tuple(SCHEDULES),
+            "withhold_as": WITHHELD,
+        }
         for name, known in choices.items():
             if getattr(self, name) not in known:
                 raise ValueError(f"unknown {name} {getattr(self, name)!r}; known: {', '.join(map(str, known))}")
@@ -101,9 +110,13 @@ class Config:
         if self.head_start and (not self.scales or self.target == "none"):
             raise ValueError("head_start lets the guidance learn first: it needs scales and a target to learn")
         if self.cuda_graph and self.compile:
-            raise ValueError("cuda_graph records the kernels of the uncompiled model: set compile or cuda_graph, not both")
+            raise ValueError(
+                "cuda_graph records the kernels of the uncompiled model: set compile or cuda_graph, not both"
+            )
         if self.batch % self.accumulate:
-            raise ValueError(f"accumulate must divide batch: {self.batch} crops do not part into {self.accumulate} micro-batches")
+            raise ValueError(
+                f"accumulate must divide batch: {self.batch} crops do not part into {self.accumulate} micro-batches"
+            )
         if self.crop % 2 ** (len(self.widths) - 1):
             raise ValueError(f"crop must be a multiple of {2 ** (len(self.widths) - 1)}, got {self.crop}")
 
@@ -123,28 +136,50 @@ class Config:
 # A profile changes numbers, never a code path
 PROFILES: dict[str, dict] = {
     "cpu": {},
-    "gpu": {"widths": (64, 128, 192, 256), "blocks": 2, "crop": 128, "batch": 64, "steps": 60_000, "lr": 4e-4, "compile": True},
+    "gpu": {
+        "widths": (64, 128, 192, 256),
+        "blocks": 2,
+        "crop": 128,
+        "batch": 64,
+        "steps": 60_000,
+        "lr": 4e-4,
+        "compile": True,
+    },
     # Full GoPro training. Behind each value its source, or "ours" for our choice. The texts of Ren 2023 and of DvSR
     # (Whang 2022) gave us no loss norm, batch, rate, EMA or number of steps: those are ours, and untested at this length
     "full": {
         "widths": (32, 64, 96, 128),  # DvSR, Fig. 10: c, 2c, 3c, 4c; c = 32 as said of its denoiser
-        "blocks": 3, "dropout": 0.0,  # ours: 6.2 M parameters, DvSR's denoiser has about 7 M
-        "predict": "eps", "residual": False,  # Ren 2023, Fig. 2: eps, of the sharp image itself
+        "blocks": 3,
+        "dropout": 0.0,  # ours: 6.2 M parameters, DvSR's denoiser has about 7 M
+        "predict": "eps",
+        "residual": False,  # Ren 2023, Fig. 2: eps, of the sharp image itself
         "scales": (1, 2, 3),  # three by a published summary of Ren 2023; its own text was not seen
-        "target": "gray", "inject": "features", "how": "add", "stop_gradient": False,  # Ren 2023, Figs. 3 and 12
-        "guidance_width": 64, "guidance_blocks": 3, "guidance_weight": 1.0,  # ours
-        "noise_schedule": "linear", "noise_steps": 2000, "noise_max": 0.01,  # levels: SR3, WaveGrad; values: ours
+        "target": "gray",
+        "inject": "features",
+        "how": "add",
+        "stop_gradient": False,  # Ren 2023, Figs. 3 and 12
+        "guidance_width": 64,
+        "guidance_blocks": 3,
+        "guidance_weight": 1.0,  # ours
+        "noise_schedule": "linear",
+        "noise_steps": 2000,
+        "noise_max": 0.01,  # levels: SR3, WaveGrad; values: ours
         "content": "gopro",  # Ren 2023; the pictures themselves come with --data gopro
         "crop": 128,  # ours
-        "batch": 256, "steps": 1_000_000,  # ours, after SR3 (Saharia 2021): 256 M crops
+        "batch": 256,
+        "steps": 1_000_000,  # ours, after SR3 (Saharia 2021): 256 M crops
         "accumulate": 1,  # for an 80 GB card; `train --estimate --profile full` says what fits others
         "loss": "l1",  # ours, after WaveGrad (Chen 2021)
-        "lr": 1e-4, "warmup": 10_000, "weight_decay": 0.0,  # ours: SR3's rate and warm-up; the cosine after it is ours
+        "lr": 1e-4,
+        "warmup": 10_000,
+        "weight_decay": 0.0,  # ours: SR3's rate and warm-up; the cosine after it is ours
         "ema": 0.9999,  # ours, after Ho 2020
-        "clip": 1.0, "clip_guidance": 1.0,  # ours
-        "precision": "auto", "compile": True,  # ours: speed alone
+        "clip": 1.0,
+        "clip_guidance": 1.0,  # ours
+        "precision": "auto",
+        "compile": True,  # ours: speed alone
     },
-}  # fmt: skip
+}
 
 
 class Model(nn.Module):
@@ -158,12 +193,21 @@ class Model(nn.Module):
         self.config = config
         if config.scales:
             self.guidance = MultiscaleGuidance(
-                config.widths, config.scales, config.target, config.inject, config.how, config.stop_gradient,
-                config.guidance_width, config.guidance_blocks, config.dims)  # fmt: skip
+                config.widths,
+                config.scales,
+                config.target,
+                config.inject,
+                config.how,
+                config.stop_gradient,
+                config.guidance_width,
+                config.guidance_blocks,
+                config.dims,
+            )
         else:
             self.guidance = NoGuidance()
-        self.unet = UNet(config.channels, config.widths, config.blocks, config.dropout,
-                         self.guidance.concat_channels, config.dims)  # fmt: skip
+        self.unet = UNet(
+            config.channels, config.widths, config.blocks, config.dropout, self.guidance.concat_channels, config.dims
+        )
 
     @property
     def multiple(self) -> int:
@@ -172,8 +216,9 @@ class Model(nn.Module):
     def training_schedule(self) -> Schedule:
         return make_schedule(self.config.noise_schedule, self.config.noise_steps, self.config.noise_max)
 
-    def forward(self, z_t: Tensor, x: Tensor, noise_level: Tensor,
-                hidden: Tensor | None = None) -> tuple[Tensor, tuple[Tensor, ...]]:  # fmt: skip
+    def forward(
+        self, z_t: Tensor, x: Tensor, noise_level: Tensor, hidden: Tensor | None = None
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
         """(network output, guidance predictions): one training pass; hidden as in `conceal`."""
         features, predictions = self.guidance(x)
         return self.unet(z_t, self.conceal(x, hidden), noise_level, features), predictions
@@ -296,7 +341,9 @@ def load_model(path: str | Path, device: str | torch.device = "cpu") -> Model:
         model = Model(Config.from_dict(json.loads(config)))
         model.load_state_dict(state)
     except (RuntimeError, TypeError) as error:
-        raise ValueError(f"{path} does not fit the configuration in its header: {str(error).splitlines()[0]}") from error
+        raise ValueError(
+            f"{path} does not fit the configuration in its header: {str(error).splitlines()[0]}"
+        ) from error
     return model.eval().to(device)
 
 

@@ -83,8 +83,9 @@ class PhotoUpload:
         import ipywidgets
 
         self.path, self.size = Path(path), size
-        self.upload = ipywidgets.FileUpload(accept="image/*", multiple=False, description="Choose a photograph",
-                                            layout={"width": "auto"})  # fmt: skip
+        self.upload = ipywidgets.FileUpload(
+            accept="image/*", multiple=False, description="Choose a photograph", layout={"width": "auto"}
+        )
         self.forget = ipywidgets.Button(description="Back to the cat", layout={"width": "auto"})
         self.status, self.picture = ipywidgets.HTML(), ipywidgets.HTML()
         self.upload.observe(self._on_upload, names="value")

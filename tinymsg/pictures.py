@@ -11,9 +11,16 @@ from .evaluate import TEST_SEED, VALIDATION_SEED, Setting, domain_pairs, measure
 from .model import Config, Model
 
 PICTURES = Config(
-    widths=(16, 32, 64, 64), guidance_width=24, guidance_blocks=3, crop=32, batch=16, steps=3000,
-    lr=1e-3, warmup=100, ema=0.995,
-)  # fmt: skip
+    widths=(16, 32, 64, 64),
+    guidance_width=24,
+    guidance_blocks=3,
+    crop=32,
+    batch=16,
+    steps=3000,
+    lr=1e-3,
+    warmup=100,
+    ema=0.995,
+)
 # Chosen on the validation split of the training domain for the shipped scene weights, see results/scores.json; frozen
 SETTING = Setting("ancestral", steps=5, max_noise=0.99, samples=4)
 DOMAINS = ("gopro_like", *TEST_DOMAINS)  # the first is the training domain
@@ -59,7 +66,9 @@ def validation_psnr(model: Model, config: Config, setting: Setting = SETTING) ->
     """Mean PSNR in dB of one sample on held-out pairs of the training domain, the same for every arm and seed."""
     pairs = domain_pairs(config.domain, config.content, VALIDATION_COUNT, VALIDATION_SEED)
     y0, x = pairs.crops(torch.arange(VALIDATION_COUNT), SIZE)
-    one, _ = Setting(setting.sampler, setting.steps, setting.max_noise, 1).restore(model, x, _generator(VALIDATION_SEED))
+    one, _ = Setting(setting.sampler, setting.steps, setting.max_noise, 1).restore(
+        model, x, _generator(VALIDATION_SEED)
+    )
     return sum(measure(one, y0, ("psnr",))["psnr"]) / VALIDATION_COUNT
 
 
@@ -80,7 +89,8 @@ def score_pictures(model: Model | None, domain: str, content: str, count: int, s
             for metric, scores in measure(output, y0, METRICS).items():
                 values.setdefault(metric + suffix, []).extend(scores)
     return {name: summary(v) for name, v in values.items()} | {
-        "per_image": {name: [round(score, 3) for score in v] for name, v in values.items()}}  # fmt: skip
+        "per_image": {name: [round(score, 3) for score in v] for name, v in values.items()}
+    }
 
 
 def _generator(seed: int) -> torch.Generator:

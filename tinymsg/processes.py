@@ -34,8 +34,10 @@ def join_processes(device: torch.device, timeout_minutes: float = 10) -> torch.d
         device, gpus = torch.device("cuda", int(os.environ["LOCAL_RANK"])), torch.cuda.device_count()
         here = max(int(os.environ.get("LOCAL_WORLD_SIZE", 1)), device.index + 1)
         if here > gpus:  # said by every process: none waits for those without a GPU
-            raise ValueError(f"each process needs a GPU of its own: {here} processes were started on this machine, which has "
-                             f"{gpus}: " + (f"give torchrun --nproc-per-node {gpus}" if gpus else "give --device cpu"))  # fmt: skip
+            raise ValueError(
+                f"each process needs a GPU of its own: {here} processes were started on this machine, which has "
+                f"{gpus}: " + (f"give torchrun --nproc-per-node {gpus}" if gpus else "give --device cpu")
+            )
         torch.cuda.set_device(device)
     timeout = datetime.timedelta(minutes=timeout_minutes)
     torch.distributed.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timeout)
@@ -99,7 +101,14 @@ def out_of_memory(error: Exception) -> bool:
     """Whether an error says that memory ran out; on the CPU torch says it by a plain RuntimeError."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
-    signs = ("out of memory", "not enough memory", "allocate memory",
-             # CUDA's libraries, which allocate beside torch
-             "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED", "CUFFT_ALLOC_FAILED", "HOST_ALLOCATION_FAILED")  # fmt: skip
+    signs = (
+        "out of memory",
+        "not enough memory",
+        "allocate memory",
+        # CUDA's libraries, which allocate beside torch
+        "CUBLAS_STATUS_ALLOC_FAILED",
+        "CUDNN_STATUS_ALLOC_FAILED",
+        "CUFFT_ALLOC_FAILED",
+        "HOST_ALLOCATION_FAILED",
+    )
     return isinstance(error, RuntimeError) and any(sign in str(error) for sign in signs)

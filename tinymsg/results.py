@@ -50,8 +50,10 @@ def read_results(path: str | Path) -> dict:
     """
     results = json.loads(Path(path).read_text())
     if results.pop("digest", None) != _digest(results):
-        raise ValueError(f"{path} is not as a command wrote it: something was changed by hand; run its command again "
-                         f"({results.get('command', 'not stated')})")  # fmt: skip
+        raise ValueError(
+            f"{path} is not as a command wrote it: something was changed by hand; run its command again "
+            f"({results.get('command', 'not stated')})"
+        )
     return results
 
 

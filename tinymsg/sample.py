@@ -40,8 +40,9 @@ def ancestral(eps_fn: EpsFn, schedule: Schedule, y_T: Tensor, generator: torch.G
         yield t - 1, y, y0_hat
 
 
-def ddim(eps_fn: EpsFn, schedule: Schedule, y_T: Tensor, generator: torch.Generator | None = None,
-         eta: float = 0.0) -> Steps:  # fmt: skip
+def ddim(
+    eps_fn: EpsFn, schedule: Schedule, y_T: Tensor, generator: torch.Generator | None = None, eta: float = 0.0
+) -> Steps:
     """DDIM (Song 2021, eq. 12): eta = 0 is deterministic, eta = 1 is `ancestral`."""
     y = y_T
     for t in range(schedule.T, 0, -1):
@@ -137,9 +138,17 @@ def prepare(model: Model, x: Tensor) -> Prepared:
         return Prepared(padded, model.denoiser(padded), bf16)
 
 
-def restore_steps(model: Model, x: Tensor, sampler: str = "ancestral", steps: int = 10, max_noise: float = 0.5,
-                  schedule: str = "linear", generator: torch.Generator | None = None,
-                  prepared: Prepared | None = None, start: Tensor | None = None) -> Steps:  # fmt: skip
+def restore_steps(
+    model: Model,
+    x: Tensor,
+    sampler: str = "ancestral",
+    steps: int = 10,
+    max_noise: float = 0.5,
+    schedule: str = "linear",
+    generator: torch.Generator | None = None,
+    prepared: Prepared | None = None,
+    start: Tensor | None = None,
+) -> Steps:
     """The steps of one restoration: yields (t, z_t, y0_hat), both (b, c, h, w); y0_hat is an image in [-1, 1].
 
     z_t is what is diffused: the noisy image, or the noisy residual. Arguments as for `restore`; `prepared` saves
@@ -169,10 +178,19 @@ def restore_steps(model: Model, x: Tensor, sampler: str = "ancestral", steps: in
         yield t, z_t[..., :h, :w], y0_hat[..., :h, :w]
 
 
-def restore(model: Model, x: Tensor, sampler: str = "ancestral", steps: int = 10, max_noise: float = 0.5,
-            schedule: str = "linear", samples: int = 1, generator: torch.Generator | None = None,
-            progress: Callable[[int, int], None] | None = None, start: Tensor | None = None,
-            prepared: Prepared | None = None) -> Tensor:  # fmt: skip
+def restore(
+    model: Model,
+    x: Tensor,
+    sampler: str = "ancestral",
+    steps: int = 10,
+    max_noise: float = 0.5,
+    schedule: str = "linear",
+    samples: int = 1,
+    generator: torch.Generator | None = None,
+    progress: Callable[[int, int], None] | None = None,
+    start: Tensor | None = None,
+    prepared: Prepared | None = None,
+) -> Tensor:
     """Deblur: draw y0 ~ p(y0 | x), or the mean of several draws.
 
     Args:

@@ -42,7 +42,9 @@ def _leaf_distance(draws: Draws, grid_x: Tensor, grid_y: Tensor) -> tuple[Tensor
     polygon = torch.sqrt(u**2 + v**2) * torch.cos(theta) - radius
     bend = (u / radius).clamp(-1, 1) ** 2 * radius * (aspect - 0.6)
     stroke = torch.maximum((v - bend).abs() - (0.03 * radius + 0.7), u.abs() - radius)
-    distance = torch.where(kind == 0, ellipse, torch.where(kind == 1, rectangle, torch.where(kind == 2, polygon, stroke)))
+    distance = torch.where(
+        kind == 0, ellipse, torch.where(kind == 1, rectangle, torch.where(kind == 2, polygon, stroke))
+    )
     return distance, u, v
 
 

@@ -41,8 +41,10 @@ class Schedule:
     def __post_init__(self):
         ab = self.alpha_bar
         if ab.ndim == 1 and len(ab) > 1 and ab[-1] < 1e-60:  # samplers divide float32 images by its root
-            raise ValueError(f"alpha_bar ends at {float(ab[-1]):.0e}, below 1e-60: so much noise cannot be undone; "
-                             "use fewer steps or a smaller max_noise")  # fmt: skip
+            raise ValueError(
+                f"alpha_bar ends at {float(ab[-1]):.0e}, below 1e-60: so much noise cannot be undone; "
+                "use fewer steps or a smaller max_noise"
+            )
         if ab.ndim != 1 or len(ab) < 2 or ab[0] != 1 or not (ab.diff() < 0).all():
             raise ValueError("alpha_bar must be one-dimensional and fall strictly from exactly 1 to above 0")
 

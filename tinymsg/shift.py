@@ -19,8 +19,10 @@ from .train import use_bf16
 def _recorded(modules: dict[str, torch.nn.Module]) -> Iterator[dict[str, Tensor]]:
     """Outputs of some modules during the block, by name."""
     outputs: dict[str, Tensor] = {}
-    hooks = [module.register_forward_hook(lambda _m, _i, out, name=name: outputs.__setitem__(name, out))
-             for name, module in modules.items()]  # fmt: skip
+    hooks = [
+        module.register_forward_hook(lambda _m, _i, out, name=name: outputs.__setitem__(name, out))
+        for name, module in modules.items()
+    ]
     try:
         yield outputs
     finally:
@@ -42,13 +44,22 @@ def activations(model: Model, x: Tensor, seed: int = 0) -> dict[str, Tensor]:
     """
     modules = {f"input {k}": level[-1] for k, level in enumerate(model.unet.down) if k > 0}
     if model.config.scales:
-        modules |= {f"guidance {k}": net.blocks for k, net in zip(model.config.scales, model.guidance.nets, strict=False)}
+        modules |= {
+            f"guidance {k}": net.blocks for k, net in zip(model.config.scales, model.guidance.nets, strict=False)
+        }
     noise = torch.randn(x.shape, generator=torch.Generator(x.device).manual_seed(seed), device=x.device)
     level = torch.zeros(len(x), device=x.device)
     bf16 = use_bf16(model.config.precision, x.device)
-    with torch.inference_mode(), torch.autocast(x.device.type, torch.bfloat16, enabled=bf16), _recorded(modules) as seen:
+    with (
+        torch.inference_mode(),
+        torch.autocast(x.device.type, torch.bfloat16, enabled=bf16),
+        _recorded(modules) as seen,
+    ):
         model(noise, x, level)
-    return {name: torch.cat([seen[name].float().mean(dim=(2, 3)), seen[name].float().std(dim=(2, 3))], dim=1) for name in modules}
+    return {
+        name: torch.cat([seen[name].float().mean(dim=(2, 3)), seen[name].float().std(dim=(2, 3))], dim=1)
+        for name in modules
+    }
 
 
 def mmd(a: Tensor, b: Tensor, width: float) -> float:
@@ -59,13 +70,15 @@ def mmd(a: Tensor, b: Tensor, width: float) -> float:
         width: of the kernel, a distance.
     Returns: the squared discrepancy: about 0 for two samples of one law (it may fall below), at most 2.
     """
-    kernel = lambda u, v: torch.exp(-(torch.cdist(u.double(), v.double()) ** 2) / (2 * width**2))  # noqa: E731
+    kernel = lambda u, v: torch.exp(-(torch.cdist(u.double(), v.double()) ** 2) / (2 * width**2))
     n, m = len(a), len(b)
     within = (kernel(a, a).sum() - n) / (n * (n - 1)) + (kernel(b, b).sum() - m) / (m * (m - 1))
     return float(within - 2 * kernel(a, b).mean())
 
 
-def domain_shift(reference: Tensor, other: Tensor, held_out: Tensor, draws: int = 100, seed: int = 0) -> dict[str, dict]:
+def domain_shift(
+    reference: Tensor, other: Tensor, held_out: Tensor, draws: int = 100, seed: int = 0
+) -> dict[str, dict]:
     """How far `other` lies from `reference`, in the units of the reference's own spread.
 
     Every coordinate is divided by its standard deviation over the reference, and the kernel is as wide as the median
@@ -81,7 +94,9 @@ def domain_shift(reference: Tensor, other: Tensor, held_out: Tensor, draws: int 
     distances = torch.cdist(reference, reference)
     width = float(distances[~torch.eye(len(reference), dtype=torch.bool, device=reference.device)].median())
     generator = torch.Generator().manual_seed(seed)
-    halves = lambda values: values[torch.randperm(len(values), generator=generator)[: len(values) // 2].to(values.device)]  # noqa: E731
+    halves = lambda values: values[
+        torch.randperm(len(values), generator=generator)[: len(values) // 2].to(values.device)
+    ]
     found = {"shift": [], "none": []}
     for _ in range(draws):
         half = halves(reference)
@@ -105,12 +120,15 @@ def sensitivity(model: Model, x: Tensor, setting: Setting, size: float = 0.01, s
     """
     nudge = size * torch.randn(x.shape, generator=torch.Generator(x.device).manual_seed(seed), device=x.device)
     moved = (x + nudge).clamp(-1, 1)
-    first, second = (setting.restore(model, image, torch.Generator(x.device).manual_seed(seed + 1))[0] for image in (x, moved))
+    first, second = (
+        setting.restore(model, image, torch.Generator(x.device).manual_seed(seed + 1))[0] for image in (x, moved)
+    )
     return (second - first).flatten(1).norm(dim=1) / (moved - x).flatten(1).norm(dim=1).clamp_min(1e-12)
 
 
-def study_shift(models: dict[str, Model], images: dict[str, Tensor], held_out: Tensor, setting: Setting,
-                batch: int = 20) -> dict[str, dict]:  # fmt: skip
+def study_shift(
+    models: dict[str, Model], images: dict[str, Tensor], held_out: Tensor, setting: Setting, batch: int = 20
+) -> dict[str, dict]:
     """Both questions for several models and domains.
 
     Args:
@@ -121,13 +139,19 @@ def study_shift(models: dict[str, Model], images: dict[str, Tensor], held_out: T
     """
     shift, touchy = {}, {}
     for name, model in models.items():
-        gather = lambda x, model=model: {branch: torch.cat(parts) for branch, parts in _transposed(  # noqa: E731
-            [activations(model, part, seed) for seed, part in enumerate(x.split(batch))]).items()}  # fmt: skip
+        gather = lambda x, model=model: {
+            branch: torch.cat(parts)
+            for branch, parts in _transposed(
+                [activations(model, part, seed) for seed, part in enumerate(x.split(batch))]
+            ).items()
+        }
         seen = {domain: gather(x) for domain, x in images.items()}
         quiet = gather(held_out)
         reference, *others = seen
-        shift[name] = {branch: {domain: domain_shift(values, seen[domain][branch], quiet[branch]) for domain in others}
-                       for branch, values in seen[reference].items()}  # fmt: skip
+        shift[name] = {
+            branch: {domain: domain_shift(values, seen[domain][branch], quiet[branch]) for domain in others}
+            for branch, values in seen[reference].items()
+        }
         touchy[name] = {}
         for domain, x in images.items():
             parts = [sensitivity(model, part, setting, seed=seed) for seed, part in enumerate(x.split(batch))]

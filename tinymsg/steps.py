@@ -22,10 +22,18 @@ FROM_ESTIMATE = 0.5  # of chains from an estimate: as much signal as noise
 Start = Callable[[Tensor], Tensor]
 
 
-def step_curves(model: Model, pairs: Pairs, count: int, size: int, starts: dict[str, Start] | None = None,
-                evaluations: tuple[int, ...] = EVALUATIONS, samplers: tuple[str, ...] = tuple(SAMPLERS),
-                metrics: tuple[str, ...] = ("psnr", "ssim", "lpips", "spectral"), batch: int = 25,
-                progress: Callable[[str], None] = lambda line: None) -> list[dict]:  # fmt: skip
+def step_curves(
+    model: Model,
+    pairs: Pairs,
+    count: int,
+    size: int,
+    starts: dict[str, Start] | None = None,
+    evaluations: tuple[int, ...] = EVALUATIONS,
+    samplers: tuple[str, ...] = tuple(SAMPLERS),
+    metrics: tuple[str, ...] = ("psnr", "ssim", "lpips", "spectral"),
+    batch: int = 25,
+    progress: Callable[[str], None] = lambda line: None,
+) -> list[dict]:
     """Score every sampler from every start with each number of evaluations. The same pictures and noise for all.
 
     Args:
@@ -45,14 +53,30 @@ def step_curves(model: Model, pairs: Pairs, count: int, size: int, starts: dict[
         for sampler in samplers:
             for n in evaluations:
                 max_noise = max_noise_for(n, alpha_bar_T)
-                row = {"sampler": sampler, "start": name, "evaluations": n, "max_noise": round(max_noise, 6), "alpha_bar_T": alpha_bar_T}
+                row = {
+                    "sampler": sampler,
+                    "start": name,
+                    "evaluations": n,
+                    "max_noise": round(max_noise, 6),
+                    "alpha_bar_T": alpha_bar_T,
+                }
                 rows.append(row | _score(model, parts, begin, sampler, n, max_noise, usable))
-                progress(f"{sampler} from {name}, {n} evaluations: " + ", ".join(f"{m} {rows[-1][m]['mean']}" for m in usable))
+                progress(
+                    f"{sampler} from {name}, {n} evaluations: "
+                    + ", ".join(f"{m} {rows[-1][m]['mean']}" for m in usable)
+                )
     return rows
 
 
-def _score(model: Model, parts: list[tuple[Tensor, Tensor]], begin: list[Tensor | None], sampler: str, steps: int,
-           max_noise: float, metrics: tuple[str, ...]) -> dict:  # fmt: skip
+def _score(
+    model: Model,
+    parts: list[tuple[Tensor, Tensor]],
+    begin: list[Tensor | None],
+    sampler: str,
+    steps: int,
+    max_noise: float,
+    metrics: tuple[str, ...],
+) -> dict:
     values: dict[str, list[float]] = {metric: [] for metric in metrics}
     seconds = 0.0
     for number, ((y0, x), start) in enumerate(zip(parts, begin, strict=True)):
@@ -74,6 +98,9 @@ def fewest(rows: list[dict], sampler: str, start: str, slack_db: float = 0.1, sl
     if not mine:
         raise ValueError(f"no rows of {sampler!r} from {start!r}")
     last = mine[-1]
-    return next(r["evaluations"] for r in mine
-                if r["psnr"]["mean"] >= last["psnr"]["mean"] - slack_db
-                and r["spectral"]["mean"] <= last["spectral"]["mean"] * (1 + slack_spectral))  # fmt: skip
+    return next(
+        r["evaluations"]
+        for r in mine
+        if r["psnr"]["mean"] >= last["psnr"]["mean"] - slack_db
+        and r["spectral"]["mean"] <= last["spectral"]["mean"] * (1 + slack_spectral)
+    )

@@ -105,15 +105,24 @@ class Trial:
         state = TrainState(self.config)
         curves = _train(state, Batches(self.training_pairs(), self.config.batch, toy.LENGTH))
         domains = self.domains(toy.TEST_SEED)
-        return self.identity(state.model) | curves | {
-            "scores": {name: score_signals(state.ema_model, pairs, count) for name, pairs in domains.items()},
-            "blurry": {name: score_signals(None, pairs, count)["psnr"] for name, pairs in domains.items()},
-        }  # fmt: skip
+        return (
+            self.identity(state.model)
+            | curves
+            | {
+                "scores": {name: score_signals(state.ema_model, pairs, count) for name, pairs in domains.items()},
+                "blurry": {name: score_signals(None, pairs, count)["psnr"] for name, pairs in domains.items()},
+            }
+        )
 
     def identity(self, model: Model) -> dict:
         """What the results file says of any trial."""
-        return {"arm": self.arm, "seed": self.seed, "kernels": self.kernels, "steps": self.config.steps,
-                "parameters": count_parameters(model)}  # fmt: skip
+        return {
+            "arm": self.arm,
+            "seed": self.seed,
+            "kernels": self.kernels,
+            "steps": self.config.steps,
+            "parameters": count_parameters(model),
+        }
 
     def domains(self, seed: int) -> dict[str, SignalPairs]:
         """Test domains; the first is the training domain."""
@@ -133,8 +142,13 @@ class PictureTrial(Trial):
     def run(self, count: int) -> dict:
         """Train and score it on `count` pictures a domain, with its validation score along the way."""
         if self.arm == "blurry":
-            return {"arm": self.arm, "seed": self.seed, "kernels": None, "steps": self.config.steps,
-                    "scores": self._scores(None, count)}  # fmt: skip
+            return {
+                "arm": self.arm,
+                "seed": self.seed,
+                "kernels": None,
+                "steps": self.config.steps,
+                "scores": self._scores(None, count),
+            }
         state = TrainState(self.config)
         curve = []
 
@@ -143,7 +157,9 @@ class PictureTrial(Trial):
                 curve.append([step, round(pictures.validation_psnr(state.ema_model, self.config), 3)])
 
         curves = _train(state, pictures.training_batches(self.config), watch)
-        return self.identity(state.model) | curves | {"validation": curve, "scores": self._scores(state.ema_model, count)}
+        return (
+            self.identity(state.model) | curves | {"validation": curve, "scores": self._scores(state.ema_model, count)}
+        )
 
     def _scores(self, model: Model | None, count: int) -> dict:
         return {d: pictures.score_pictures(model, d, self.config.content, count) for d in pictures.DOMAINS}
@@ -157,7 +173,10 @@ def _train(state: TrainState, batches: Batches, watch: Callable[[int], None] = l
         if record.step % every == 0:
             history.append(record.to_dict())
         watch(record.step)
-    return {"loss": [round(row["denoise"], 5) for row in history], "guidance_loss": [round(row["guidance"], 5) for row in history]}
+    return {
+        "loss": [round(row["denoise"], 5) for row in history],
+        "guidance_loss": [round(row["guidance"], 5) for row in history],
+    }
 
 
 def _trial(arm: str, changes: dict, seed: int, steps: int, kernels: int | None = None) -> Trial:
@@ -277,9 +296,12 @@ def score_signals(model: Model | None, pairs: SignalPairs, count: int, setting: 
     if model is not None:
         one, mean = setting.restore(model, x, torch.Generator().manual_seed(toy.TEST_SEED))
     values = toy.signal_psnr(one, y0).tolist()
-    return {"psnr": summary(values), "psnr_mean": summary(toy.signal_psnr(mean, y0).tolist()),
-            "invented_edges": summary(toy.invented_edges(one, y0).tolist()),
-            "per_signal": [round(value, 2) for value in values]}  # fmt: skip
+    return {
+        "psnr": summary(values),
+        "psnr_mean": summary(toy.signal_psnr(mean, y0).tolist()),
+        "invented_edges": summary(toy.invented_edges(one, y0).tolist()),
+        "per_signal": [round(value, 2) for value in values],
+    }
 
 
 def run_study(trials: list[Trial], workers: int, count: int = 64) -> Iterator[dict]:
@@ -298,8 +320,15 @@ def run_study(trials: list[Trial], workers: int, count: int = 64) -> Iterator[di
             pool.shutdown(wait=False, cancel_futures=True)
 
 
-def paired_differences(runs: list[dict], arm: str, other: str, domain: str, kernels: int | None = None,
-                       metric: str | None = None, steps: int | None = None) -> Tensor:  # fmt: skip
+def paired_differences(
+    runs: list[dict],
+    arm: str,
+    other: str,
+    domain: str,
+    kernels: int | None = None,
+    metric: str | None = None,
+    steps: int | None = None,
+) -> Tensor:
     """(seeds, signals or pictures) of a score, `arm` minus `other`, for the seeds that have both.
 
     Args:
@@ -326,10 +355,15 @@ def headline_table(results: dict, metric: str = "psnr") -> str:
     """
     runs = [run for run in results["runs"] if run["steps"] == results["steps"]]
     arms = ["blurry", *pictures.ARMS]
-    lines = ["| domain | " + " | ".join(arms) + " | guided - plain | guided - guided, no loss |", "|---" * (len(arms) + 3) + "|"]
+    lines = [
+        "| domain | " + " | ".join(arms) + " | guided - plain | guided - guided, no loss |",
+        "|---" * (len(arms) + 3) + "|",
+    ]
     digits = 2 if metric.startswith("psnr") else 3
     for domain in pictures.DOMAINS:
-        mean = lambda arm, domain=domain: torch.tensor([r["scores"][domain][metric]["mean"] for r in runs if r["arm"] == arm]).mean()  # noqa: E731
+        mean = lambda arm, domain=domain: torch.tensor(
+            [r["scores"][domain][metric]["mean"] for r in runs if r["arm"] == arm]
+        ).mean()
         cells = [f"{float(mean(arm)):.{digits}f}" for arm in arms]
         for other in ("plain", "guided, no loss"):
             difference = paired_differences(runs, "guided", other, domain, metric=metric)

@@ -18,10 +18,25 @@ from .train import Record, TrainState, fit
 LENGTH = 128  # samples a signal
 TEST_SEED = 7_001  # of the test signals: no run, choice or earlier look has used them
 TOY = Config(
-    dims=1, channels=1, widths=(16, 32, 48, 64), blocks=1, crop=LENGTH, batch=64, steps=800,
-    predict="eps", residual=False, loss="l2", lr=3e-3, warmup=50, ema=0.99,
-    guidance_width=16, guidance_blocks=2, content="signals", domain="box_9", content_count=1000,
-)  # fmt: skip
+    dims=1,
+    channels=1,
+    widths=(16, 32, 48, 64),
+    blocks=1,
+    crop=LENGTH,
+    batch=64,
+    steps=800,
+    predict="eps",
+    residual=False,
+    loss="l2",
+    lr=3e-3,
+    warmup=50,
+    ema=0.99,
+    guidance_width=16,
+    guidance_blocks=2,
+    content="signals",
+    domain="box_9",
+    content_count=1000,
+)
 SETTING = Setting("ancestral", steps=12, max_noise=0.5, samples=4)
 
 
@@ -113,8 +128,9 @@ def signal_psnr(estimate: Tensor, y0: Tensor) -> Tensor:
     return torch.tensor(measure(estimate.clamp(-1, 1), y0, ("psnr",))["psnr"]).clamp(max=60.0)
 
 
-def per_signal(model: Model | None, domain: str, count: int = 64, seed: int = TEST_SEED,
-               setting: Setting = SETTING) -> dict[str, Tensor]:  # fmt: skip
+def per_signal(
+    model: Model | None, domain: str, count: int = 64, seed: int = TEST_SEED, setting: Setting = SETTING
+) -> dict[str, Tensor]:
     """One sample a signal of a domain: {"psnr": (count,) in dB, "invented_edges": (count,)}; None: the blurry input.
 
     The same signals and the same noise for every model: differences between models are paired.

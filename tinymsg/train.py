@@ -20,8 +20,16 @@ from .processes import rank_and_processes
 from .schedule import q_sample
 
 
-def loss_terms(model: nn.Module, config: Config, y0: Tensor, x: Tensor, noise_level: Tensor, eps: Tensor,
-               core: Model | None = None, hidden: Tensor | None = None) -> tuple[Tensor, Tensor]:  # fmt: skip
+def loss_terms(
+    model: nn.Module,
+    config: Config,
+    y0: Tensor,
+    x: Tensor,
+    noise_level: Tensor,
+    eps: Tensor,
+    core: Model | None = None,
+    hidden: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
     """(denoising loss, guidance loss), two scalars: L = L_denoise + lambda * sum_k mse(pred_k, target_k).
 
     (Ho 2020, eq. 14, in the form of Chen 2021 for continuous levels; Ren 2023 for the second term.)
@@ -102,7 +110,18 @@ class CheckpointError(ValueError):
 # May differ from the checkpoint's: the result is the same but for rounding
 _FREE = ("accumulate", "compile", "cuda_graph")
 # May differ where that is asked for (accept_changes): the network is the same, its training goes on otherwise
-TUNABLE = ("steps", "batch", "lr", "warmup", "weight_decay", "ema", "clip", "clip_guidance", "guidance_weight", "precision")
+TUNABLE = (
+    "steps",
+    "batch",
+    "lr",
+    "warmup",
+    "weight_decay",
+    "ema",
+    "clip",
+    "clip_guidance",
+    "guidance_weight",
+    "precision",
+)
 
 
 class TrainState:
@@ -114,8 +133,9 @@ class TrainState:
     def __init__(self, config: Config, device: torch.device | str = "cpu", model: Model | None = None):
         self.config, self.device, self.step, self.data = config, torch.device(device), 0, {}
         self.model = (model or build_model(config)).to(self.device).train()
-        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=config.lr, weight_decay=config.weight_decay,
-                                           betas=(0.9, 0.99), fused=True)  # fmt: skip
+        self.optimizer = torch.optim.AdamW(
+            self.model.parameters(), lr=config.lr, weight_decay=config.weight_decay, betas=(0.9, 0.99), fused=True
+        )
         self.ema = AveragedModel(self.model, use_buffers=False)
         self.compute_in(use_bf16(config.precision, self.device))
         self.schedule = self.model.training_schedule().on(self.device)
@@ -164,13 +184,21 @@ class TrainState:
     def check_finite(self) -> None:
         """Raises NotFiniteError if a loss or gradient was not finite at any step. Waits for the GPU."""
         if (step := int(self._not_finite_since)) >= 0:
-            raise NotFiniteError(f"the loss or its gradient is not finite at step {step}; no checkpoint was written since: "
-                                 "lower lr or raise warmup, and go on from the last checkpoint")  # fmt: skip
+            raise NotFiniteError(
+                f"the loss or its gradient is not finite at step {step}; no checkpoint was written since: "
+                "lower lr or raise warmup, and go on from the last checkpoint"
+            )
 
     def state_dict(self) -> dict:
-        return {"config": json.dumps(self.config.to_dict()), "data": json.dumps(self.data), "step": self.step,
-                "bf16": f"{self.device.type} {self.bf16}", "model": self.model.state_dict(),
-                "ema": self.ema.state_dict(), "optimizer": self.optimizer.state_dict()}  # fmt: skip
+        return {
+            "config": json.dumps(self.config.to_dict()),
+            "data": json.dumps(self.data),
+            "step": self.step,
+            "bf16": f"{self.device.type} {self.bf16}",
+            "model": self.model.state_dict(),
+            "ema": self.ema.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+        }
 
     def load_state_dict(self, state: dict, accept_changes: bool = False) -> None:
         """Take over what `state_dict` gave; nothing is changed where that fails.
@@ -188,8 +216,11 @@ class TrainState:
         except (ValueError, TypeError, AttributeError) as error:
             raise CheckpointError(f"its settings cannot be read: {error}") from None
         saved = Config.from_dict(config).to_dict()
-        self._refuse([k for k, v in saved.items() if v != getattr(self.config, k) and k not in _FREE],
-                     "settings", TUNABLE if accept_changes else ())  # fmt: skip
+        self._refuse(
+            [k for k, v in saved.items() if v != getattr(self.config, k) and k not in _FREE],
+            "settings",
+            TUNABLE if accept_changes else (),
+        )
         known = data.keys() | self.data.keys() if data and self.data else ()  # one that says nothing is not asked
         different = sorted(k for k in known if data.get(k) != self.data.get(k))
         changes = [f"{k} is {self.data.get(k)!r} and was {data.get(k)!r}" for k in different]
@@ -213,8 +244,10 @@ class TrainState:
     @staticmethod
     def _refuse(different: list[str], what: str, allowed: tuple[str, ...]) -> None:
         if refused := [name for name in different if name not in allowed]:
-            raise ValueError(f"the checkpoint was written with other {what}: {', '.join(refused)}; use the same, or another "
-                             "--out folder (--accept-changes allows other data or settings of the optimisation)")  # fmt: skip
+            raise ValueError(
+                f"the checkpoint was written with other {what}: {', '.join(refused)}; use the same, or another "
+                "--out folder (--accept-changes allows other data or settings of the optimisation)"
+            )
 
 
 @dataclass
@@ -237,8 +270,9 @@ class NotFiniteError(RuntimeError):
     """The loss became infinite or NaN; no checkpoint was written since."""
 
 
-def fit(model: TrainState | Config, batches: Callable[[int], tuple[Tensor, Tensor]],
-        config: Config | None = None) -> Iterator[Record]:  # fmt: skip
+def fit(
+    model: TrainState | Config, batches: Callable[[int], tuple[Tensor, Tensor]], config: Config | None = None
+) -> Iterator[Record]:
     """Train until config.steps; yields a Record after each optimiser step. Never plots, prints or saves.
 
     Args:
@@ -274,8 +308,14 @@ def fit(model: TrainState | Config, batches: Callable[[int], tuple[Tensor, Tenso
         # Looking at a value waits for the GPU: there only now and then, and always before the last record
         if device.type == "cpu" or state.step % 100 == 0 or state.step == config.steps:
             state.check_finite()
-        yield Record(state.step, losses[0], losses[1], norm.detach(), norm_guidance.detach(),
-                     state.optimizer.param_groups[0]["lr"])  # fmt: skip
+        yield Record(
+            state.step,
+            losses[0],
+            losses[1],
+            norm.detach(),
+            norm_guidance.detach(),
+            state.optimizer.param_groups[0]["lr"],
+        )
 
 
 def _noise(state: TrainState, y0: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -310,7 +350,9 @@ def _gradients(state: TrainState, config: Config, network: nn.Module, *share: Te
         waits = isinstance(network, nn.parallel.DistributedDataParallel) and i < n - 1
         with network.no_sync() if waits else contextlib.nullcontext(), _dropout_stream(state, i):
             # A recorded graph holds the casts of the weights: a cache of them would not be refilled
-            with torch.autocast(state.device.type, torch.bfloat16, enabled=state.bf16, cache_enabled=not config.cuda_graph):
+            with torch.autocast(
+                state.device.type, torch.bfloat16, enabled=state.bf16, cache_enabled=not config.cuda_graph
+            ):
                 denoise, guidance = loss_terms(network, config, y0, x, noise_level, eps, state.model, mask)
             with _other_stream(config.cuda_graph):
                 ((share_of_denoising * denoise + config.guidance_weight * guidance) / n).backward()
@@ -362,8 +404,11 @@ def _network(state: TrainState, config: Config) -> nn.Module:
         return network
     # static_graph counts the backward passes of a step: it does not go with no_sync
     return nn.parallel.DistributedDataParallel(
-        network, device_ids=[device.index] if device.type == "cuda" else None, gradient_as_bucket_view=True,
-        static_graph=config.accumulate == 1)  # fmt: skip
+        network,
+        device_ids=[device.index] if device.type == "cuda" else None,
+        gradient_as_bucket_view=True,
+        static_graph=config.accumulate == 1,
+    )
 
 
 def _graphed(state: TrainState, config: Config) -> nn.Module:
@@ -378,7 +423,12 @@ def _graphed(state: TrainState, config: Config) -> nn.Module:
     image = torch.zeros(config.batch // config.accumulate, config.channels, height, config.crop, device=state.device)
     image = image.contiguous(memory_format=state.layout)
     inputs = image, image.clone(), image.new_full((len(image),), 0.5)
-    vars(state.model).pop("forward", None)  # of an earlier fit: the recording replaces it, and cannot itself be recorded
-    with torch.cuda.device(state.device), torch.autocast("cuda", torch.bfloat16, enabled=state.bf16, cache_enabled=False):
+    vars(state.model).pop(
+        "forward", None
+    )  # of an earlier fit: the recording replaces it, and cannot itself be recorded
+    with (
+        torch.cuda.device(state.device),
+        torch.autocast("cuda", torch.bfloat16, enabled=state.bf16, cache_enabled=False),
+    ):
         # Unused: with target none and stop_gradient no gradient reaches the guidance
         return torch.cuda.make_graphed_callables(state.model, inputs, allow_unused_input=True)

@@ -89,8 +89,15 @@ class UNet(nn.Module):
         dims: 2 for images, 1 for signals (b, c, 1, w).
     """
 
-    def __init__(self, channels: int = 3, widths: tuple[int, ...] = (32, 64, 96, 128), blocks: int = 2,
-                 dropout: float = 0.0, concat: int = 0, dims: int = 2):  # fmt: skip
+    def __init__(
+        self,
+        channels: int = 3,
+        widths: tuple[int, ...] = (32, 64, 96, 128),
+        blocks: int = 2,
+        dropout: float = 0.0,
+        concat: int = 0,
+        dims: int = 2,
+    ):
         super().__init__()
         self.dims, self.concat = dims, concat
         self.widths = tuple(widths)
@@ -98,7 +105,7 @@ class UNet(nn.Module):
         self.embed = NoiseEmbedding(2 * widths[0], embedding)
         self.conv_in = conv(2 * channels + concat, widths[0], dims)
 
-        block = lambda inputs, outputs: ResBlock(inputs, outputs, embedding, dropout, dims)  # noqa: E731
+        block = lambda inputs, outputs: ResBlock(inputs, outputs, embedding, dropout, dims)
         self.down, skips, current = nn.ModuleList(), [], widths[0]
         for outputs in self.widths:
             level = nn.ModuleList()

@@ -6,23 +6,41 @@ from pathlib import Path
 
 from .shared import UserError, at_least, positive, read_record
 
-
-STUDY_NAMES = ("forms", "choices", "budget", "breadth", "pictures", "parts")  # written here too: --help imports no torch
+STUDY_NAMES = (
+    "forms",
+    "choices",
+    "budget",
+    "breadth",
+    "pictures",
+    "parts",
+)  # written here too: --help imports no torch
 
 
 def add(commands: argparse._SubParsersAction) -> None:
     """Declare the command and its arguments."""
-    sub = commands.add_parser("ablate", help="train and score the variants of a study", epilog=(
-        "Studies of the one-dimensional toy: forms (what the guidance is made of), choices (what is predicted, loss weight, "
-        "number of signals, ...), budget (steps), breadth (number of training kernels x form of guidance). Of pictures: "
-        "pictures (the three arms and regression on every test domain), parts (ablations)."))  # fmt: skip
+    sub = commands.add_parser(
+        "ablate",
+        help="train and score the variants of a study",
+        epilog=(
+            "Studies of the one-dimensional toy: forms (what the guidance is made of), choices (what is predicted, loss weight, "
+            "number of signals, ...), budget (steps), breadth (number of training kernels x form of guidance). Of pictures: "
+            "pictures (the three arms and regression on every test domain), parts (ablations)."
+        ),
+    )
     sub.add_argument("--out", required=True, metavar="FILE", help="results file (JSON); an existing one is continued")
     sub.add_argument("--study", choices=STUDY_NAMES, default="forms", help="default: %(default)s")
     sub.add_argument("--arms", nargs="+", metavar="NAME", help="default: all of the study")
     sub.add_argument("--seeds", type=positive, metavar="N", help="trainings of each variant (default: the study's)")
     sub.add_argument("--steps", type=positive, metavar="N", help="optimiser steps each (default: the study's)")
-    sub.add_argument("--count", type=at_least(2), metavar="N", help="test signals or pictures a domain, at least 2 (default: the study's)")
-    sub.add_argument("--workers", type=positive, default=os.cpu_count() or 1, metavar="N", help="processes (default: one a core)")
+    sub.add_argument(
+        "--count",
+        type=at_least(2),
+        metavar="N",
+        help="test signals or pictures a domain, at least 2 (default: the study's)",
+    )
+    sub.add_argument(
+        "--workers", type=positive, default=os.cpu_count() or 1, metavar="N", help="processes (default: one a core)"
+    )
     sub.set_defaults(run=run)
 
 
@@ -50,7 +68,9 @@ def run(args: argparse.Namespace) -> int:
     for entry in studies.run_study(todo, min(args.workers, max(1, len(todo))), count):
         key = tuple(entry[name] for name in ("arm", "seed", "kernels", "steps"))
         results["runs"].append(entry)
-        results["runs"].sort(key=lambda run: order.get(tuple(run[n] for n in ("arm", "seed", "kernels", "steps")), len(order)))
+        results["runs"].sort(
+            key=lambda run: order.get(tuple(run[n] for n in ("arm", "seed", "kernels", "steps")), len(order))
+        )
         write_results(out, results)
         print(f"{key}: " + ", ".join(f"{d} {s['psnr']['mean']:.1f}" for d, s in entry["scores"].items()), flush=True)
     return 0
@@ -64,6 +84,8 @@ def _earlier_runs(out: Path, study: str, steps: int, count: int) -> list[dict]:
     default = studies.STUDIES[earlier["study"]].count if earlier["study"] in studies.STUDIES else None
     held = earlier["study"], earlier["steps"], earlier.get("count", default)  # earlier files do not say their count
     if held != (study, steps, count):
-        raise UserError(f"{out} holds the study {held[0]!r} at {held[1]} steps, scored on {held[2]} a domain, not {study!r} at "
-                        f"{steps} steps on {count}; use another --out")  # fmt: skip
+        raise UserError(
+            f"{out} holds the study {held[0]!r} at {held[1]} steps, scored on {held[2]} a domain, not {study!r} at "
+            f"{steps} steps on {count}; use another --out"
+        )
     return earlier["runs"]

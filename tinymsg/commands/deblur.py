@@ -9,20 +9,41 @@ from .shared import DEVICE_HELP, UserError, load_weights, pick_device, positive,
 
 def add(commands: argparse._SubParsersAction) -> None:
     """Declare the command and its arguments."""
-    sub = commands.add_parser("deblur", help="deblur pictures or folders of pictures", epilog=(
-        "Example: python -m tinymsg deblur photo.jpg -o sharp.png. The shipped weights are small. They are good for short, "
-        "smooth motion blur of about 3 to 11 pixels, as of a moving hand in daylight; longer shake they leave nearly as it is, and "
-        "fine noise or night lights may come out slightly worse than they went in. --samples 4 is smoother and safer."))  # fmt: skip
+    sub = commands.add_parser(
+        "deblur",
+        help="deblur pictures or folders of pictures",
+        epilog=(
+            "Example: python -m tinymsg deblur photo.jpg -o sharp.png. The shipped weights are small. They are good for short, "
+            "smooth motion blur of about 3 to 11 pixels, as of a moving hand in daylight; longer shake they leave nearly as it is, and "
+            "fine noise or night lights may come out slightly worse than they went in. --samples 4 is smoother and safer."
+        ),
+    )
     sub.add_argument("inputs", nargs="+", metavar="IN", help="pictures, or folders of them")
     sub.add_argument("-o", "--output", required=True, metavar="OUT", help="a picture for one input, else a folder")
     sub.add_argument(
-        "--weights", default="photos-guided", metavar="NAME", help="shipped weights or a .safetensors file (default: %(default)s)"
+        "--weights",
+        default="photos-guided",
+        metavar="NAME",
+        help="shipped weights or a .safetensors file (default: %(default)s)",
     )
-    sub.add_argument("--steps", type=positive, metavar="N", help="network evaluations a sample: more is sharper and slower (default: the weights' own best)")
-    sub.add_argument("--max-noise", type=share, metavar="B", help="largest noise step, between 0 and 1 (default: likewise)")
-    sub.add_argument("--samples", type=positive, metavar="N", help="draws to average: more is smoother and safer (default: 1)")
-    sub.add_argument("--sampler", choices=("ancestral", "ddim", "dpm_solver"), help="how noise is taken away (default: likewise)")
-    sub.add_argument("--seed", type=int, default=0, metavar="N", help="the same seed gives the same picture (default: %(default)s)")
+    sub.add_argument(
+        "--steps",
+        type=positive,
+        metavar="N",
+        help="network evaluations a sample: more is sharper and slower (default: the weights' own best)",
+    )
+    sub.add_argument(
+        "--max-noise", type=share, metavar="B", help="largest noise step, between 0 and 1 (default: likewise)"
+    )
+    sub.add_argument(
+        "--samples", type=positive, metavar="N", help="draws to average: more is smoother and safer (default: 1)"
+    )
+    sub.add_argument(
+        "--sampler", choices=("ancestral", "ddim", "dpm_solver"), help="how noise is taken away (default: likewise)"
+    )
+    sub.add_argument(
+        "--seed", type=int, default=0, metavar="N", help="the same seed gives the same picture (default: %(default)s)"
+    )
     sub.add_argument("--overwrite", action="store_true", help="replace output files that exist")
     sub.add_argument("--device", default="auto", help=DEVICE_HELP)
     sub.set_defaults(run=run)
@@ -76,7 +97,9 @@ def _deblur(model, source: Path, target: Path, setting: dict, seed: int, device)
         # Seeded a file: a picture's result does not depend on which others were given
         generator = torch.Generator(device).manual_seed(seed)
         with tqdm(desc=source.name, unit="step", leave=False) as bar:
-            y0_hat = restore(model, x, **setting, generator=generator, progress=lambda done, total: _advance(bar, done, total))
+            y0_hat = restore(
+                model, x, **setting, generator=generator, progress=lambda done, total: _advance(bar, done, total)
+            )
         write_image(target, to_display(y0_hat[0]), like=source)
     except (RuntimeError, MemoryError) as error:
         if not out_of_memory(error):
@@ -145,7 +168,12 @@ def check_memory(source: Path, x, config) -> None:
     from ..data import ImageError
     from ..train import use_bf16
 
-    need = x.shape[-1] * x.shape[-2] * config.widths[0] * _BYTES_PER_PIXEL_AND_CHANNEL[use_bf16(config.precision, x.device)]
+    need = (
+        x.shape[-1]
+        * x.shape[-2]
+        * config.widths[0]
+        * _BYTES_PER_PIXEL_AND_CHANNEL[use_bf16(config.precision, x.device)]
+    )
     if x.device.type == "cuda":
         # What torch keeps of earlier pictures is not free to others, but to us
         kept = torch.cuda.memory_reserved(x.device) - torch.cuda.memory_allocated(x.device)
@@ -156,5 +184,7 @@ def check_memory(source: Path, x, config) -> None:
     else:
         return
     if need > free:
-        raise ImageError(f"{source}: {x.shape[-1]}x{x.shape[-2]} pixels need about {need / 1e9:.0f} GB of memory, "
-                         f"{free / 1e9:.0f} GB are free; make the picture smaller")  # fmt: skip
+        raise ImageError(
+            f"{source}: {x.shape[-1]}x{x.shape[-2]} pixels need about {need / 1e9:.0f} GB of memory, "
+            f"{free / 1e9:.0f} GB are free; make the picture smaller"
+        )

@@ -9,20 +9,35 @@ from .shared import UserError, positive
 
 def add(commands: argparse._SubParsersAction) -> None:
     """Declare the command and its arguments."""
-    sub = commands.add_parser("pack", help="decode pairs of pictures once, into one file for training", epilog=(
-        "The same command goes on after an interruption. SOURCE may also be a packed folder, with --verify: its checksums "
-        "are compared, and no pictures are needed."))  # fmt: skip
+    sub = commands.add_parser(
+        "pack",
+        help="decode pairs of pictures once, into one file for training",
+        epilog=(
+            "The same command goes on after an interruption. SOURCE may also be a packed folder, with --verify: its checksums "
+            "are compared, and no pictures are needed."
+        ),
+    )
     sub.add_argument(
-        "source", metavar="SOURCE", help="a data set (gopro, hide, realblur_j, realblur_r, reds, ...) or a folder of pairs"
+        "source",
+        metavar="SOURCE",
+        help="a data set (gopro, hide, realblur_j, realblur_r, reds, ...) or a folder of pairs",
     )
     sub.add_argument("--split", default="train", help="of a data set: train or test (default: %(default)s)")
-    sub.add_argument("--blur", default="blur", help="GoPro's choice, blur or blur_gamma; of a folder, the name of its folders "
-                                                    "with blurry pictures (default: %(default)s)")  # fmt: skip
+    sub.add_argument(
+        "--blur",
+        default="blur",
+        help="GoPro's choice, blur or blur_gamma; of a folder, the name of its folders "
+        "with blurry pictures (default: %(default)s)",
+    )
     sub.add_argument("--out", metavar="FOLDER", help="default: ROOT/packed/NAME-SPLIT, where training finds it by name")
     sub.add_argument("--root", default="data", metavar="FOLDER", help="where the data sets lie (default: %(default)s)")
     sub.add_argument("--workers", type=positive, metavar="N", help="processes that decode (default: one a core)")
-    sub.add_argument("--verify", action="store_true", help="compare every pair in the file with its pictures, not just a sample")
-    sub.add_argument("--incomplete", action="store_true", help="take the pairs that are there, fewer than were published")
+    sub.add_argument(
+        "--verify", action="store_true", help="compare every pair in the file with its pictures, not just a sample"
+    )
+    sub.add_argument(
+        "--incomplete", action="store_true", help="take the pairs that are there, fewer than were published"
+    )
     sub.set_defaults(run=run)
 
 
@@ -57,7 +72,10 @@ def run(args: argparse.Namespace) -> int:
     except OSError as error:
         raise UserError(f"{error.filename or out}: {error.strerror}; what is done stays in {out}.part") from None
     n, _, h, w, _ = manifest["shape"]
-    print(f"{out}: {n} pairs of {name} {args.split} ({args.blur}), frames of {w}x{h}, {n * 6 * h * w / 1e9:.2f} GB, "
-          f"SHA-256 {manifest['identity'][:16]}" + (", was packed already" if there else "")
-          + (", verified against the pictures" if args.verify else ""))  # fmt: skip
+    print(
+        f"{out}: {n} pairs of {name} {args.split} ({args.blur}), frames of {w}x{h}, {n * 6 * h * w / 1e9:.2f} GB, "
+        f"SHA-256 {manifest['identity'][:16]}"
+        + (", was packed already" if there else "")
+        + (", verified against the pictures" if args.verify else "")
+    )
     return 0

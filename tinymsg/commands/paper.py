@@ -10,10 +10,15 @@ from .shared import DEVICE_HELP, UserError, load_weights, pick_device, positive,
 
 def add(commands: argparse._SubParsersAction) -> None:
     """Declare the command and its arguments."""
-    sub = commands.add_parser("paper", help="evaluate as the paper does, and write its table with published rows", epilog=(
-        "Killed or stopped, the same command goes on where it was. The restored pictures are kept in OUT/pictures, about 2 MB "
-        "each: 18 GB for two rows of all four sets. A whole 1280x720 picture, never cut to tiles, takes about 2 GB of memory "
-        "in bf16 on the CPU, and 3 GB with its scores. Exit status 1: some pictures failed, and are named."))  # fmt: skip
+    sub = commands.add_parser(
+        "paper",
+        help="evaluate as the paper does, and write its table with published rows",
+        epilog=(
+            "Killed or stopped, the same command goes on where it was. The restored pictures are kept in OUT/pictures, about 2 MB "
+            "each: 18 GB for two rows of all four sets. A whole 1280x720 picture, never cut to tiles, takes about 2 GB of memory "
+            "in bf16 on the CPU, and 3 GB with its scores. Exit status 1: some pictures failed, and are named."
+        ),
+    )
     _add_what(sub.add_argument)
     _add_scores(sub.add_argument)
     group = sub.add_argument_group("the sampler's setting", "by default that which the weights were published with")
@@ -39,10 +44,16 @@ def _add_what(option: Callable) -> None:
     )
     option("--pairs", nargs="+", default=[], metavar="FOLDER", help="folders of your own pairs, instead of --sets")
     option("--out", required=True, metavar="FOLDER", help="for pictures, scores.jsonl, table.md and table.json")
-    option("--root", default="data", metavar="FOLDER", help="where the data scripts put the sets (default: %(default)s)")
+    option(
+        "--root", default="data", metavar="FOLDER", help="where the data scripts put the sets (default: %(default)s)"
+    )
     option("--blur", choices=("blur", "blur_gamma"), default="blur", help="GoPro's kind of blur (default: %(default)s)")
-    option("--limit", type=positive, metavar="N", help="only N pictures of each set, evenly spread; marked in the table")
-    option("--incomplete", action="store_true", help="take what is there of a set that lacks pictures; marked in the table")
+    option(
+        "--limit", type=positive, metavar="N", help="only N pictures of each set, evenly spread; marked in the table"
+    )
+    option(
+        "--incomplete", action="store_true", help="take what is there of a set that lacks pictures; marked in the table"
+    )
 
 
 def _add_scores(option: Callable) -> None:
@@ -66,16 +77,24 @@ def _add_scores(option: Callable) -> None:
         help="NIQE's pristine model: the authors' .mat, a .npz, or a folder of sharp pictures to fit one to (marked)",
     )
     option("--inception", metavar="FILE", help="torch-fidelity's Inception weights, instead of their download")
-    option("--pieces", type=positive, metavar="PIXELS", help="FID and KID of pieces of that size (default: whole pictures)")
-    option("--no-restore", action="store_true", help="only score the pictures that are there, from the same kind of "
-           "device, and write the table anew")
+    option(
+        "--pieces", type=positive, metavar="PIXELS", help="FID and KID of pieces of that size (default: whole pictures)"
+    )
+    option(
+        "--no-restore",
+        action="store_true",
+        help="only score the pictures that are there, from the same kind of device, and write the table anew",
+    )
     option("--device", default="auto", help=DEVICE_HELP)
 
 
 def _add_setting(option: Callable) -> None:
     """The sampler's setting: given, or chosen by a grid."""
-    option("--grid", action="store_true", help="choose steps and noise by DvSR's grid, on pairs that a GoPro training with "
-           "--validate-every holds out")
+    option(
+        "--grid",
+        action="store_true",
+        help="choose steps and noise by DvSR's grid, on pairs that a GoPro training with --validate-every holds out",
+    )
     option(
         "--choose",
         default="compromise",
@@ -162,7 +181,9 @@ def _inception(args: argparse.Namespace) -> Path | None:
     if args.inception is None:
         return None
     try:
-        torch.load(args.inception, weights_only=True, mmap=True)  # torch-fidelity itself would run code that the file holds
+        torch.load(
+            args.inception, weights_only=True, mmap=True
+        )  # torch-fidelity itself would run code that the file holds
     except (OSError, pickle.UnpicklingError, RuntimeError, EOFError) as error:
         raise UserError(f"{args.inception} cannot be read as weights: {str(error).splitlines()[0]}") from None
     return Path(args.inception)
@@ -181,7 +202,9 @@ def _entries(args: argparse.Namespace, device, ledger) -> tuple[list, dict]:
         label, _, source = item.rpartition("=")
         label = label or Path(source).name.removesuffix(".safetensors")
         if label in settings or label in ("sharp", "blurry") or label.endswith("-SA"):
-            raise UserError(f"a row cannot be named {label!r}: the name is taken; give another by --weights ROW={source}")
+            raise UserError(
+                f"a row cannot be named {label!r}: the name is taken; give another by --weights ROW={source}"
+            )
         model, card = load_weights(source, device)
         protocol.settle_precision(model, ledger, device)
         own = {k: v for k, v in card.get("setting", {}).items() if k != "samples"}
@@ -228,8 +251,15 @@ def _search(args: argparse.Namespace, entry, record: dict | None, device, ledger
     pairs = choose.validation_pairs(args.validation, args.root, args.blur, not args.incomplete, device)
     try:
         setting, cells = choose.choose_setting(
-            entry, pairs, args.crop, args.choose, ledger, tuple(args.grid_steps or choose.GRID_STEPS),
-            tuple(args.grid_noise or choose.GRID_MAX_NOISE), lambda line: print(line, flush=True))  # fmt: skip
+            entry,
+            pairs,
+            args.crop,
+            args.choose,
+            ledger,
+            tuple(args.grid_steps or choose.GRID_STEPS),
+            tuple(args.grid_noise or choose.GRID_MAX_NOISE),
+            lambda line: print(line, flush=True),
+        )
     except MetricUnavailable as error:
         raise UserError(f"--choose {args.choose}: {error}") from None
     chosen, doubt = f"by {args.choose}, of {len(cells)} cells, on {pairs.name}", choose.doubt(record, pairs)
@@ -276,15 +306,24 @@ def _write(out: Path, scorer, sets: dict, values: dict, missing: dict, settings:
     results = provenance()
     results["packages"] |= {name: version(name) for name, module in _MODULE.items() if find_spec(module)}
     results |= {
-        "settings": settings, "sets": sets, "mean": mean_over_sets(sets, values), "missing": missing,
-        "unavailable": scorer.unavailable, "niqe": niqe, "pieces": scorer.pieces, "failures": failures,
+        "settings": settings,
+        "sets": sets,
+        "mean": mean_over_sets(sets, values),
+        "missing": missing,
+        "unavailable": scorer.unavailable,
+        "niqe": niqe,
+        "pieces": scorer.pieces,
+        "failures": failures,
         "published": {name: [row._asdict() for row in rows] for name, rows in PUBLISHED.items()},
-    }  # fmt: skip
+    }
     write_results(out / "table.json", results)
     text = markdown(results)
     partial = out / "table.md.part"
     partial.write_text(text)
     partial.replace(out / "table.md")
     print(text)
-    print(f"{out / 'table.md'} and {out / 'table.json'} written" + (f"; {len(failures)} pictures failed" if failures else ""))
+    print(
+        f"{out / 'table.md'} and {out / 'table.json'} written"
+        + (f"; {len(failures)} pictures failed" if failures else "")
+    )
     return 1 if failures else 0

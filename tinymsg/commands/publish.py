@@ -28,19 +28,29 @@ def run(args: argparse.Namespace) -> int:
         load_model(source)
     except (FileNotFoundError, ValueError) as error:
         raise UserError(str(error)) from None
-    results = read_record(args.results, ("weights", "parameters", "setting", "unavailable", "domains"),
-                          "evaluate these very weights first, and give the file that it writes")  # fmt: skip
-    ran = read_record(run / "run.json", ("command", "config", "steps"), "give the folder of a finished train, as it left it")
+    results = read_record(
+        args.results,
+        ("weights", "parameters", "setting", "unavailable", "domains"),
+        "evaluate these very weights first, and give the file that it writes",
+    )
+    ran = read_record(
+        run / "run.json", ("command", "config", "steps"), "give the folder of a finished train, as it left it"
+    )
     label = next((k for k, w in results["weights"].items() if w["sha256"] == sha256(source)), None)
     if label is None:
         raise UserError(f"{args.results} holds no scores of {source}: evaluate these very weights first")
     target = WEIGHTS / f"{args.name}.safetensors"
     card = ran | {
-        "name": args.name, "sha256": sha256(source), "parameters": results["parameters"][label],
-        "setting": results["setting"], "unavailable": results["unavailable"],
-        "scores": {d: {row: s for row, s in r["scores"].items() if row in ("blurry", label, f"{label}-mean")}
-                   for d, r in results["domains"].items()},
-    }  # fmt: skip
+        "name": args.name,
+        "sha256": sha256(source),
+        "parameters": results["parameters"][label],
+        "setting": results["setting"],
+        "unavailable": results["unavailable"],
+        "scores": {
+            d: {row: s for row, s in r["scores"].items() if row in ("blurry", label, f"{label}-mean")}
+            for d, r in results["domains"].items()
+        },
+    }
     partial = target.with_name(target.name + ".part")
     shutil.copyfile(source, partial)
     write_results(WEIGHTS / f"{args.name}.json", card)

@@ -19,7 +19,9 @@ def pick_device(name: str):
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
-        if "LOCAL_RANK" not in os.environ:  # under torchrun each process takes its own: it must hold no memory of the first
+        if (
+            "LOCAL_RANK" not in os.environ
+        ):  # under torchrun each process takes its own: it must hold no memory of the first
             torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         raise UserError(f"device {name!r} cannot be used here: {str(error).splitlines()[0]}") from None

@@ -7,14 +7,34 @@ from .shared import DEVICE_HELP, UserError, at_least, load_named_weights, load_w
 
 def add(commands: argparse._SubParsersAction) -> None:
     """Declare the command and its arguments."""
-    sub = commands.add_parser("shift", help="measure why models fail elsewhere: shift of activations, sensitivity", epilog=(
-        "Every domain is compared with the first, the training domain. The sampler's setting is that of the first weights' card."))
-    sub.add_argument("--weights", nargs="+", default=["plain=scenes-plain", "guided=scenes-guided"], metavar="[ROW=]NAME",
-                     help="shipped weights or .safetensors files, each with a name (default: %(default)s)")  # fmt: skip
+    sub = commands.add_parser(
+        "shift",
+        help="measure why models fail elsewhere: shift of activations, sensitivity",
+        epilog=(
+            "Every domain is compared with the first, the training domain. The sampler's setting is that of the first weights' card."
+        ),
+    )
+    sub.add_argument(
+        "--weights",
+        nargs="+",
+        default=["plain=scenes-plain", "guided=scenes-guided"],
+        metavar="[ROW=]NAME",
+        help="shipped weights or .safetensors files, each with a name (default: %(default)s)",
+    )
     sub.add_argument("--out", required=True, metavar="FILE", help="results file (JSON)")
-    sub.add_argument("--content", default="scenes", help="sharp pictures: scenes, photos, or a folder (default: %(default)s)")
-    sub.add_argument("--count", type=at_least(4), default=120, metavar="N", help="pictures a domain, at least 4 (default: %(default)s)")
-    sub.add_argument("--size", type=positive, default=96, metavar="PIXELS", help="side of the crops (default: %(default)s)")
+    sub.add_argument(
+        "--content", default="scenes", help="sharp pictures: scenes, photos, or a folder (default: %(default)s)"
+    )
+    sub.add_argument(
+        "--count",
+        type=at_least(4),
+        default=120,
+        metavar="N",
+        help="pictures a domain, at least 4 (default: %(default)s)",
+    )
+    sub.add_argument(
+        "--size", type=positive, default=96, metavar="PIXELS", help="side of the crops (default: %(default)s)"
+    )
     sub.add_argument("--device", default="auto", help=DEVICE_HELP)
     sub.set_defaults(run=run)
 
@@ -36,11 +56,21 @@ def run(args: argparse.Namespace) -> int:
     index = torch.arange(args.count)
     domains = ["gopro_like", *TEST_DOMAINS]
     try:
-        images = {name: ev.domain_pairs(name, args.content, args.count, ev.TEST_SEED, device).crops(index, args.size)[1]
-                  for name in domains}  # fmt: skip
-        held_out = ev.domain_pairs(domains[0], args.content, args.count, ev.VALIDATION_SEED, device).crops(index, args.size)[1]
-        results = provenance() | {"content": args.content, "count": args.count, "size": args.size, "reference": domains[0],
-                                  "setting": vars(setting), "weights": weights}  # fmt: skip
+        images = {
+            name: ev.domain_pairs(name, args.content, args.count, ev.TEST_SEED, device).crops(index, args.size)[1]
+            for name in domains
+        }
+        held_out = ev.domain_pairs(domains[0], args.content, args.count, ev.VALIDATION_SEED, device).crops(
+            index, args.size
+        )[1]
+        results = provenance() | {
+            "content": args.content,
+            "count": args.count,
+            "size": args.size,
+            "reference": domains[0],
+            "setting": vars(setting),
+            "weights": weights,
+        }
         results |= shift.study_shift(models, images, held_out, setting)
     except ValueError as error:
         raise UserError(str(error)) from None

@@ -8,60 +8,123 @@ from pathlib import Path
 
 from .shared import DEVICE_HELP, UserError, pick_device, positive
 
-
 # Settings that decide which weights a network has
-_SHAPE = ("dims", "channels", "widths", "blocks", "scales", "target", "inject", "how", "guidance_width", "guidance_blocks")
+_SHAPE = (
+    "dims",
+    "channels",
+    "widths",
+    "blocks",
+    "scales",
+    "target",
+    "inject",
+    "how",
+    "guidance_width",
+    "guidance_blocks",
+)
 
 
 def add(commands: argparse._SubParsersAction) -> None:
     """Declare the command and its arguments."""
     sub = commands.add_parser("train", help="train a model; the same command goes on after an interruption")
     sub.add_argument("--out", metavar="FOLDER", help="where checkpoints, logs and final weights go")
-    sub.add_argument("--arm", choices=("guided", "control", "plain", "regression"), default="guided",
-                     help="guided: the whole method; control: its guidance branch without the regression loss; plain: without "
-                          "guidance, widened to as many parameters; regression: as plain, without diffusion (default: %(default)s)")  # fmt: skip
-    sub.add_argument("--start", metavar="WEIGHTS", help="begin with trained weights instead of random ones (fine-tuning): shipped "
-                                                        "ones by name, or a .safetensors file of the same network")  # fmt: skip
-    sub.add_argument("--profile", choices=("cpu", "gpu", "full"), default="cpu", help="sizes and budget (default: %(default)s)")
     sub.add_argument(
-        "--set", nargs="+", metavar="KEY=VALUE", help="change single settings, e.g. --set steps=500 batch=8 widths=32,64,96"
+        "--arm",
+        choices=("guided", "control", "plain", "regression"),
+        default="guided",
+        help="guided: the whole method; control: its guidance branch without the regression loss; plain: without "
+        "guidance, widened to as many parameters; regression: as plain, without diffusion (default: %(default)s)",
+    )
+    sub.add_argument(
+        "--start",
+        metavar="WEIGHTS",
+        help="begin with trained weights instead of random ones (fine-tuning): shipped "
+        "ones by name, or a .safetensors file of the same network",
+    )
+    sub.add_argument(
+        "--profile", choices=("cpu", "gpu", "full"), default="cpu", help="sizes and budget (default: %(default)s)"
+    )
+    sub.add_argument(
+        "--set",
+        nargs="+",
+        metavar="KEY=VALUE",
+        help="change single settings, e.g. --set steps=500 batch=8 widths=32,64,96",
     )
     sub.add_argument("--device", default="auto", help=DEVICE_HELP)
     sub.add_argument(
-        "--estimate", action="store_true", help="print time, memory and the batch sizes that fit common cards; train nothing"
+        "--estimate",
+        action="store_true",
+        help="print time, memory and the batch sizes that fit common cards; train nothing",
     )
     data = sub.add_argument_group("data")
-    data.add_argument("--data", metavar="DATA", help="train on real pairs instead of synthetic ones: the name of a data set "
-                                                     "(gopro, ...), a packed folder, or a folder of pairs")  # fmt: skip
     data.add_argument(
-        "--root", default="data", metavar="FOLDER", help="where data sets lie that are given by name (default: %(default)s)"
+        "--data",
+        metavar="DATA",
+        help="train on real pairs instead of synthetic ones: the name of a data set "
+        "(gopro, ...), a packed folder, or a folder of pairs",
     )
     data.add_argument(
-        "--blur", choices=("blur", "blur_gamma"), default="blur", help="GoPro's choice of blurry pictures (default: %(default)s)"
+        "--root",
+        default="data",
+        metavar="FOLDER",
+        help="where data sets lie that are given by name (default: %(default)s)",
+    )
+    data.add_argument(
+        "--blur",
+        choices=("blur", "blur_gamma"),
+        default="blur",
+        help="GoPro's choice of blurry pictures (default: %(default)s)",
     )
     watch = sub.add_argument_group("validation, by the first process: out/validation.csv, out/validation/STEP.png")
-    watch.add_argument("--validate-every", type=positive, metavar="N",
-                       help="steps between validations (default: none). With --data, the last training sequence is held out "
-                            "for it; the test set is not looked at")  # fmt: skip
+    watch.add_argument(
+        "--validate-every",
+        type=positive,
+        metavar="N",
+        help="steps between validations (default: none). With --data, the last training sequence is held out "
+        "for it; the test set is not looked at",
+    )
     watch.add_argument("--validation", metavar="DATA", help="validate on these pairs instead")
-    watch.add_argument("--validation-count", type=positive, default=6, metavar="N", help="pictures (default: %(default)s)")
-    watch.add_argument("--validation-size", type=positive, default=256, metavar="PIXELS",
-                       help="of their centres (default: %(default)s; synthetic ones have the training crop's)")  # fmt: skip
+    watch.add_argument(
+        "--validation-count", type=positive, default=6, metavar="N", help="pictures (default: %(default)s)"
+    )
+    watch.add_argument(
+        "--validation-size",
+        type=positive,
+        default=256,
+        metavar="PIXELS",
+        help="of their centres (default: %(default)s; synthetic ones have the training crop's)",
+    )
     keep = sub.add_argument_group("logs and checkpoints")
     keep.add_argument(
-        "--log-every", type=positive, default=100, metavar="N", help="steps between lines of log.csv (default: %(default)s)"
+        "--log-every",
+        type=positive,
+        default=100,
+        metavar="N",
+        help="steps between lines of log.csv (default: %(default)s)",
     )
     keep.add_argument("--tensorboard", action="store_true", help="log for TensorBoard too, to out/tensorboard")
     keep.add_argument(
         "--save-every", type=positive, default=500, metavar="N", help="steps between checkpoints (default: %(default)s)"
     )
-    keep.add_argument("--save-minutes", type=float, default=15, metavar="M",
-                      help="and minutes, for slow steps; 0 turns that off (default: %(default)s)")  # fmt: skip
-    keep.add_argument("--accept-changes", action="store_true",
-                      help="go on from a checkpoint although the data, or settings of the optimisation (lr, steps, ...), "
-                           "have changed")  # fmt: skip
-    keep.add_argument("--timeout-minutes", type=float, default=10, metavar="M",
-                      help="under torchrun: how long they wait for one that is silent (default: %(default)s)")  # fmt: skip
+    keep.add_argument(
+        "--save-minutes",
+        type=float,
+        default=15,
+        metavar="M",
+        help="and minutes, for slow steps; 0 turns that off (default: %(default)s)",
+    )
+    keep.add_argument(
+        "--accept-changes",
+        action="store_true",
+        help="go on from a checkpoint although the data, or settings of the optimisation (lr, steps, ...), "
+        "have changed",
+    )
+    keep.add_argument(
+        "--timeout-minutes",
+        type=float,
+        default=10,
+        metavar="M",
+        help="under torchrun: how long they wait for one that is silent (default: %(default)s)",
+    )
     sub.set_defaults(run=run)
 
 
@@ -98,16 +161,22 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(str(error)) from None
     except RuntimeError as error:
         if processes.out_of_memory(error):
-            raise UserError(f"out of memory on {device}: raise accumulate (--set accumulate=4), or lower batch or crop; "
-                            "--estimate says what fits") from None  # fmt: skip
+            raise UserError(
+                f"out of memory on {device}: raise accumulate (--set accumulate=4), or lower batch or crop; "
+                "--estimate says what fits"
+            ) from None
         if config.compile and (why := _compilation(error)):
-            raise UserError(f"torch.compile failed ({why}): compile needs a C compiler and Python's headers; install them or use "
-                            "--set compile=false") from None  # fmt: skip
+            raise UserError(
+                f"torch.compile failed ({why}): compile needs a C compiler and Python's headers; install them or use "
+                "--set compile=false"
+            ) from None
         if processes.rank_and_processes()[1] == 1 or not _lost_a_process(error):
             raise
         who = "the first process" if first else f"process {processes.rank_and_processes()[0]}"
-        raise UserError(f"{who} stops: another process of this training ended or does not answer "
-                        f"({str(error).splitlines()[0][:200]}); the last checkpoint is intact") from None  # fmt: skip
+        raise UserError(
+            f"{who} stops: another process of this training ended or does not answer "
+            f"({str(error).splitlines()[0][:200]}); the last checkpoint is intact"
+        ) from None
     finally:
         processes.leave_processes()
 
@@ -122,8 +191,17 @@ def _train(args: argparse.Namespace, config, device) -> int:
     out = Path(args.out)
     start, identity = _start(args.start, config)
     state = train.TrainState(config, device, start)
-    data = runs.open_data(config, device, args.data, args.blur, args.root, args.validate_every is not None, args.validation,
-                          args.validation_count, args.validation_size)  # fmt: skip
+    data = runs.open_data(
+        config,
+        device,
+        args.data,
+        args.blur,
+        args.root,
+        args.validate_every is not None,
+        args.validation,
+        args.validation_count,
+        args.validation_size,
+    )
     state.data = data.identity | identity
     path, passed_over = resume(out, state, args.accept_changes)
     rank, count = processes.rank_and_processes()
@@ -133,15 +211,20 @@ def _train(args: argparse.Namespace, config, device) -> int:
         if path is not None:
             print(f"resuming from {path} at step {state.step}")
         parameters = sum(p.numel() for p in state.model.parameters()) / 1e6
-        print(f"{config.kind}, guidance scales {config.scales or 'none'}, {parameters:.2f} M parameters, "
-              f"{'bf16' if state.bf16 else 'fp32'} on {device}: {config.steps} steps of {config.batch} crops "
-              f"{config.crop}x{config.crop} of {data.batches.pairs.name}")  # fmt: skip
+        print(
+            f"{config.kind}, guidance scales {config.scales or 'none'}, {parameters:.2f} M parameters, "
+            f"{'bf16' if state.bf16 else 'fp32'} on {device}: {config.steps} steps of {config.batch} crops "
+            f"{config.crop}x{config.crop} of {data.batches.pairs.name}"
+        )
         print(estimate_line(state, count), flush=True)
     plan = runs.Plan(args.log_every, args.save_every, args.save_minutes, args.validate_every or 0, args.tensorboard)
     stopped = runs.run(state, data.batches, out, plan, data.validation)
     if stopped and rank == 0:
-        print(f"\nstopped at step {state.step} by {signal.Signals(stopped).name}, checkpoint written; "
-              "the same command goes on from there", file=sys.stderr)  # fmt: skip
+        print(
+            f"\nstopped at step {state.step} by {signal.Signals(stopped).name}, checkpoint written; "
+            "the same command goes on from there",
+            file=sys.stderr,
+        )
     return 128 + stopped if stopped else 0
 
 
@@ -160,10 +243,15 @@ def _start(name: str | None, config) -> tuple:
     try:
         model.load_state_dict(trained.state_dict())
     except RuntimeError:
-        differing = [f.name for f in dataclasses.fields(config)
-                     if f.name in _SHAPE and getattr(trained.config, f.name) != getattr(config, f.name)]  # fmt: skip
-        raise UserError(f"--start {name} is another network: it differs in {', '.join(differing)}; give the --arm and --set that "
-                        "it was trained with") from None  # fmt: skip
+        differing = [
+            f.name
+            for f in dataclasses.fields(config)
+            if f.name in _SHAPE and getattr(trained.config, f.name) != getattr(config, f.name)
+        ]
+        raise UserError(
+            f"--start {name} is another network: it differs in {', '.join(differing)}; give the --arm and --set that "
+            "it was trained with"
+        ) from None
     return model, {"started_from": f"{name}, SHA-256 {sha256(weights_path(name))}"}
 
 
@@ -174,11 +262,15 @@ def _estimate(args: argparse.Namespace, config) -> int:
 
     state = train.TrainState(config, pick_device(args.device))
     parameters = sum(p.numel() for p in state.model.parameters()) / 1e6
-    print(f"{args.profile}, {args.arm}: {parameters:.2f} M parameters, {estimate.gigaflops(config):.1f} GFLOP to train on one "
-          f"crop, {config.batch} crops of {config.crop}x{config.crop} a step")  # fmt: skip
+    print(
+        f"{args.profile}, {args.arm}: {parameters:.2f} M parameters, {estimate.gigaflops(config):.1f} GFLOP to train on one "
+        f"crop, {config.batch} crops of {config.crop}x{config.crop} a step"
+    )
     print(f"on {state.device}, {'bf16' if state.bf16 else 'fp32'}: {estimate.estimate_line(state)}")
-    print(f"\nwhat fits (computed for bf16 on CUDA, eager; {estimate.CONTEXT / 1e9:.1f} GB for CUDA itself, "
-          f"{estimate.SPARE:.0%} spare), with --set accumulate=...:\n\n{estimate.table_text(config)}")  # fmt: skip
+    print(
+        f"\nwhat fits (computed for bf16 on CUDA, eager; {estimate.CONTEXT / 1e9:.1f} GB for CUDA itself, "
+        f"{estimate.SPARE:.0%} spare), with --set accumulate=...:\n\n{estimate.table_text(config)}"
+    )
     return 0
 
 
@@ -186,7 +278,9 @@ def _compilation(error: RuntimeError) -> str:
     """What torch.compile failed of, as where no compiler is found, in its first line; empty for other errors."""
     from torch._dynamo.exc import TorchDynamoException
 
-    if not isinstance(error, TorchDynamoException) and "Failed to find C compiler" not in str(error):  # as Triton itself says it
+    if not isinstance(error, TorchDynamoException) and "Failed to find C compiler" not in str(
+        error
+    ):  # as Triton itself says it
         return ""
     cause = getattr(error, "inner_exception", error)
     return f"{type(cause).__name__}: {str(cause)[:200]}".partition("\n")[0]
@@ -197,7 +291,15 @@ def _lost_a_process(error: RuntimeError) -> bool:
     import torch
 
     text = str(error).lower()
-    signs = ("connection closed", "connection reset", "timed out", "timeout", "broken pipe", "connection refused", "nccl")
+    signs = (
+        "connection closed",
+        "connection reset",
+        "timed out",
+        "timeout",
+        "broken pipe",
+        "connection refused",
+        "nccl",
+    )
     return isinstance(error, torch.distributed.DistError) or any(sign in text for sign in signs)
 
 
@@ -222,7 +324,11 @@ def _config(args: argparse.Namespace):
         changes["target"] = "none"
     try:
         config = dataclasses.replace(Config(), **changes)
-        return config if args.arm in ("guided", "control") else plain_twin(config, "regression" if args.arm == "regression" else "diffusion")
+        return (
+            config
+            if args.arm in ("guided", "control")
+            else plain_twin(config, "regression" if args.arm == "regression" else "diffusion")
+        )
     except ValueError as error:
         raise UserError(str(error)) from None
 

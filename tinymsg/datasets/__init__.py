@@ -1,6 +1,6 @@
 """The paper's data sets, and packing them for training.
 
-    layouts    which blurry picture belongs to which sharp one
-    packed     pairs in one memory-mapped file, cut into crops; open_pairs() opens whatever one names
-    packing    writes that file
+layouts    which blurry picture belongs to which sharp one
+packed     pairs in one memory-mapped file, cut into crops; open_pairs() opens whatever one names
+packing    writes that file
 """

@@ -14,8 +14,10 @@ from typing import NamedTuple
 from ..data import picture_files
 
 BLURS = ("blur", "blur_gamma")  # of GoPro: frames averaged as stored, or in linear light under a gamma of 2.2
-REALBLUR = {"J": "RealBlur-J_ECC_IMCORR_centroid_itensity_ref",  # "itensity" is theirs
-            "R": "RealBlur-R_BM3D_ECC_IMCORR_centroid_itensity_ref"}  # fmt: skip
+REALBLUR = {
+    "J": "RealBlur-J_ECC_IMCORR_centroid_itensity_ref",  # "itensity" is theirs
+    "R": "RealBlur-R_BM3D_ECC_IMCORR_centroid_itensity_ref",
+}
 
 
 class Pair(NamedTuple):
@@ -43,8 +45,9 @@ class DataSet:
     frames: range | None = None  # how many sharp frames belong to one blurry picture, where it is more than one
 
 
-def find_pairs(name: str, root: str | Path = "data", split: str = "test", blur: str = "blur",
-               complete: bool = True) -> list[Pair]:  # fmt: skip
+def find_pairs(
+    name: str, root: str | Path = "data", split: str = "test", blur: str = "blur", complete: bool = True
+) -> list[Pair]:
     """The pairs of a split, sorted by name.
 
     Args:
@@ -68,7 +71,9 @@ def find_pairs(name: str, root: str | Path = "data", split: str = "test", blur: 
         _insist(known, split, pairs, there, complete)
     except _Absent as absent:
         script = f"python data_scripts/{known.script} --folder {root}"
-        script += " --train" if known.script == "realblur.py" and split == "train" else ""  # its training lists are extra
+        script += (
+            " --train" if known.script == "realblur.py" and split == "train" else ""
+        )  # its training lists are extra
         raise ValueError(f"{known.title}, {split}: {absent}; {script} fetches it") from None
     twice = next((a.name for a, b in zip(there, there[1:], strict=False) if a.name == b.name), None)
     if twice:
@@ -103,8 +108,10 @@ def _insist(known: DataSet, split: str, pairs: list[Pair], there: list[Pair], co
         raise _Absent(f"{len(there)} pairs instead of {known.counts[split]} (the first in {where})")
     short = next((pair for pair in there if known.frames and len(sharp_paths(pair)) not in known.frames), None)
     if short:
-        raise _Absent(f"{len(sharp_paths(short))} sharp frames instead of {known.frames[0]} to {known.frames[-1]} "
-                      f"belong to {short.blurry}")  # fmt: skip
+        raise _Absent(
+            f"{len(sharp_paths(short))} sharp frames instead of {known.frames[0]} to {known.frames[-1]} "
+            f"belong to {short.blurry}"
+        )
 
 
 # --- layouts ------------------------------------------------------------------------------------------------
@@ -144,8 +151,11 @@ def _gopro(root: Path, split: str, blur: str) -> list[Pair]:
     sequences = sorted(path for path in folder.iterdir() if (path / blur).is_dir())
     if not sequences:
         raise _Absent(f"there is no SEQUENCE/{blur} below {folder}")
-    return [Pair(f"{sequence.name}/{path.stem}", sequence / "sharp" / path.name, path)
-            for sequence in sequences for path in _pictures(sequence / blur)]  # fmt: skip
+    return [
+        Pair(f"{sequence.name}/{path.stem}", sequence / "sharp" / path.name, path)
+        for sequence in sequences
+        for path in _pictures(sequence / blur)
+    ]
 
 
 def _hide(root: Path, split: str, blur: str) -> list[Pair]:
@@ -153,8 +163,11 @@ def _hide(root: Path, split: str, blur: str) -> list[Pair]:
     if (folder / "input").is_dir():
         return _flat(folder)
     parts = ("test/test-close-ups", "test/test-long-shot") if split == "test" else ("train",)
-    return [Pair(f"{Path(part).name}/{path.stem}", folder / "GT" / path.name, path)
-            for part in parts for path in _pictures(folder / part)]  # fmt: skip
+    return [
+        Pair(f"{Path(part).name}/{path.stem}", folder / "GT" / path.name, path)
+        for part in parts
+        for path in _pictures(folder / part)
+    ]
 
 
 _REALBLUR_PATH = re.compile(r"(?:.*/)?(RealBlur-[JR]_\w+)/(\w+)/(gt|blur)/(?:gt|blur)_(\w+)\.\w+")
@@ -182,7 +195,9 @@ def _realblur_pair(letter: str, base: Path, path: Path, number: int, line: str) 
     if len(sides) != 2 or not all(sides) or [side[3] for side in sides] != ["gt", "blur"]:
         raise _Absent(f"line {number} of {path} is not `gt_path blur_path`: {line[:200]!r}")
     if {side[1] for side in sides} != {REALBLUR[letter]}:
-        raise _Absent(f"line {number} of {path} names a picture of {sides[0][1]}, which is not RealBlur-{letter}: the wrong list")
+        raise _Absent(
+            f"line {number} of {path} names a picture of {sides[0][1]}, which is not RealBlur-{letter}: the wrong list"
+        )
     (gt, gt_number), (blurry, blur_number) = ((side[2], side[4]) for side in sides)
     if (gt, gt_number) != (blurry, blur_number):
         raise _Absent(f"line {number} of {path} pairs two different pictures: {line[:200]!r}")
@@ -195,8 +210,12 @@ def _reds(side: str, ending: str, root: Path, split: str, blur: str) -> list[Pai
     blurry = _folder(root, f"REDS/val/{side}", f"REDS/{side}", f"val/{side}", side)
     sharp = _folder(root, "REDS/val/val_sharp", "REDS/val_sharp", "val/val_sharp", "val_sharp")
     clips = sorted(path for path in blurry.iterdir() if path.is_dir())
-    return [Pair(f"{clip.name}/{path.stem}", sharp / clip.name / f"{path.stem}.png", path)
-            for clip in clips for path in _pictures(clip) if path.stem.endswith(ending)]  # fmt: skip
+    return [
+        Pair(f"{clip.name}/{path.stem}", sharp / clip.name / f"{path.stem}.png", path)
+        for clip in clips
+        for path in _pictures(clip)
+        if path.stem.endswith(ending)
+    ]
 
 
 def _kohler(root: Path, split: str, blur: str) -> list[Pair]:
@@ -209,7 +228,9 @@ def _kohler(root: Path, split: str, blur: str) -> list[Pair]:
         sharp = folder / inner if (folder / inner).is_dir() else folder / inner.name
         for trajectory in range(1, 13):
             stem = f"GroundTruth{image}_{trajectory}_"
-            frames = sorted((sharp / f"Kernel{trajectory}").glob(f"{stem}*.png"), key=lambda p: int(p.stem.rpartition("_")[2]))
+            frames = sorted(
+                (sharp / f"Kernel{trajectory}").glob(f"{stem}*.png"), key=lambda p: int(p.stem.rpartition("_")[2])
+            )
             frames = frames or [sharp / f"Kernel{trajectory}" / f"{stem}1.png"]  # not there: to be named as missing
             pairs.append(Pair(f"{image}_{trajectory:02d}", tuple(frames), blurry / f"Blurry{image}_{trajectory}.png"))
     return pairs
@@ -218,27 +239,75 @@ def _kohler(root: Path, split: str, blur: str) -> list[Pair]:
 def _levin(root: Path, split: str, blur: str) -> list[Pair]:
     """The PNG copy in SelfDeblur's repository, gray."""
     if (root / "LevinEtalCVPR09Data").is_dir() and not (root / "SelfDeblur-master").is_dir():
-        raise _Absent(f"{root / 'LevinEtalCVPR09Data'} holds MATLAB files, which are not read; the PNG copy is not there")
+        raise _Absent(
+            f"{root / 'LevinEtalCVPR09Data'} holds MATLAB files, which are not read; the PNG copy is not there"
+        )
     folder = _folder(root, "SelfDeblur-master/datasets/levin", "levin")
-    return [Pair(f"im{image}_kernel{kernel}", folder / "gt" / f"im{image}.png", folder / f"im{image}_kernel{kernel}_img.png")
-            for image in range(1, 5) for kernel in range(1, 9)]  # fmt: skip
+    return [
+        Pair(
+            f"im{image}_kernel{kernel}", folder / "gt" / f"im{image}.png", folder / f"im{image}_kernel{kernel}_img.png"
+        )
+        for image in range(1, 5)
+        for kernel in range(1, 9)
+    ]
 
 
 _CC_BY = "CC BY 4.0"
 _REALBLUR = "Rim, Lee, Won, Cho: Real-world blur dataset for learning and benchmarking deblurring algorithms, ECCV 2020"
 DATASETS: dict[str, DataSet] = {
-    "gopro": DataSet("GoPro", {"train": 2103, "test": 1111}, _gopro, "gopro.py", _CC_BY,
-        "Nah, Kim, Lee: Deep multi-scale convolutional neural network for dynamic scene deblurring, CVPR 2017"),
-    "hide": DataSet("HIDE", {"train": 6397, "test": 2025}, _hide, "hide.py", "not stated by its authors",
-        "Shen, Wang, Lu, Shen, Ling, Xu, Shao: Human-aware motion deblurring, ICCV 2019"),
-    "realblur_j": DataSet("RealBlur-J", {"train": 3758, "test": 980}, partial(_realblur, "J"), "realblur.py", _CC_BY, _REALBLUR),
-    "realblur_r": DataSet("RealBlur-R", {"train": 3758, "test": 980}, partial(_realblur, "R"), "realblur.py", _CC_BY, _REALBLUR),
-    "reds": DataSet("REDS", {"test": 3000, "val": 3000}, partial(_reds, "val_blur", ""), "reds.py", _CC_BY,
-        "Nah, Baik, Hong, Moon, Son, Timofte, Lee: NTIRE 2019 challenge on video deblurring and super-resolution, CVPRW 2019"),
-    "reds_val300": DataSet("REDS val-300", {"test": 300, "val": 300}, partial(_reds, "val_blur_jpeg", "9"), "reds.py", _CC_BY,
-        "Nah, Son, Lee, Timofte, Lee: NTIRE 2021 challenge on image deblurring, CVPRW 2021"),
-    "kohler": DataSet("Köhler", {"test": 48}, _kohler, "kohler.py", "not stated by its authors",
-        "Köhler, Hirsch, Mohler, Schölkopf, Harmeling: Recording and playback of camera shake, ECCV 2012", range(198, 201)),
-    "levin": DataSet("Levin", {"test": 32}, _levin, "levin.py", "not stated by its authors",
-        "Levin, Weiss, Durand, Freeman: Understanding and evaluating blind deconvolution algorithms, CVPR 2009"),
-}  # fmt: skip
+    "gopro": DataSet(
+        "GoPro",
+        {"train": 2103, "test": 1111},
+        _gopro,
+        "gopro.py",
+        _CC_BY,
+        "Nah, Kim, Lee: Deep multi-scale convolutional neural network for dynamic scene deblurring, CVPR 2017",
+    ),
+    "hide": DataSet(
+        "HIDE",
+        {"train": 6397, "test": 2025},
+        _hide,
+        "hide.py",
+        "not stated by its authors",
+        "Shen, Wang, Lu, Shen, Ling, Xu, Shao: Human-aware motion deblurring, ICCV 2019",
+    ),
+    "realblur_j": DataSet(
+        "RealBlur-J", {"train": 3758, "test": 980}, partial(_realblur, "J"), "realblur.py", _CC_BY, _REALBLUR
+    ),
+    "realblur_r": DataSet(
+        "RealBlur-R", {"train": 3758, "test": 980}, partial(_realblur, "R"), "realblur.py", _CC_BY, _REALBLUR
+    ),
+    "reds": DataSet(
+        "REDS",
+        {"test": 3000, "val": 3000},
+        partial(_reds, "val_blur", ""),
+        "reds.py",
+        _CC_BY,
+        "Nah, Baik, Hong, Moon, Son, Timofte, Lee: NTIRE 2019 challenge on video deblurring and super-resolution, CVPRW 2019",
+    ),
+    "reds_val300": DataSet(
+        "REDS val-300",
+        {"test": 300, "val": 300},
+        partial(_reds, "val_blur_jpeg", "9"),
+        "reds.py",
+        _CC_BY,
+        "Nah, Son, Lee, Timofte, Lee: NTIRE 2021 challenge on image deblurring, CVPRW 2021",
+    ),
+    "kohler": DataSet(
+        "Köhler",
+        {"test": 48},
+        _kohler,
+        "kohler.py",
+        "not stated by its authors",
+        "Köhler, Hirsch, Mohler, Schölkopf, Harmeling: Recording and playback of camera shake, ECCV 2012",
+        range(198, 201),
+    ),
+    "levin": DataSet(
+        "Levin",
+        {"test": 32},
+        _levin,
+        "levin.py",
+        "not stated by its authors",
+        "Levin, Weiss, Durand, Freeman: Understanding and evaluating blind deconvolution algorithms, CVPR 2009",
+    ),
+}

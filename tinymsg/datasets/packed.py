@@ -56,7 +56,9 @@ def read_manifest(folder: str | Path) -> dict:
         whole = manifest["identity"] == identity(manifest)
         known = manifest["format"] == FORMAT
     except FileNotFoundError:
-        raise ValueError(f"{folder} holds no packed pairs: there is no {MANIFEST}; python -m tinymsg pack makes it") from None
+        raise ValueError(
+            f"{folder} holds no packed pairs: there is no {MANIFEST}; python -m tinymsg pack makes it"
+        ) from None
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is damaged ({type(error).__name__}); pack again into a new folder") from None
     if not known:
@@ -80,7 +82,9 @@ def open_frames(folder: str | Path, shape: list[int]) -> np.memmap:
     except (ValueError, OSError, EOFError) as error:
         raise ValueError(f"{path} is damaged ({error}); pack again into a new folder") from None
     if frames.dtype != np.uint8 or list(frames.shape) != list(shape):
-        raise ValueError(f"{path} holds {frames.dtype} {frames.shape}, its manifest says uint8 {tuple(shape)}; pack again")
+        raise ValueError(
+            f"{path} holds {frames.dtype} {frames.shape}, its manifest says uint8 {tuple(shape)}; pack again"
+        )
     expected = frames.offset + frames.size
     if path.stat().st_size != expected:
         raise ValueError(f"{path} has {path.stat().st_size} bytes instead of {expected}; pack again into a new folder")
@@ -110,8 +114,14 @@ class PackedPairs:
     Raises: ValueError, one sentence, if the folder is damaged; torch.OutOfMemoryError only if `resident` insists.
     """
 
-    def __init__(self, folder: str | Path, seed: int = 0, device: torch.device | str = "cpu", resident: bool | None = None,
-                 verify: bool = False):  # fmt: skip
+    def __init__(
+        self,
+        folder: str | Path,
+        seed: int = 0,
+        device: torch.device | str = "cpu",
+        resident: bool | None = None,
+        verify: bool = False,
+    ):
         self.folder, self.seed, self.device = Path(folder), seed, torch.device(device)
         self.manifest = read_manifest(folder)
         self.names = [name for name, *_ in self.manifest["pairs"]]
@@ -157,7 +167,9 @@ class PackedPairs:
         """(n, 4) int64 on the CPU: picture, top, left, turn (quarter turns, + 4 if mirrored after them)."""
         h, w = self._sizes[self._smallest].tolist()
         if min(h, w) < size:
-            raise ImageError(f"{self.names[self._smallest]} of {self.folder}: {h}x{w} is smaller than the crop of {size}")
+            raise ImageError(
+                f"{self.names[self._smallest]} of {self.folder}: {h}x{w} is smaller than the crop of {size}"
+            )
         draws = Draws(self.seed, index.cpu())
         which, place, turn = draws.integers(len(self)), draws.uniform(2), draws.integers(8)
         corner = (place.double() * (self._sizes[which] - size + 1)).long()
@@ -197,8 +209,10 @@ class PackedPairs:
         pairs = zip(self.manifest["pairs"], frame_hashes(self._frames), strict=True)
         damaged = [name for (name, _, _, expected), found in pairs if found != expected]
         if damaged:
-            raise ValueError(f"{self.folder / PIXELS}: {len(damaged)} of {len(self)} pairs are damaged, the first: {damaged[0]}; "
-                             "pack again into a new folder")  # fmt: skip
+            raise ValueError(
+                f"{self.folder / PIXELS}: {len(damaged)} of {len(self)} pairs are damaged, the first: {damaged[0]}; "
+                "pack again into a new folder"
+            )
 
     def _wanted(self, resident: bool | None) -> bool:
         if resident is not None or self.device.type != "cuda":
@@ -242,12 +256,21 @@ class ListedPairs(PairedImages):
 def single_sharp(pair: Pair) -> Path:
     """The sharp picture of a pair. Raises: ValueError if it has many."""
     if isinstance(pair.sharp, tuple):
-        raise ValueError(f"{pair.blurry} has {len(pair.sharp)} sharp frames and no one target: it serves evaluation only")
+        raise ValueError(
+            f"{pair.blurry} has {len(pair.sharp)} sharp frames and no one target: it serves evaluation only"
+        )
     return pair.sharp
 
 
-def open_pairs(source: str | Path, split: str = "train", blur: str = "blur", seed: int = 0, device: torch.device | str = "cpu",
-               root: str | Path = "data", complete: bool = True) -> Pairs:  # fmt: skip
+def open_pairs(
+    source: str | Path,
+    split: str = "train",
+    blur: str = "blur",
+    seed: int = 0,
+    device: torch.device | str = "cpu",
+    root: str | Path = "data",
+    complete: bool = True,
+) -> Pairs:
     """Real pairs, by whatever name one has for them.
 
     Args:

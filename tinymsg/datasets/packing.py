@@ -25,7 +25,17 @@ from .. import __version__
 from ..data import ImageError, PairedImages, read_image
 from ..processes import begin_worker
 from .layouts import Pair
-from .packed import FORMAT, MANIFEST, PIXELS, frame_hashes, identity, is_packed, open_frames, read_manifest, single_sharp
+from .packed import (
+    FORMAT,
+    MANIFEST,
+    PIXELS,
+    frame_hashes,
+    identity,
+    is_packed,
+    open_frames,
+    read_manifest,
+    single_sharp,
+)
 
 JOURNAL = "journal.jsonl"
 SAMPLE = 16  # pairs that are decoded a second time and compared, where not all are
@@ -37,8 +47,16 @@ def folder_pairs(folder: str | Path, blur: str = "blur") -> list[Pair]:
     return sorted(Pair(blurry.relative_to(folder).as_posix(), sharp, blurry) for sharp, blurry in paths)
 
 
-def pack(pairs: list[Pair], out: str | Path, source: str, split: str = "train", blur: str = "blur", workers: int | None = None,
-         verify: bool = False, progress: bool = False) -> dict:  # fmt: skip
+def pack(
+    pairs: list[Pair],
+    out: str | Path,
+    source: str,
+    split: str = "train",
+    blur: str = "blur",
+    workers: int | None = None,
+    verify: bool = False,
+    progress: bool = False,
+) -> dict:
     """Pack pairs into the folder `out`; after an interruption the same call goes on. Returns the manifest.
 
     The result depends on the pictures alone, neither on `workers` nor on interruptions. A finished `out` of the same
@@ -55,8 +73,10 @@ def pack(pairs: list[Pair], out: str | Path, source: str, split: str = "train", 
     """
     out, workers = Path(out), workers or _cores()
     plan = {"format": FORMAT, "source": source, "split": split, "blur": blur} | _measure(pairs)
-    jobs = [_Job(i, single_sharp(pair), pair.blurry, (h, w), tuple(plan["shape"][2:4]))
-            for i, (pair, (_, h, w)) in enumerate(zip(pairs, plan["pairs"], strict=True))]  # fmt: skip
+    jobs = [
+        _Job(i, single_sharp(pair), pair.blurry, (h, w), tuple(plan["shape"][2:4]))
+        for i, (pair, (_, h, w)) in enumerate(zip(pairs, plan["pairs"], strict=True))
+    ]
     if is_packed(out):
         manifest = _finished(out, plan)
         if verify:
@@ -108,9 +128,13 @@ def _measure(pairs: list[Pair]) -> dict:
         blurry = list(threads.map(lambda pair: _size(pair.blurry), pairs))
     for pair, a, b in zip(pairs, sharp, blurry, strict=True):
         if a != b:
-            raise ImageError(f"{pair.blurry}: sizes of the pair differ, {b[0]}x{b[1]} and {a[0]}x{a[1]} (height x width)")
-    return {"shape": [len(pairs), 2, max(h for h, _ in sharp), max(w for _, w in sharp), 3],
-            "pairs": [[name, h, w] for name, (h, w) in zip(names, sharp, strict=True)]}  # fmt: skip
+            raise ImageError(
+                f"{pair.blurry}: sizes of the pair differ, {b[0]}x{b[1]} and {a[0]}x{a[1]} (height x width)"
+            )
+    return {
+        "shape": [len(pairs), 2, max(h for h, _ in sharp), max(w for _, w in sharp), 3],
+        "pairs": [[name, h, w] for name, (h, w) in zip(names, sharp, strict=True)],
+    }
 
 
 def _size(path: Path) -> tuple[int, int]:
@@ -131,11 +155,15 @@ def _finished(out: Path, plan: dict) -> dict:
     manifest = read_manifest(out)
     for key in ("source", "split", "blur"):
         if manifest[key] != plan[key]:
-            raise ValueError(f"{out} holds {manifest['source']} {manifest['split']} with {key} {manifest[key]}, not {plan[key]}: "
-                             "choose another --out")  # fmt: skip
+            raise ValueError(
+                f"{out} holds {manifest['source']} {manifest['split']} with {key} {manifest[key]}, not {plan[key]}: "
+                "choose another --out"
+            )
     if [pair[:3] for pair in manifest["pairs"]] != plan["pairs"]:
-        raise ValueError(f"{out} holds {len(manifest['pairs'])} other pairs than the {len(plan['pairs'])} of {plan['source']}: "
-                         "choose another --out")  # fmt: skip
+        raise ValueError(
+            f"{out} holds {len(manifest['pairs'])} other pairs than the {len(plan['pairs'])} of {plan['source']}: "
+            "choose another --out"
+        )
     open_frames(out, manifest["shape"])
     (out / JOURNAL).unlink(missing_ok=True)  # left by a kill in the very last moment
     return manifest
@@ -201,7 +229,9 @@ def _stamp(job: _Job) -> list[int]:
 # --- the pixels ---------------------------------------------------------------------------------------------
 
 
-def _fill(work: Path, plan: dict, jobs: list[_Job], done: dict[int, str], journal: TextIO, workers: int, progress: bool) -> None:
+def _fill(
+    work: Path, plan: dict, jobs: list[_Job], done: dict[int, str], journal: TextIO, workers: int, progress: bool
+) -> None:
     """Decode what is not done; read everything back; what has another checksum is decoded once more."""
     offset = _allocate(work / PIXELS, plan["shape"])
     for attempt in range(2):
@@ -216,8 +246,10 @@ def _fill(work: Path, plan: dict, jobs: list[_Job], done: dict[int, str], journa
         if not wrong:
             return
         if attempt:
-            raise ValueError(f"{work / PIXELS} gives back other bytes than were written, first for {plan['pairs'][wrong[0]][0]}: "
-                             "check the disk")  # fmt: skip
+            raise ValueError(
+                f"{work / PIXELS} gives back other bytes than were written, first for {plan['pairs'][wrong[0]][0]}: "
+                "check the disk"
+            )
         for number in wrong:  # the power went before these reached the disk
             del done[number]
 
@@ -236,7 +268,9 @@ def _allocate(path: Path, shape: list[int]) -> int:
     return offset
 
 
-def _decode(jobs: list[_Job], workers: int, pixels: Path | None = None, offset: int = 0) -> Iterator[tuple[int, str, list[int]]]:
+def _decode(
+    jobs: list[_Job], workers: int, pixels: Path | None = None, offset: int = 0
+) -> Iterator[tuple[int, str, list[int]]]:
     """(number, SHA-256, stamp) of each job's pair, in order; written to its place in the file `pixels` if there is one."""
     work = partial(_decode_one, pixels=pixels, offset=offset)
     if workers == 1 or len(jobs) < 2:
@@ -248,7 +282,9 @@ def _decode(jobs: list[_Job], workers: int, pixels: Path | None = None, offset: 
             torch.set_num_threads(threads)
         return
     # Not by fork: this process has threads, of torch, whose locks a fork would copy as they happen to be
-    context = multiprocessing.get_context("forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn")
+    context = multiprocessing.get_context(
+        "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
+    )
     if context.get_start_method() == "forkserver":
         context.set_forkserver_preload([__name__])  # torch is imported once, not once a worker
     pool = ProcessPoolExecutor(min(workers, len(jobs)), context, initializer=_start_worker)
@@ -294,7 +330,9 @@ def _compare(folder: Path, manifest: dict, jobs: list[_Job], workers: int, progr
         if hashlib.sha256(frames[number].data).hexdigest() != expected:
             raise ValueError(f"{folder / PIXELS}: pair {name} is damaged; pack again into a new folder")
         if sha256 != expected:
-            raise ValueError(f"{folder}: the pictures of {name} are not those that were packed; pack again into a new folder")
+            raise ValueError(
+                f"{folder}: the pictures of {name} are not those that were packed; pack again into a new folder"
+            )
 
 
 def _bar(steps: Iterable, progress: bool, what: str, total: int, initial: int = 0) -> Iterable:

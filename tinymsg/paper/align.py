@@ -84,10 +84,14 @@ def register_homography(estimate: Tensor, truth: Tensor) -> tuple[Tensor, Tensor
     try:
         import cv2
     except ImportError as error:
-        raise MetricUnavailable(f"RealBlur's alignment needs opencv-python-headless, of the extra `full`: {error}") from None
+        raise MetricUnavailable(
+            f"RealBlur's alignment needs opencv-python-headless, of the extra `full`: {error}"
+        ) from None
 
     h, w = truth.shape[1:]
-    moving, fixed = (np.ascontiguousarray(image.permute(1, 2, 0).cpu().numpy(), dtype=np.float32) for image in (estimate, truth))
+    moving, fixed = (
+        np.ascontiguousarray(image.permute(1, 2, 0).cpu().numpy(), dtype=np.float32) for image in (estimate, truth)
+    )
     stop = (cv2.TERM_CRITERIA_EPS | cv2.TERM_CRITERIA_COUNT, ECC_ITERATIONS, ECC_EPSILON)
     grays = [cv2.cvtColor(image, cv2.COLOR_RGB2GRAY) for image in (fixed, moving)]
     try:
@@ -96,8 +100,14 @@ def register_homography(estimate: Tensor, truth: Tensor) -> tuple[Tensor, Tensor
         raise ValueError(f"no alignment was found ({str(error).strip().splitlines()[-1]})") from None
     back = cv2.WARP_INVERSE_MAP
     moved = cv2.warpPerspective(moving, warp, (w, h), flags=cv2.INTER_CUBIC | back, borderMode=cv2.BORDER_REFLECT)
-    mask = cv2.warpPerspective(np.ones((h, w), np.float32), warp, (w, h), flags=cv2.INTER_NEAREST | back,
-                               borderMode=cv2.BORDER_CONSTANT, borderValue=0)  # fmt: skip
+    mask = cv2.warpPerspective(
+        np.ones((h, w), np.float32),
+        warp,
+        (w, h),
+        flags=cv2.INTER_NEAREST | back,
+        borderMode=cv2.BORDER_CONSTANT,
+        borderValue=0,
+    )
     return torch.from_numpy(moved).permute(2, 0, 1).to(truth.device), torch.from_numpy(mask)[None].to(truth.device)
 
 
@@ -106,8 +116,9 @@ def masked_ssim(estimate: Tensor, truth: Tensor, mask: Tensor) -> float:
     from skimage.metrics import structural_similarity
 
     pictures = [image.permute(1, 2, 0).cpu().numpy() for image in (truth, estimate)]
-    _, similarity = structural_similarity(*pictures, channel_axis=2, gaussian_weights=True, use_sample_covariance=False,
-                                          data_range=1.0, full=True)  # fmt: skip
+    _, similarity = structural_similarity(
+        *pictures, channel_axis=2, gaussian_weights=True, use_sample_covariance=False, data_range=1.0, full=True
+    )
     inside = mask[0, 5:-5, 5:-5].cpu().numpy()
     return float((similarity[5:-5, 5:-5].mean(axis=2) * inside).sum() / inside.sum())
 
@@ -125,7 +136,9 @@ def best_shift(estimate: Tensor, truth: Tensor, reach: int) -> tuple[int, int]:
     products = torch.fft.irfft2(spectrum, s=(h, w)).sum(dim=0)[: 2 * reach + 1, : 2 * reach + 1]
     integral = torch.nn.functional.pad((moving**2).sum(dim=0).cumsum(0).cumsum(1), (1, 0, 1, 0))
     a, b = core.shape[1:]
-    squares = (integral[a:, b:] - integral[:-a, b:] - integral[a:, :-b] + integral[:-a, :-b])[: 2 * reach + 1, : 2 * reach + 1]
+    squares = (integral[a:, b:] - integral[:-a, b:] - integral[a:, :-b] + integral[:-a, :-b])[
+        : 2 * reach + 1, : 2 * reach + 1
+    ]
     place = int((squares - 2 * products).argmin())
     return place // (2 * reach + 1) - reach, place % (2 * reach + 1) - reach
 

@@ -46,8 +46,9 @@ class Centres:
         return tuple(torch.stack(side).to(self.device) for side in sides)
 
 
-def validation_pairs(count: int, root: str | Path = "data", blur: str = "blur", complete: bool = True,
-                     device: torch.device | str = "cpu") -> Centres:  # fmt: skip
+def validation_pairs(
+    count: int, root: str | Path = "data", blur: str = "blur", complete: bool = True, device: torch.device | str = "cpu"
+) -> Centres:
     """`count` pairs of GoPro's *training* split, evenly spread: no test set's pictures choose the setting.
 
     They are of the part that a training with --validate-every holds out; whether one did, `doubt` says.
@@ -69,15 +70,26 @@ def doubt(record: dict | None, pairs: Centres) -> str | None:
     source = record.get("source") or {}
     if "held_out" in source:
         same = source["held_out"] == pairs.held_out
-        return None if same else f"their training held out {source['held_out']}, and the grid's pictures are of {pairs.held_out}"
+        return (
+            None
+            if same
+            else f"their training held out {source['held_out']}, and the grid's pictures are of {pairs.held_out}"
+        )
     if "blur" in source or not source:  # only of real pairs is a blur recorded: synthetic ones are not GoPro's
         return "their training recorded no held-out pictures: if it was on GoPro without --validate-every, it saw the grid's pictures"
     return None
 
 
-def choose_setting(entry: Entry, pairs: Centres, size: int, choice: str, ledger: Ledger, steps: tuple[int, ...] = GRID_STEPS,
-                   max_noise: tuple[float, ...] = GRID_MAX_NOISE,
-                   progress: Callable[[str], None] = lambda line: None) -> tuple[Setting, list[dict]]:  # fmt: skip
+def choose_setting(
+    entry: Entry,
+    pairs: Centres,
+    size: int,
+    choice: str,
+    ledger: Ledger,
+    steps: tuple[int, ...] = GRID_STEPS,
+    max_noise: tuple[float, ...] = GRID_MAX_NOISE,
+    progress: Callable[[str], None] = lambda line: None,
+) -> tuple[Setting, list[dict]]:
     """(the setting to freeze, the grid's cells). Cells that are in the ledger are not computed again.
 
     Args:
@@ -93,9 +105,17 @@ def choose_setting(entry: Entry, pairs: Centres, size: int, choice: str, ledger:
     cells = []
     for n in steps:
         for noise in max_noise:
-            key = {"grid": pairs.name, "images": digest(names), "size": size, "weights": entry.weights, "steps": n,
-                   "max_noise": noise, "sampler": entry.setting.sampler, "precision": entry.model.config.precision,
-                   **entry.noise_key}  # fmt: skip
+            key = {
+                "grid": pairs.name,
+                "images": digest(names),
+                "size": size,
+                "weights": entry.weights,
+                "steps": n,
+                "max_noise": noise,
+                "sampler": entry.setting.sampler,
+                "precision": entry.model.config.precision,
+                **entry.noise_key,
+            }
             try:
                 make_schedule("linear", n, noise)
             except ValueError as error:  # 500 steps up to 0.5: so much noise cannot be undone

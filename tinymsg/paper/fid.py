@@ -11,7 +11,9 @@ from ..data import picture_files, read_image
 from ..evaluate import MetricUnavailable
 
 SET_METRICS = ("fid", "kid")  # what `set_distances` gives
-EXTRACTOR = "inception-v3-compat"  # torch-fidelity's name of the network of Heusel 2017, with their weights and resizing
+EXTRACTOR = (
+    "inception-v3-compat"  # torch-fidelity's name of the network of Heusel 2017, with their weights and resizing
+)
 
 
 class _Pieces(Dataset):
@@ -21,8 +23,13 @@ class _Pieces(Dataset):
         self.pictures, self.size = pictures, size
         self.places = [(i, 0, 0) for i in range(len(pictures))]
         if size is not None:
-            self.places = [(i, top, left) for i, path in enumerate(pictures) for h, w in [_height_width(path)]
-                           for top in range(0, h - size + 1, size) for left in range(0, w - size + 1, size)]  # fmt: skip
+            self.places = [
+                (i, top, left)
+                for i, path in enumerate(pictures)
+                for h, w in [_height_width(path)]
+                for top in range(0, h - size + 1, size)
+                for left in range(0, w - size + 1, size)
+            ]
 
     def __len__(self) -> int:
         return len(self.places)
@@ -44,9 +51,14 @@ def _height_width(path: Path) -> tuple[int, int]:
         return image.height, image.width
 
 
-def set_distances(estimates: str | Path | list[Path], truth: str | Path | list[Path], device: torch.device | str = "cpu",
-                  pieces: int | None = None, weights: str | Path | None = None,
-                  remember: str | Path | None = None) -> dict[str, float]:  # fmt: skip
+def set_distances(
+    estimates: str | Path | list[Path],
+    truth: str | Path | list[Path],
+    device: torch.device | str = "cpu",
+    pieces: int | None = None,
+    weights: str | Path | None = None,
+    remember: str | Path | None = None,
+) -> dict[str, float]:
     """FID (Heusel 2017) and 1000 x KID (Binkowski 2018) of two sets of pictures, by torch-fidelity, in one pass.
 
     Args:
@@ -75,11 +87,22 @@ def set_distances(estimates: str | Path | list[Path], truth: str | Path | list[P
         warnings.simplefilter("ignore")  # the package speaks of its own internals
         try:
             found = calculate_metrics(
-                input1=first, input2=second, fid=True, kid=True, verbose=False,
-                kid_subset_size=min(1000, smaller), kid_subsets=100 if smaller > 1000 else 1,
-                feature_extractor=EXTRACTOR, feature_extractor_weights_path=weights and str(weights),
-                cuda=device.type == "cuda", batch_size=1 if pieces is None else 32, save_cpu_ram=True,
-                input2_cache_name=name, cache_root=remember and str(remember), cache=bool(remember))  # fmt: skip
+                input1=first,
+                input2=second,
+                fid=True,
+                kid=True,
+                verbose=False,
+                kid_subset_size=min(1000, smaller),
+                kid_subsets=100 if smaller > 1000 else 1,
+                feature_extractor=EXTRACTOR,
+                feature_extractor_weights_path=weights and str(weights),
+                cuda=device.type == "cuda",
+                batch_size=1 if pieces is None else 32,
+                save_cpu_ram=True,
+                input2_cache_name=name,
+                cache_root=remember and str(remember),
+                cache=bool(remember),
+            )
         except OSError as error:  # urllib's errors are OSErrors
             raise MetricUnavailable(f"FID and KID need Inception's weights, a download at first use: {error}") from None
         except RuntimeError as error:

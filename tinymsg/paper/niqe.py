@@ -17,7 +17,9 @@ from ..data import IMAGE_SUFFIXES, picture_files, read_image
 from ..results import sha256
 
 PATCH = 96  # pixels; half as many at the second scale
-SHARPEST = 0.75  # share of the picture's sharpest patch, below which a patch is no model of sharpness (Mittal 2013, Sec. II.C)
+SHARPEST = (
+    0.75  # share of the picture's sharpest patch, below which a patch is no model of sharpness (Mittal 2013, Sec. II.C)
+)
 # Names of (mean, covariance): the authors' modelparameters.mat, then the copies that went into other packages, then ours
 KEYS = (("mu_prisparam", "cov_prisparam"), ("mu_pris_param", "cov_pris_param"), ("mean", "covariance"))
 WHERE = (
@@ -91,7 +93,9 @@ def fit_pristine(folder: str | Path) -> Pristine:
             kept.append(features[torch.isfinite(features).all(dim=1)])
     patches = torch.cat(kept) if kept else torch.zeros(0, 36)
     if len(patches) < 37:
-        raise ValueError(f"{folder} gives {len(patches)} sharp patches of {PATCH}x{PATCH}, and 37 are needed: give more pictures")
+        raise ValueError(
+            f"{folder} gives {len(patches)} sharp patches of {PATCH}x{PATCH}, and 37 are needed: give more pictures"
+        )
     source = f"own model of {len(patches)} patches of {len(paths)} pictures of {Path(folder).name}"
     return Pristine(patches.mean(dim=0), torch.cov(patches.T), source, fitted_here=True)
 
@@ -146,9 +150,13 @@ def _mscn(gray: Tensor) -> tuple[Tensor, Tensor]:
 def _half(gray: Tensor) -> Tensor:
     # Half the size by an antialiased cubic of a = -1/2; mirrored border, as MATLAB's imresize
     h, w = gray.shape
-    rows, columns = (torch.cat([torch.arange(7, -1, -1), torch.arange(n), torch.arange(n - 1, n - 9, -1)]) for n in (h, w))
+    rows, columns = (
+        torch.cat([torch.arange(7, -1, -1), torch.arange(n), torch.arange(n - 1, n - 9, -1)]) for n in (h, w)
+    )
     padded = gray[rows][:, columns]
-    halved = F.interpolate(padded[None, None], size=(h // 2 + 8, w // 2 + 8), mode="bicubic", antialias=True, align_corners=False)
+    halved = F.interpolate(
+        padded[None, None], size=(h // 2 + 8, w // 2 + 8), mode="bicubic", antialias=True, align_corners=False
+    )
     return halved[0, 0, 4:-4, 4:-4]
 
 
@@ -173,7 +181,9 @@ def fit_aggd(values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
     Density ~ exp(-(|v| / beta)^alpha) with a beta for each side. values: (n, m) float64.
     """
-    below, above = ((values * values * side).sum(1) / side.sum(1) for side in ((values < 0).double(), (values > 0).double()))
+    below, above = (
+        (values * values * side).sum(1) / side.sum(1) for side in ((values < 0).double(), (values > 0).double())
+    )
     left, right = below.sqrt(), above.sqrt()
     ratio = left / right
     r_hat = values.abs().mean(dim=1) ** 2 / (values**2).mean(dim=1)

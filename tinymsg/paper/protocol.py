@@ -33,7 +33,12 @@ from .niqe import WHERE, Pristine, niqe_score
 from .published import COLUMNS
 
 SETS = ("gopro", "hide", "realblur_j", "reds_val300")  # over which the paper's Table 3 takes the mean
-PROTOCOL_OF = {"realblur_j": "realblur", "realblur_r": "realblur", "kohler": "kohler", "levin": "shift"}  # others: plain
+PROTOCOL_OF = {
+    "realblur_j": "realblur",
+    "realblur_r": "realblur",
+    "kohler": "kohler",
+    "levin": "shift",
+}  # others: plain
 IMAGE_METRICS = ("lpips", "niqe", "psnr", "ssim")
 
 
@@ -121,8 +126,14 @@ def rows_of(entries: list[Entry]) -> list[Row]:
     return rows
 
 
-def open_set(name: str, root: str | Path = "data", blur: str = "blur", limit: int | None = None, complete: bool = True,
-             protocol: str | None = None) -> TestSet:  # fmt: skip
+def open_set(
+    name: str,
+    root: str | Path = "data",
+    blur: str = "blur",
+    limit: int | None = None,
+    complete: bool = True,
+    protocol: str | None = None,
+) -> TestSet:
     """A published test set. limit: so many of its pictures, evenly spread. Raises: ValueError as `find_pairs`."""
     found = get_dataset(name)
     pairs = find_pairs(name, root, "test", blur if name == "gopro" else "blur", complete=complete)
@@ -130,10 +141,14 @@ def open_set(name: str, root: str | Path = "data", blur: str = "blur", limit: in
     return TestSet(name, found.title, identity, spread(pairs, limit), found.counts["test"], _protocol(name, protocol))
 
 
-def open_folder(folder: str | Path, blur: str = "blur", limit: int | None = None, protocol: str | None = None) -> TestSet:
+def open_folder(
+    folder: str | Path, blur: str = "blur", limit: int | None = None, protocol: str | None = None
+) -> TestSet:
     """One's own pairs, in one of the layouts of `data.PairedImages`. Raises: ValueError as there."""
     folder = Path(folder)
-    pairs = sorted(Pair(b.relative_to(folder).with_suffix("").as_posix(), s, b) for s, b in PairedImages(folder, blur).paths)
+    pairs = sorted(
+        Pair(b.relative_to(folder).with_suffix("").as_posix(), s, b) for s, b in PairedImages(folder, blur).paths
+    )
     name = folder.resolve().name
     identity = f"{folder.resolve()} ({blur})"
     return TestSet(name, name, identity, spread(pairs, limit), len(pairs), _protocol("", protocol))
@@ -144,7 +159,9 @@ def _protocol(name: str, asked: str | None) -> str:
     if protocol not in PROTOCOLS:
         raise ValueError(f"unknown protocol {protocol!r}; known: {', '.join(PROTOCOLS)}")
     if protocol == "realblur" and find_spec("cv2") is None:
-        raise ValueError("RealBlur's protocol needs opencv-python-headless, of the extra `full`; --align plain does without it")
+        raise ValueError(
+            "RealBlur's protocol needs opencv-python-headless, of the extra `full`; --align plain does without it"
+        )
     return protocol
 
 
@@ -231,8 +248,15 @@ def score_key(test: TestSet, row: Row, pair: Pair) -> dict:
 # --- the run --------------------------------------------------------------------------------------------------
 
 
-def run_set(test: TestSet, rows: list[Row], out: Path, ledger: Ledger, scorer: Scorer, restoring: bool = True,
-            check: Callable[[Path, Tensor, Config], None] = lambda *_: None) -> Iterator[str | None]:  # fmt: skip
+def run_set(
+    test: TestSet,
+    rows: list[Row],
+    out: Path,
+    ledger: Ledger,
+    scorer: Scorer,
+    restoring: bool = True,
+    check: Callable[[Path, Tensor, Config], None] = lambda *_: None,
+) -> Iterator[str | None]:
     """Restore and score a set; yields once a pair: None, or the sentence that says what failed. What is done is not redone.
 
     Args:
@@ -266,7 +290,9 @@ def _attempt(pair: Pair, work: Callable[..., None], *arguments) -> list[str]:
     return []
 
 
-def _restore_pair(test: TestSet, entry: Entry, rows: list[Row], pair: Pair, out: Path, device: torch.device, check) -> None:
+def _restore_pair(
+    test: TestSet, entry: Entry, rows: list[Row], pair: Pair, out: Path, device: torch.device, check
+) -> None:
     targets = {row.samples: picture_path(out, test, row, pair) for row in rows}
     if all(path.is_file() for path in targets.values()):
         return
@@ -289,8 +315,9 @@ def draws(entry: Entry, x: Tensor, name: str) -> dict[int, Tensor]:
     results, total = {}, torch.zeros_like(x)
     count = setting.samples if entry.model.config.kind == "diffusion" else 1
     for number in range(1, count + 1):
-        *_, (_, _, y0_hat) = restore_steps(entry.model, x, setting.sampler, setting.steps, setting.max_noise,
-                                           generator=generator, prepared=prepared)  # fmt: skip
+        *_, (_, _, y0_hat) = restore_steps(
+            entry.model, x, setting.sampler, setting.steps, setting.max_noise, generator=generator, prepared=prepared
+        )
         total += y0_hat
         if number in (1, count):
             results[number] = total / number
@@ -332,8 +359,14 @@ def score_whole_set(test: TestSet, row: Row, out: Path, ledger: Ledger, scorer: 
         if wanted[0] in scorer.unavailable:
             return {}
         try:
-            found = set_distances([path for path, _ in there], [sharp_paths(pair)[0] for _, pair in there], scorer.device,
-                                  scorer.pieces, scorer.inception, out / "features")  # fmt: skip
+            found = set_distances(
+                [path for path, _ in there],
+                [sharp_paths(pair)[0] for _, pair in there],
+                scorer.device,
+                scorer.pieces,
+                scorer.inception,
+                out / "features",
+            )
         except MetricUnavailable as error:  # for every set
             scorer.unavailable |= dict.fromkeys(wanted, str(error))
             return {}

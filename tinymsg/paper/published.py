@@ -38,7 +38,9 @@ def _rows(source: str, *rows: tuple) -> tuple[Published, ...]:
 
 def _points(*rows: tuple) -> tuple[Published, ...]:
     """(method, psnr, ssim, lpips, source): reference points from reprints."""
-    return tuple(Published(method, lpips, None, None, None, psnr, ssim, source) for method, psnr, ssim, lpips, source in rows)
+    return tuple(
+        Published(method, lpips, None, None, None, psnr, ssim, source) for method, psnr, ssim, lpips, source in rows
+    )
 
 
 # "mean": over GoPro, HIDE, RealBlur-J and REDS, each set with equal weight. Which part of REDS is not known to us

@@ -24,7 +24,9 @@ Values = dict[str, dict[str, list[float]]]  # of a set: row -> metric -> value o
 # --- numbers --------------------------------------------------------------------------------------------------
 
 
-def collect(test: TestSet, rows: list[Row], ledger: Ledger, scorer: Scorer, whole: dict[str, dict]) -> tuple[dict, Values]:
+def collect(
+    test: TestSet, rows: list[Row], ledger: Ledger, scorer: Scorer, whole: dict[str, dict]
+) -> tuple[dict, Values]:
     """(summary of a set, its values). whole: FID and KID of each row, from `protocol.score_whole_set`."""
     table, values = {}, {}
     for row in rows:
@@ -43,9 +45,17 @@ def collect(test: TestSet, rows: list[Row], ledger: Ledger, scorer: Scorer, whol
         distances = dict(whole.get(row.label, {}))
         pictures = distances.pop("pictures", 0)
         for metric, value in distances.items():
-            table[row.label][metric] = {"n": 0, "why": value} if isinstance(value, str) else {"mean": value, "n": pictures}
-    summary = {"title": test.title, "data": Path(test.identity).name, "pictures": len(test.pairs), "of": test.total,
-               "protocol": test.protocol, "rows": table}  # fmt: skip
+            table[row.label][metric] = (
+                {"n": 0, "why": value} if isinstance(value, str) else {"mean": value, "n": pictures}
+            )
+    summary = {
+        "title": test.title,
+        "data": Path(test.identity).name,
+        "pictures": len(test.pairs),
+        "of": test.total,
+        "protocol": test.protocol,
+        "rows": table,
+    }
     return summary, values
 
 
@@ -74,7 +84,9 @@ def mean_over_sets(sets: dict[str, dict], values: dict[str, Values]) -> dict[str
             interval = (None, None) if metric in SET_METRICS or min(map(len, lists)) < 2 else stratified_interval(lists)
             subset = any(cell["n"] < sets[name]["of"] for cell, name in zip(cells, there, strict=True))
             means[row][metric] = _rounded(sum(c["mean"] for c in cells) / len(cells), *interval) | {
-                "sets": len(there), "subset": subset}  # fmt: skip
+                "sets": len(there),
+                "subset": subset,
+            }
     return means
 
 
@@ -82,7 +94,9 @@ def stratified_interval(lists: list[torch.Tensor], draws: int = 2000, seed: int 
     """95 % percentile bootstrap interval of the mean of the means of several samples, each (n >= 2,)."""
     generator = torch.Generator().manual_seed(seed)
     means = [v[torch.randint(len(v), (draws, len(v)), generator=generator)].mean(dim=1) for v in lists]
-    low, high = torch.quantile(torch.stack(means).mean(dim=0), torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
+    low, high = torch.quantile(
+        torch.stack(means).mean(dim=0), torch.tensor([0.025, 0.975], dtype=torch.float64)
+    ).tolist()
     return low, high
 
 
@@ -97,21 +111,31 @@ def _rounded(mean: float, low: float | None, high: float | None) -> dict:
 def markdown(results: dict) -> str:
     """All tables of a results file, as the `paper` command writes it, as one Markdown text."""
     parts = ["# GoPro-trained deblurring: our scores beside published ones", *_preface(results)]
-    parts += ["## Mean over GoPro, HIDE, RealBlur-J and REDS, each with equal weight (the form of Ren 2023, Table 3)",
-              "\n".join(_table("mean", results["mean"], results))]  # fmt: skip
+    parts += [
+        "## Mean over GoPro, HIDE, RealBlur-J and REDS, each with equal weight (the form of Ren 2023, Table 3)",
+        "\n".join(_table("mean", results["mean"], results)),
+    ]
     for name, summary in results["sets"].items():
-        share = f"{summary['pictures']} pictures" if summary["pictures"] == summary["of"] else (
-            f"**only {summary['pictures']} of {summary['of']} pictures**")  # fmt: skip
-        parts += [f"## {summary['title']}", f"Data: {summary['data']}; {share}; {PROTOCOL_TEXT[summary['protocol']]}.",
-                  "\n".join(_table(name, summary["rows"], results, summary["pictures"]))]  # fmt: skip
+        share = (
+            f"{summary['pictures']} pictures"
+            if summary["pictures"] == summary["of"]
+            else (f"**only {summary['pictures']} of {summary['of']} pictures**")
+        )
+        parts += [
+            f"## {summary['title']}",
+            f"Data: {summary['data']}; {share}; {PROTOCOL_TEXT[summary['protocol']]}.",
+            "\n".join(_table(name, summary["rows"], results, summary["pictures"])),
+        ]
     for name, reason in results["missing"].items():
         parts += [f"## {name}", f"**Not there, and no number is guessed for it**: {reason}."]
     return "\n\n".join(parts + ["## Notes", "\n".join(_notes(results))]) + "\n"
 
 
 def _preface(results: dict) -> list[str]:
-    lines = ["The column *whose* says of each row whether it was measured here (**ours**) or published by others, and where. "
-             "± is half the width of the 95 % bootstrap interval over pictures."]  # fmt: skip
+    lines = [
+        "The column *whose* says of each row whether it was measured here (**ours**) or published by others, and where. "
+        "± is half the width of the 95 % bootstrap interval over pictures."
+    ]
     for label, entry in results["settings"].items():
         s = entry["setting"]
         averaged = f", `{label}-SA` the mean of {s['samples']}." if s["samples"] > 1 else "."
@@ -158,11 +182,18 @@ def _cell(cell: dict | None, metric: str, pictures: int | None, results: dict) -
 def _notes(results: dict) -> list[str]:
     notes = ["`*` of fewer pictures than the whole sets: not comparable with published means."]
     notes += [f"{m.upper()} has no values of ours: {reason}." for m, reason in results["unavailable"].items()]
-    notes += [f"The setting of {label} was chosen {entry['chosen']}, but {entry['doubt']}."
-              for label, entry in results["settings"].items() if entry.get("doubt")]  # fmt: skip
+    notes += [
+        f"The setting of {label} was chosen {entry['chosen']}, but {entry['doubt']}."
+        for label, entry in results["settings"].items()
+        if entry.get("doubt")
+    ]
     for summary in results["sets"].values():
-        reasons = {f"{m.upper()} of {summary['title']}: {c['why']}." for row in summary["rows"].values()
-                   for m, c in row.items() if "why" in c}  # fmt: skip
+        reasons = {
+            f"{m.upper()} of {summary['title']}: {c['why']}."
+            for row in summary["rows"].values()
+            for m, c in row.items()
+            if "why" in c
+        }
         notes += sorted(reasons)
     if results["niqe"]:
         origin = "values depend on implementation and parameters (MPRNet on GoPro: 4.09 in DvSR, 5.16 in OSDD)"
@@ -170,13 +201,19 @@ def _notes(results: dict) -> list[str]:
             origin = "‡ a pristine model of our own: **not comparable with published values**"
         notes.append(f"NIQE by tinymsg.paper.niqe with {results['niqe']['source']}; {origin}.")
     size = results["pieces"]
-    notes.append("FID and KID by torch-fidelity, on " + (
-        f"pieces of {size}x{size} pixels" if size else "whole pictures (resized to 299x299 by the network)")
-        + "; what the paper and DvSR did is not known.")  # fmt: skip
+    notes.append(
+        "FID and KID by torch-fidelity, on "
+        + (f"pieces of {size}x{size} pixels" if size else "whole pictures (resized to 299x299 by the network)")
+        + "; what the paper and DvSR did is not known."
+    )
     notes.append("LPIPS: AlexNet, version 0.1. All scores are of 8-bit pictures; equal pictures count 100 dB.")
-    notes.append("Published KID is taken to be times 1000, as DvSR's is. Published GoPro scores are, as far as is known, of its "
-                 "`blur`, not `blur_gamma`. Others give DeblurGAN-v2 GoPro 29.55/0.934 and HIDE 26.61/0.875.")  # fmt: skip
+    notes.append(
+        "Published KID is taken to be times 1000, as DvSR's is. Published GoPro scores are, as far as is known, of its "
+        "`blur`, not `blur_gamma`. Others give DeblurGAN-v2 GoPro 29.55/0.934 and HIDE 26.61/0.875."
+    )
     if any(name.startswith("reds") for name in (*results["sets"], *results["missing"])):
-        notes.append("Which part of REDS the paper used is not known; reds_val300 (compressed, 300 pictures) is our choice.")
+        notes.append(
+            "Which part of REDS the paper used is not known; reds_val300 (compressed, 300 pictures) is our choice."
+        )
     notes += [f"Failed: {sentence}" for sentence in results["failures"]]
     return [f"- {note}" for note in notes]

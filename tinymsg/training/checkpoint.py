@@ -91,7 +91,9 @@ def _newest(folder: Path, state: TrainState, accept_changes: bool) -> tuple[Path
         except ValueError:
             raise
         except Exception as error:  # whatever a foreign file makes torch.load raise: the next older one is tried
-            passed_over.append(f"{path.name} cannot be read as a checkpoint ({type(error).__name__}) and was passed over")
+            passed_over.append(
+                f"{path.name} cannot be read as a checkpoint ({type(error).__name__}) and was passed over"
+            )
         else:
             return path, saved, passed_over, state.bf16
     return None, None, passed_over, state.bf16
@@ -121,7 +123,9 @@ def training_lock(folder: str | Path) -> Iterator[None]:
         deadline = time.monotonic() + 1  # `training_process` holds it for a moment when it looks
         while not _take(file):
             if time.monotonic() > deadline:
-                raise ValueError(f"{folder}: {_holder(folder)} trains there already; stop it first, or use another --out folder")
+                raise ValueError(
+                    f"{folder}: {_holder(folder)} trains there already; stop it first, or use another --out folder"
+                )
             time.sleep(0.05)
         file.truncate(0)
         file.write(json.dumps({"pid": os.getpid(), "host": socket.gethostname()}))

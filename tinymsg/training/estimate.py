@@ -50,7 +50,10 @@ def saved_bytes(config: Config, crops: int, bf16: bool, gpu: bool) -> tuple[int,
 
     sizes: dict[int, int] = {}
     height = config.crop if config.dims == 2 else 1
-    with FakeTensorMode(), torch.random.fork_rng(devices=[]):  # shapes alone: the full network's tensors take 1.3 GB and 8 seconds
+    with (
+        FakeTensorMode(),
+        torch.random.fork_rng(devices=[]),
+    ):  # shapes alone: the full network's tensors take 1.3 GB and 8 seconds
         model = Model(config).train()
         weights = {p.untyped_storage()._cdata for p in model.parameters()}  # there are no addresses of data here
 
@@ -66,8 +69,10 @@ def saved_bytes(config: Config, crops: int, bf16: bool, gpu: bool) -> tuple[int,
                     module.register_forward_pre_hook(lambda module, args: tuple(a.float() for a in args))
         images = torch.zeros(2, crops, config.channels, height, config.crop).unbind()
         y0, x = (image.contiguous(memory_format=torch.channels_last) for image in images)
-        with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor), \
-                torch.autocast("cpu", torch.bfloat16, enabled=bf16):  # fmt: skip
+        with (
+            torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor),
+            torch.autocast("cpu", torch.bfloat16, enabled=bf16),
+        ):
             losses = loss_terms(model, config, y0, x, torch.full((crops,), 0.5), torch.zeros_like(y0))
     del losses  # kept until here: a freed tensor's place could be counted twice, or not at all
     return sum(sizes.values()), max(sizes.values())
@@ -98,8 +103,11 @@ def batch_table(config: Config, cards: tuple[int, ...] = CARDS, processes: tuple
             if config.batch % n == 0:
                 share = config.batch // n
                 micro = memory.fitting(card * 1e9, share)
-                row[n] = {"micro_batch": micro, "accumulate": share // micro if micro else None,
-                          "gb": (memory.total(micro, share) + CONTEXT) / 1e9 if micro else None}  # fmt: skip
+                row[n] = {
+                    "micro_batch": micro,
+                    "accumulate": share // micro if micro else None,
+                    "gb": (memory.total(micro, share) + CONTEXT) / 1e9 if micro else None,
+                }
         rows.append(row)
     return rows
 
@@ -114,7 +122,9 @@ def table_text(config: Config, cards: tuple[int, ...] = CARDS) -> str:
         cells = []
         for fit in (row[n] for n in processes):
             fits = (
-                f"{fit['micro_batch']} x {fit['accumulate']} | {fit['gb']:.1f} GB" if fit["micro_batch"] else "does not fit | -"
+                f"{fit['micro_batch']} x {fit['accumulate']} | {fit['gb']:.1f} GB"
+                if fit["micro_batch"]
+                else "does not fit | -"
             )
             cells.append(fits)
         lines.append(f"| {row['card']} GB | " + " | ".join(cells) + " |")
@@ -190,8 +200,10 @@ def estimate_line(state: TrainState, processes: int = 1) -> str:
     left = config.steps - state.step
     compiled = "; compiled, less of both" if config.compile else ""
     rate = f"{config.batch / seconds:,.0f} crops/s"
-    return (f"estimate: {duration(left * seconds)} for {left:,} steps of {seconds:.3g} s ({rate}), "
-            f"{gb:.2g} GB a process beside PyTorch itself{compiled}")  # fmt: skip
+    return (
+        f"estimate: {duration(left * seconds)} for {left:,} steps of {seconds:.3g} s ({rate}), "
+        f"{gb:.2g} GB a process beside PyTorch itself{compiled}"
+    )
 
 
 def duration(seconds: float) -> str:

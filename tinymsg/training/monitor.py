@@ -67,9 +67,16 @@ def training_progress(out: str | Path) -> Progress:
         steps = None
     said = (out / MESSAGES).read_text(errors="replace").split("\n") if (out / MESSAGES).is_file() else []
     saved = [int(path.stem.removeprefix("checkpoint-")) for path in checkpoints(out)]
-    return Progress(training_process(out), int(losses[-1]["step"]) if losses else 0, steps, losses, validation,
-                    strips[-1] if strips else None, next((line for line in reversed(said) if line.strip()), ""),
-                    saved[-1] if saved else None)  # fmt: skip
+    return Progress(
+        training_process(out),
+        int(losses[-1]["step"]) if losses else 0,
+        steps,
+        losses,
+        validation,
+        strips[-1] if strips else None,
+        next((line for line in reversed(said) if line.strip()), ""),
+        saved[-1] if saved else None,
+    )
 
 
 def _rows(path: Path) -> list[dict[str, float]]:
@@ -80,8 +87,9 @@ def _rows(path: Path) -> list[dict[str, float]]:
     return [{key: float(value) for key, value in row.items()} for row in csv.DictReader(lines)]
 
 
-def start_training(arguments: Sequence[str], out: str | Path, processes: int = 1,
-                   cwd: str | Path | None = None) -> subprocess.Popen:  # fmt: skip
+def start_training(
+    arguments: Sequence[str], out: str | Path, processes: int = 1, cwd: str | Path | None = None
+) -> subprocess.Popen:
     """Start, or resume, `python -m tinymsg train ARGUMENTS --out OUT` as a process of its own session.
 
     Args:
@@ -94,14 +102,23 @@ def start_training(arguments: Sequence[str], out: str | Path, processes: int = 1
     if (running := training_process(out)) is not None:
         raise RuntimeError(f"{out.name}: process {running} trains there already; stop it first")
     out.mkdir(parents=True, exist_ok=True)
-    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)] if processes > 1 else []
+    torchrun = (
+        ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)] if processes > 1 else []
+    )
     command = [sys.executable, *torchrun, "-m", "tinymsg", "train", *arguments, "--out", str(out)]
     root = str(Path(__file__).resolve().parents[2])  # where the package is, should it not be installed
     path = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
     with open(out / MESSAGES, "w") as messages:
         environment = os.environ | {"TQDM_DISABLE": "1", "PYTHONPATH": path}
-        return subprocess.Popen(command, cwd=cwd, env=environment, stdin=subprocess.DEVNULL, stdout=messages, stderr=messages,
-                                start_new_session=True)  # fmt: skip
+        return subprocess.Popen(
+            command,
+            cwd=cwd,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=messages,
+            stderr=messages,
+            start_new_session=True,
+        )
 
 
 def stop_training(out: str | Path, wait: float = 0) -> bool:
@@ -148,12 +165,21 @@ def plot_progress(progress: Progress) -> Figure:
         axis.set(xticks=[], yticks=[])
     if looked:
         axis = figure.add_subplot(grid[0, 1])
-        axis.plot([row["step"] for row in progress.validation], [row["psnr"] for row in progress.validation], "o-",
-                  color=COLORS["sharp"], markersize=4)  # fmt: skip
+        axis.plot(
+            [row["step"] for row in progress.validation],
+            [row["psnr"] for row in progress.validation],
+            "o-",
+            color=COLORS["sharp"],
+            markersize=4,
+        )
         low, high = axis.get_ylim()
         middle, half = (low + high) / 2, max(high - low, 0.5) / 2  # a jitter of hundredths shall not look like a crash
-        axis.set(xlabel="optimiser steps", ylabel="validation PSNR (dB)", title="held-out pictures, averaged weights",
-                 ylim=(middle - half, middle + half))  # fmt: skip
+        axis.set(
+            xlabel="optimiser steps",
+            ylabel="validation PSNR (dB)",
+            title="held-out pictures, averaged weights",
+            ylim=(middle - half, middle + half),
+        )
     if strip:
         axis = figure.add_subplot(grid[1, :])
         axis.imshow(pictures)
@@ -167,8 +193,10 @@ def progress_text(progress: Progress) -> str:
     parts = [f"Training, {str(progress).rstrip('.')}."]
     if progress.losses:
         first, last = progress.losses[0], progress.losses[-1]
-        parts.append(f"Denoising loss from {first['denoise']:.3g} to {last['denoise']:.3g}, guidance loss from "
-                     f"{first['guidance']:.3g} to {last['guidance']:.3g}.")  # fmt: skip
+        parts.append(
+            f"Denoising loss from {first['denoise']:.3g} to {last['denoise']:.3g}, guidance loss from "
+            f"{first['guidance']:.3g} to {last['guidance']:.3g}."
+        )
     if progress.validation:
         first, last = progress.validation[0], progress.validation[-1]
         parts.append(f"Validation PSNR from {first['psnr']:.2f} to {last['psnr']:.2f} dB.")
@@ -195,11 +223,23 @@ class TrainingMonitor:
     `monitor.show()` displays it. Where widgets cannot run, the figure of that moment and its text are left.
     """
 
-    def __init__(self, arguments: Sequence[str], out: str | Path, processes: int = 1, cwd: str | Path | None = None,
-                 seconds: float = 3):  # fmt: skip
+    def __init__(
+        self,
+        arguments: Sequence[str],
+        out: str | Path,
+        processes: int = 1,
+        cwd: str | Path | None = None,
+        seconds: float = 3,
+    ):
         import ipywidgets
 
-        self.arguments, self.out, self.processes, self.cwd, self.seconds = list(arguments), Path(out), processes, cwd, seconds
+        self.arguments, self.out, self.processes, self.cwd, self.seconds = (
+            list(arguments),
+            Path(out),
+            processes,
+            cwd,
+            seconds,
+        )
         self.start_button = ipywidgets.Button(description="Start", icon="play")
         self.stop_button = ipywidgets.Button(description="Stop", icon="stop", tooltip="writes a checkpoint, then ends")
         self.refresh_button = ipywidgets.Button(description="Refresh", icon="refresh")

@@ -20,14 +20,7 @@ from ..processes import highest, rank_and_processes
 from ..results import provenance, write_results
 from ..train import Record, TrainState, fit
 from .checkpoint import save_checkpoint
-from .validation import (
-    Validation,
-    WithoutHeldOut,
-    centre_crops,
-    choose_held_out,
-    picture_names,
-    synthetic_validation,
-)
+from .validation import Validation, WithoutHeldOut, centre_crops, choose_held_out, picture_names, synthetic_validation
 
 
 @dataclass(frozen=True)
@@ -53,8 +46,17 @@ class Data:
     validation: Validation | None
 
 
-def open_data(config: Config, device: torch.device, source: str | None = None, blur: str = "blur", root: str = "data",
-              validate: bool = False, validation: str | None = None, pictures: int = 6, size: int = 256) -> Data:  # fmt: skip
+def open_data(
+    config: Config,
+    device: torch.device,
+    source: str | None = None,
+    blur: str = "blur",
+    root: str = "data",
+    validate: bool = False,
+    validation: str | None = None,
+    pictures: int = 6,
+    size: int = 256,
+) -> Data:
     """The data of a run: real pairs, or the configuration's synthetic domain.
 
     Args:
@@ -82,7 +84,9 @@ def open_data(config: Config, device: torch.device, source: str | None = None, b
         watched = synthetic_validation(config, pictures, device)
     elif validate:
         held_out, words = choose_held_out(picture_names(pairs))
-        watched = Validation(centre_crops(pairs, held_out, pictures, size), f"{min(pictures, len(held_out))} of {words}")
+        watched = Validation(
+            centre_crops(pairs, held_out, pictures, size), f"{min(pictures, len(held_out))} of {words}"
+        )
         pairs = WithoutHeldOut(pairs, held_out)
         identity["held_out"] = words
     return Data(_share(pairs, config), identity, watched)
@@ -90,16 +94,21 @@ def open_data(config: Config, device: torch.device, source: str | None = None, b
 
 def describe(pairs: Pairs) -> dict:
     """What a source of pairs is: its name, its number of pairs, the hash of its manifest, as far as it has them."""
-    known = {"name": pairs.name, "pairs": len(pairs) if hasattr(pairs, "__len__") else None,
-             "manifest_sha256": getattr(pairs, "manifest", {}).get("identity")}  # fmt: skip
+    known = {
+        "name": pairs.name,
+        "pairs": len(pairs) if hasattr(pairs, "__len__") else None,
+        "manifest_sha256": getattr(pairs, "manifest", {}).get("identity"),
+    }
     return {key: value for key, value in known.items() if value is not None}
 
 
 def _share(pairs: Pairs, config: Config) -> Batches:
     rank, processes = rank_and_processes()
     if config.batch % (processes * config.accumulate):
-        raise ValueError(f"batch is the total over all processes and micro-batches: {config.batch} does not divide among "
-                         f"{processes} x {config.accumulate}")  # fmt: skip
+        raise ValueError(
+            f"batch is the total over all processes and micro-batches: {config.batch} does not divide among "
+            f"{processes} x {config.accumulate}"
+        )
     return Batches(pairs, config.batch, config.crop, rank, processes)
 
 
@@ -176,7 +185,9 @@ def _summary_writer(folder: Path, purge_step: int):
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
-        raise ValueError("TensorBoard is not installed here: pip install tensorboard, or leave out --tensorboard") from None
+        raise ValueError(
+            "TensorBoard is not installed here: pip install tensorboard, or leave out --tensorboard"
+        ) from None
     return SummaryWriter(str(folder), purge_step=purge_step)  # hides what an earlier process logged from there on
 
 
@@ -202,8 +213,13 @@ class _Clock:
         """The row since the last reading; sets the clock back."""
         now = time.perf_counter()
         seconds = now - self.start
-        row = {"step": step, "seconds_a_step": seconds / self.steps, "crops_a_second": self.steps * batch / seconds,
-               "waiting_for_data": self.waited / seconds, "peak_memory_gb": peak_memory(self.device) / 1e9}  # fmt: skip
+        row = {
+            "step": step,
+            "seconds_a_step": seconds / self.steps,
+            "crops_a_second": self.steps * batch / seconds,
+            "waiting_for_data": self.waited / seconds,
+            "peak_memory_gb": peak_memory(self.device) / 1e9,
+        }
         self.start, self.waited, self.steps = now, 0.0, 0
         return row
 
@@ -227,7 +243,9 @@ def peak_memory(device: torch.device) -> int:
 # --- the run ------------------------------------------------------------------------------------------------
 
 
-def run(state: TrainState, batches: Batches, out: Path, plan: Plan = Plan(), validation: Validation | None = None) -> int:
+def run(
+    state: TrainState, batches: Batches, out: Path, plan: Plan = Plan(), validation: Validation | None = None
+) -> int:
     """Drain `fit`: progress bar, logs, validation, checkpoints, and at the end out/weights.safetensors (the EMA).
 
     Of several processes, the first writes. SIGTERM and Ctrl-C end the step in hand, write a checkpoint and return;
@@ -243,9 +261,18 @@ def run(state: TrainState, batches: Batches, out: Path, plan: Plan = Plan(), val
     logs = Logs(out, state.step, plan.tensorboard) if first else None
     clock = _Clock(batches, state.device)
     saved = time.monotonic()
-    with nullcontext() if logs is None else _closing(logs), _signals() as received, tqdm(
-            fit(state, clock), total=state.config.steps, initial=state.step, unit="step", mininterval=1,
-            **({} if first else {"disable": True})) as bar:  # fmt: skip
+    with (
+        nullcontext() if logs is None else _closing(logs),
+        _signals() as received,
+        tqdm(
+            fit(state, clock),
+            total=state.config.steps,
+            initial=state.step,
+            unit="step",
+            mininterval=1,
+            **({} if first else {"disable": True}),
+        ) as bar,
+    ):
         for record in bar:
             if logs is not None:
                 _log(record, state, logs, clock, plan, validation, bar)
@@ -267,7 +294,9 @@ def _due(step: int, every: int, state: TrainState) -> bool:
     return bool(every) and (step % every == 0 or step == state.config.steps)
 
 
-def _log(record: Record, state: TrainState, logs: Logs, clock: _Clock, plan: Plan, validation: Validation | None, bar) -> None:
+def _log(
+    record: Record, state: TrainState, logs: Logs, clock: _Clock, plan: Plan, validation: Validation | None, bar
+) -> None:
     if _due(record.step, plan.log_every, state):
         values = record.to_dict()
         logs.write("log", values)
@@ -284,10 +313,22 @@ def _log(record: Record, state: TrainState, logs: Logs, clock: _Clock, plan: Pla
 
 def _write_run(state: TrainState, batches: Batches, out: Path, validation: Validation | None) -> None:
     config, (_, processes) = state.config, rank_and_processes()
-    write_results(out / "run.json", provenance() | {
-        "data": batches.pairs.name, "source": state.data, "validation": validation.name if validation else None,
-        "seed": config.seed, "steps": config.steps, "images_seen": config.steps * config.batch,
-        "device": state.device.type, "processes": processes, "bf16": state.bf16, "config": config.to_dict()})  # fmt: skip
+    write_results(
+        out / "run.json",
+        provenance()
+        | {
+            "data": batches.pairs.name,
+            "source": state.data,
+            "validation": validation.name if validation else None,
+            "seed": config.seed,
+            "steps": config.steps,
+            "images_seen": config.steps * config.batch,
+            "device": state.device.type,
+            "processes": processes,
+            "bf16": state.bf16,
+            "config": config.to_dict(),
+        },
+    )
 
 
 @contextmanager

@@ -32,8 +32,10 @@ class WithoutHeldOut:
 
     def __init__(self, pairs: Pairs, held_out: list[int]):
         if not held_out or len(held_out) >= len(pairs):
-            raise ValueError(f"{pairs.name}: cannot hold out {len(held_out)} of {len(pairs)} pairs for validation; "
-                             "give --validation DATA")  # fmt: skip
+            raise ValueError(
+                f"{pairs.name}: cannot hold out {len(held_out)} of {len(pairs)} pairs for validation; "
+                "give --validation DATA"
+            )
         self.pairs, self.held_out = pairs, torch.tensor(held_out)
         self.name = f"{pairs.name}, without {len(held_out)} held out"
 
@@ -81,8 +83,10 @@ def centre_crops(pairs: Pairs, numbers: list[int], count: int, size: int, multip
     if side == 0:
         raise ValueError(f"{pairs.name}: pictures under {multiple} pixels cannot be restored")
     places = [((image.shape[-2] - side) // 2, (image.shape[-1] - side) // 2) for image in images]
-    y0, x = torch.stack([image[..., top : top + side, left : left + side]
-                         for image, (top, left) in zip(images, places, strict=True)], dim=1)  # fmt: skip
+    y0, x = torch.stack(
+        [image[..., top : top + side, left : left + side] for image, (top, left) in zip(images, places, strict=True)],
+        dim=1,
+    )
     return y0, x
 
 
@@ -111,14 +115,20 @@ class Validation:
         restored = restore(model, x, self.sampler, self.steps, self.max_noise, generator=generator)
         usable, _ = available(METRICS)
         scores = {name: sum(values) / len(x) for name, values in measure(restored, y0, usable).items()}
-        row = {"step": state.step} | {name: scores.get(name, float("nan")) for name in METRICS} | self._losses(state, model)
+        row = (
+            {"step": state.step}
+            | {name: scores.get(name, float("nan")) for name in METRICS}
+            | self._losses(state, model)
+        )
         strip = torch.cat([torch.cat(list(images), dim=-2) for images in (x, restored, y0)], dim=-1)
         write_image(Path(folder) / f"{state.step:08d}.png", to_display(strip).expand(3, -1, -1))
         return row
 
     def _losses(self, state: TrainState, model: Model) -> dict[str, float]:
         y0, x = self.pictures
-        eps = torch.randn(y0.shape, generator=torch.Generator(x.device).manual_seed(VALIDATION_SEED + 1), device=x.device)
+        eps = torch.randn(
+            y0.shape, generator=torch.Generator(x.device).manual_seed(VALIDATION_SEED + 1), device=x.device
+        )
         row, guidance = {}, 0.0
         for value in LEVELS:
             level = torch.full((len(x),), value, device=x.device)
