@@ -1,0 +1,271 @@
+"""Writes every measured number of README.md and docs/*.md from the results files: python docs/tables.py
+
+A block stands between <!-- name --> and <!-- /name -->; BLOCKS says what belongs there. A test fails when a block is
+not what this file would write, so that no number in the texts is typed by hand.
+"""
+
+import json
+import re
+import statistics
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from scipy.stats import t as student
+
+ROOT = Path(__file__).resolve().parents[1]
+TEXTS = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
+sys.path.insert(0, str(ROOT / "benchmarks"))  # its scripts are no package
+
+DOMAINS = {  # of the results files, in plain words
+    "gopro_like": "training blur",
+    "new_content": "new content",
+    "camera_shake": "camera shake",
+    "noise": "noise",
+    "jpeg": "JPEG compression",
+    "saturated_night": "night lights",
+    "all": "everything at once",
+}
+SIGNALS = {  # test domains of the one-dimensional toy, whose training kernel is a box 9 samples wide
+    "box_9": "box of 9 (training)",
+    "box_5_7_11": "boxes of 5, 7, 11",
+    "noise": "noise",
+    "gauss": "Gaussian",
+    "two_bump": "two bumps",
+    "box_15": "box of 15",
+}
+
+
+def results(name: str) -> dict:
+    return json.loads((ROOT / f"notebooks/results/{name}.json").read_text())
+
+
+# --- comparisons of training runs -------------------------------------------------------------------------------
+
+
+def scores(runs: list[dict], arm: str, domain: str, metric: str, kernels: int | None = None) -> dict[int, float]:
+    """The mean score of each training run of an arm, by seed."""
+    chosen = (run for run in runs if run["arm"] == arm and run.get("kernels") == kernels)
+    return {run["seed"]: run["scores"][domain][metric]["mean"] for run in chosen}
+
+
+def gains(runs: list[dict], arm: str, other: str, domain: str, metric: str, kernels: int | None = None) -> list[float]:
+    """`arm` minus `other`, one value per seed."""
+    a, b = (scores(runs, name, domain, metric, kernels) for name in (arm, other))
+    return [a[seed] - b[seed] for seed in sorted(a.keys() & b.keys())]
+
+
+def interval(values: list[float]) -> tuple[float, float, float]:
+    """(mean, low, high): Student's 95 % interval over training runs, which are the unit of chance here."""
+    mean = statistics.mean(values)
+    half = student.ppf(0.975, len(values) - 1) * statistics.stdev(values) / len(values) ** 0.5
+    return mean, mean - half, mean + half
+
+
+def differs(values: list[float]) -> bool:
+    _, low, high = interval(values)
+    return low > 0 or high < 0
+
+
+def with_interval(values: list[float]) -> str:
+    mean, low, high = interval(values)
+    return f"{mean:+.2f} [{low:+.2f}, {high:+.2f}]"
+
+
+def each(values: list[float]) -> str:
+    return ", ".join(f"{value:+.2f}" for value in values)
+
+
+def table(head: list[str], rows: list[list[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
+
+
+def picture_runs() -> list[dict]:
+    """Runs of the study's own number of steps; it also holds a few longer ones."""
+    study = results("pictures")
+    return [run for run in study["runs"] if run["steps"] == study["steps"]]
+
+
+def headline() -> str:
+    """The README's one result."""
+    runs = picture_runs()
+    plain, control = (
+        {domain: gains(runs, "guided", other, domain, "psnr") for domain in DOMAINS}
+        for other in ("plain", "guided, no loss")
+    )
+    held = [f"{DOMAINS[domain]} {with_interval(values)}" for domain, values in plain.items() if differs(values)]
+    beyond = [DOMAINS[domain] for domain, values in control.items() if differs(values)]
+    return (
+        f"PSNR of guided minus plain, in dB, with 95 % intervals over {len(plain['gopro_like'])} training runs: "
+        f"{', '.join(held)}; on the other {len(DOMAINS) - len(held)} test sets the interval includes zero. "
+        "Against the same network trained *without* the guidance loss, guided differs measurably on "
+        f"{' and '.join(beyond) or 'no test set'}."
+    )
+
+
+def pictures_table() -> str:
+    runs, arms = picture_runs(), ["blurry", "regression", "plain", "guided", "guided, no loss"]
+    rows = []
+    for domain, title in DOMAINS.items():
+        means = [statistics.mean(scores(runs, arm, domain, "psnr").values()) for arm in arms]
+        rows.append([title, *(f"{mean:.2f}" for mean in means)])
+    return table(["test set", *arms], rows)
+
+
+def differences_table() -> str:
+    runs = picture_runs()
+    rows = []
+    for domain, title in DOMAINS.items():
+        plain, control = (gains(runs, "guided", other, domain, "psnr") for other in ("plain", "guided, no loss"))
+        rows.append([title, with_interval(plain), each(plain), with_interval(control), each(control)])
+    return table(["test set", "guided - plain", "each run", "guided - guided, no loss", "each run"], rows)
+
+
+def toy_table() -> str:
+    runs = results("toy")["runs"]
+    rows = [
+        [title]
+        + [
+            with_interval(gains(runs, arm, "plain", domain, metric))
+            for metric in ("psnr", "invented_edges")
+            for arm in ("guided", "structure, stop-gradient")
+        ]
+        for domain, title in SIGNALS.items()
+    ]
+    head = ["test set", "guided, dB", "structure, dB", "guided, invented edges", "structure, invented edges"]
+    return table(head, rows)
+
+
+def breadth_table() -> str:
+    runs = results("breadth")["runs"]
+    kernels = sorted({run["kernels"] for run in runs})
+    rows = [
+        [f"{arm}, {domain}", *(each(gains(runs, arm, "plain", domain, "psnr", count)) for count in kernels)]
+        for arm in ("guided", "structure")
+        for domain in ("seen kernels", "unseen kernels", "photo rows")
+    ]
+    return table(["training kernels", *map(str, kernels)], rows)
+
+
+# --- the shipped weights ----------------------------------------------------------------------------------------
+
+
+def photos_table() -> str:
+    domains = results("photos")["domains"]
+    models = list(domains["gopro_like"]["scores"])
+    rows = []
+    for domain, title in DOMAINS.items():
+        entries = (domains[domain]["scores"][model]["psnr"] for model in models)
+        rows.append([title, *(f"{e['mean']:.2f} ± {(e['high'] - e['low']) / 2:.2f}" for e in entries)])
+    return table(["test set", *models], rows)
+
+
+def gains_of_photos() -> dict[str, dict[str, float]]:
+    """PSNR over that of the blurry input, by domain, then "guided" (one sample) and "guided-mean"."""
+    domains = results("photos")["domains"]
+    psnr = {name: {row: s["psnr"]["mean"] for row, s in entry["scores"].items()} for name, entry in domains.items()}
+    return {
+        name: {row: values[row] - values["blurry"] for row in ("guided", "guided-mean")}
+        for name, values in psnr.items()
+    }
+
+
+def default_weights() -> str:
+    gained = gains_of_photos()
+    one, mean = ([row[kind] for row in gained.values()] for kind in ("guided", "guided-mean"))
+    home = gained["gopro_like"]
+    return (
+        f"one sample gains {home['guided']:.1f} dB on blur of the training kind and loses up to {-min(one):.1f} dB "
+        f"elsewhere; the mean of four gains {home['guided-mean']:.1f} dB and loses at most {-min(mean):.1f} dB"
+    )
+
+
+def photos_verdict() -> str:
+    """Guided against plain, one training run each: intervals over pictures alone."""
+    lines = []
+    for suffix, title in (("", "One sample"), ("-mean", "The mean of four")):
+        better, worse = [], []
+        for domain, entry in results("photos")["domains"].items():
+            difference = entry["difference"][f"plain{suffix} - guided{suffix}"]["psnr"]
+            if difference["high"] < 0:
+                better.append(f"{DOMAINS[domain]} ({-difference['mean']:+.2f} dB)")
+            if difference["low"] > 0:
+                worse.append(f"{DOMAINS[domain]} ({-difference['mean']:+.2f} dB)")
+        lines.append(
+            f"{title}: guided is better than plain on {' and '.join(better) or 'no test set'}, "
+            f"worse on {' and '.join(worse) or 'none'}; the rest is undecided."
+        )
+    return " ".join(lines)
+
+
+def steps_table() -> str:
+    rows = [row for row in results("steps")["rows"] if row["start"] == "noise"]
+    samplers = list(dict.fromkeys(row["sampler"] for row in rows))
+    found = {(r["sampler"], r["evaluations"]): f"{r['psnr']['mean']:.2f}, {r['spectral']['mean']:.3f}" for r in rows}
+    counts = sorted({row["evaluations"] for row in rows})
+    return table(["evaluations", *samplers], [[str(n), *(found[s, n] for s in samplers)] for n in counts])
+
+
+# --- speed and memory -------------------------------------------------------------------------------------------
+
+
+def benchmark(name: str) -> dict:
+    return json.loads((ROOT / f"benchmarks/results/{name}.json").read_text())
+
+
+def bench_tables() -> str:
+    import bench
+
+    return bench.markdown(benchmark("bench")).strip()
+
+
+def scale_table() -> str:
+    import scale
+
+    return scale.measured_table(benchmark("scale")["measured"]).strip()
+
+
+def cost_table() -> str:
+    import scale
+
+    return scale.prediction_table(benchmark("scale")).strip()
+
+
+def counted() -> str:
+    counts = benchmark("scale")["counted"]
+    return (
+        f"{counts['gflop_a_crop']:.1f} GFLOP and {counts['bytes_a_crop'] / 1e9:.2f} GB of memory traffic per crop, "
+        f"{counts['kernels']:,} kernels per step"
+    )
+
+
+BLOCKS: dict[str, Callable[[], str]] = {
+    "headline": headline,
+    "pictures": pictures_table,
+    "differences": differences_table,
+    "toy": toy_table,
+    "breadth": breadth_table,
+    "photos": photos_table,
+    "default-weights": default_weights,
+    "photos-verdict": photos_verdict,
+    "steps": steps_table,
+    "bench": bench_tables,
+    "scale": scale_table,
+    "cost": cost_table,
+    "counted": counted,
+}
+_BLOCK = re.compile(r"<!-- ([\w-]+) -->(\s*)(.*?)(\s*)<!-- /\1 -->", re.S)
+
+
+def filled(text: str) -> str:
+    """The text with every block written anew. Raises KeyError on a block that BLOCKS does not know."""
+    return _BLOCK.sub(lambda m: f"<!-- {m[1]} -->{m[2]}{BLOCKS[m[1]]()}{m[4]}<!-- /{m[1]} -->", text)
+
+
+if __name__ == "__main__":
+    for path in TEXTS:
+        before = path.read_text()
+        if (after := filled(before)) != before:
+            path.write_text(after)
+            print(f"{path.relative_to(ROOT)}: written anew")
