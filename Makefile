@@ -1,24 +1,28 @@
-# make course | test | lab : each sets up .venv first, and does so only when something changed.
+# make course | test | lab | ... : each sets up .venv first, and does so only when something changed.
 # PYTHON=python3.11 chooses the interpreter.
 
 PYTHON ?=
 VENV_PYTHON := .venv/bin/python
+# Two tests at a time, each with one thread: threads of two processes on the same cores wait for each other.
+# Agg: no window, whatever the caller's matplotlib is set to
+PYTEST := MPLBACKEND=Agg OMP_NUM_THREADS=1 $(VENV_PYTHON) -m pytest -n 2 --dist worksteal
 
 # Same bytes at every run
 export PYTHONHASHSEED := 0
 
-.PHONY: help setup course site test test-kill bench lab check clean
+.PHONY: help setup course lab test test-course lint site bench check clean
 
 help:
-	@echo "make course   run all lessons headless; executed notebooks and HTML go to runs/course/"
-	@echo "make site     make the course's web pages in runs/site/, from the lessons that make course has run"
-	@echo "make lab      open the lessons in JupyterLab"
-	@echo "make test     run every test"
-	@echo "make test-kill  kill trainings at random and resume them, over 100 times (ten minutes)"
-	@echo "make bench    compare speed with other libraries, on an idle machine (an hour or two)"
-	@echo "make check    look over the committed notebooks without running them"
-	@echo "make setup    only make .venv (the others do it by themselves)"
-	@echo "make clean    remove .venv, runs/course and runs/site"
+	@echo "make course       run all lessons headless; executed notebooks and HTML go to runs/course/"
+	@echo "make lab          open the lessons in JupyterLab"
+	@echo "make test         run the tests, but not the long ones"
+	@echo "make test-course  run the long ones: the lessons' committed outputs, every widget, same bytes, kills, the wheel"
+	@echo "make lint         look over format, common mistakes and types; nothing is changed"
+	@echo "make site         make the course's web pages in runs/site/, from the lessons that make course has run"
+	@echo "make bench        compare speed with other libraries, on an idle machine (an hour or two)"
+	@echo "make check        look over the committed notebooks without running them"
+	@echo "make setup        only make .venv (the others do it by themselves)"
+	@echo "make clean        remove .venv, runs/course and runs/site"
 
 setup:
 	@PYTHON='$(PYTHON)' sh setup.sh
@@ -26,19 +30,22 @@ setup:
 course: setup
 	@$(VENV_PYTHON) notebooks/course.py run
 
-site: setup
-	@$(VENV_PYTHON) notebooks/website.py
-
 lab: setup
 	@$(VENV_PYTHON) notebooks/course.py lab
 
-# Two tests at a time, each with one thread: threads of two processes on the same cores wait for each other.
-# Agg: no window, whatever the caller's matplotlib is set to
 test: setup
-	MPLBACKEND=Agg OMP_NUM_THREADS=1 $(VENV_PYTHON) -m pytest -n 2 --dist worksteal
+	$(PYTEST)
 
-test-kill: setup
-	$(VENV_PYTHON) -m pytest -m slow -s tests/test_kill.py
+test-course: setup
+	$(PYTEST) -m course
+
+lint: setup
+	$(VENV_PYTHON) -m ruff format --check
+	$(VENV_PYTHON) -m ruff check
+	$(VENV_PYTHON) -m basedpyright --pythonpath $(VENV_PYTHON)
+
+site: setup
+	@$(VENV_PYTHON) notebooks/website.py
 
 bench: setup
 	@$(VENV_PYTHON) -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[bench]'
