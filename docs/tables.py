@@ -7,7 +7,6 @@ not what this file would write, so that no number in the texts is typed by hand.
 import json
 import re
 import statistics
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,7 +14,6 @@ from scipy.stats import t as student
 
 ROOT = Path(__file__).resolve().parents[1]
 TEXTS = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
-sys.path.insert(0, str(ROOT / "benchmarks"))  # its scripts are no package
 
 DOMAINS = {  # of the results files, in plain words
     "gopro_like": "training blur",
@@ -210,34 +208,51 @@ def steps_table() -> str:
 # --- speed and memory -------------------------------------------------------------------------------------------
 
 
-def benchmark(name: str) -> dict:
-    return json.loads((ROOT / f"benchmarks/results/{name}.json").read_text())
+def benchmark(name: str) -> str:
+    """What a script of benchmarks/ left there: NAME.json, and its tables as NAME.md."""
+    return (ROOT / "benchmarks/results" / name).read_text().strip()
 
 
 def bench_tables() -> str:
-    import bench
-
-    return bench.markdown(benchmark("bench")).strip()
+    return benchmark("bench.md")
 
 
 def scale_table() -> str:
-    import scale
-
-    return scale.measured_table(benchmark("scale")["measured"]).strip()
+    return benchmark("scale.md").split("\n\n")[0]
 
 
 def cost_table() -> str:
-    import scale
-
-    return scale.prediction_table(benchmark("scale")).strip()
+    return benchmark("scale.md").split("\n\n")[1]
 
 
 def counted() -> str:
-    counts = benchmark("scale")["counted"]
+    counts = json.loads(benchmark("scale.json"))["counted"]
     return (
         f"{counts['gflop_a_crop']:.1f} GFLOP and {counts['bytes_a_crop'] / 1e9:.2f} GB of memory traffic per crop, "
         f"{counts['kernels']:,} kernels per step"
     )
+
+
+# --- what the library knows -----------------------------------------------------------------------------------
+
+
+def datasets_table() -> str:
+    from tinymsg.datasets.facts import SETS
+
+    rows = [
+        [known.title, f"`{known.script}.py`", ", ".join(f"{split} {count}" for split, count in known.counts.items())]
+        + [known.licence]
+        for known in SETS.values()
+    ]
+    return table(["Data set", "Script", "Pairs (or pictures)", "Licence"], rows)
+
+
+def cards_table() -> str:
+    from tinymsg.train import Recipe
+    from tinymsg.training.estimate import table_text
+    from tinymsg.training.profiles import PROFILES
+
+    return table_text(Recipe().change(**PROFILES["full"])).strip()
 
 
 BLOCKS: dict[str, Callable[[], str]] = {
@@ -254,13 +269,17 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "scale": scale_table,
     "cost": cost_table,
     "counted": counted,
+    "datasets": datasets_table,
+    "cards": cards_table,
 }
-_BLOCK = re.compile(r"<!-- ([\w-]+) -->(\s*)(.*?)(\s*)<!-- /\1 -->", re.S)
+_BLOCK = re.compile(r"<!-- ([\w-]+) -->(\n?).*?<!-- /\1 -->", re.S)
 
 
 def filled(text: str) -> str:
-    """The text with every block written anew. Raises KeyError on a block that BLOCKS does not know."""
-    return _BLOCK.sub(lambda m: f"<!-- {m[1]} -->{m[2]}{BLOCKS[m[1]]()}{m[4]}<!-- /{m[1]} -->", text)
+    """The text with every block written anew. Raises: KeyError for a block that BLOCKS does not know."""
+    return _BLOCK.sub(
+        lambda found: f"<!-- {found[1]} -->{found[2]}{BLOCKS[found[1]]()}{found[2]}<!-- /{found[1]} -->", text
+    )
 
 
 if __name__ == "__main__":
