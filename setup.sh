@@ -29,9 +29,9 @@ choose_python() {
     done
 }
 
-# A set-up that was cut short can leave half a package behind that pip takes for a whole one
+# A set-up that was cut short can leave half a package behind that pip takes for a whole one. -I: only what is in $venv
 is_whole() {
-    "$venv/bin/python" - <<'PY'
+    "$venv/bin/python" -I - <<'PY'
 import csv, importlib.metadata, os, sys
 
 for package in importlib.metadata.distributions():
