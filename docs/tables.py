@@ -248,11 +248,10 @@ def datasets_table() -> str:
 
 
 def cards_table() -> str:
-    from tinymsg.train import Recipe
     from tinymsg.training.estimate import table_text
-    from tinymsg.training.profiles import PROFILES
+    from tinymsg.training.profiles import profile
 
-    return table_text(Recipe().change(**PROFILES["full"])).strip()
+    return table_text(profile("full")).strip()
 
 
 BLOCKS: dict[str, Callable[[], str]] = {
