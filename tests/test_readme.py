@@ -102,7 +102,7 @@ def test_a_command_in_the_texts_is_one(line):
 def test_options_that_are_named_in_prose_exist():
     """Of commands: `tinymsg pack --verify`; the scripts' own options are tested with the scripts."""
     prose = "\n".join(without_code(path.read_text()) for path in GUIDES)
-    found = re.findall(r"`tinymsg (\w+)([^`]*)`", prose)
+    found = re.findall(r"`tinymsg ([a-z]+)([^`]*)`", prose)
     known = {action.dest: action.choices for action in cli.parser()._actions}["command"]
     assert found
     for command, rest in found:
