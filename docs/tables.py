@@ -120,19 +120,19 @@ def differences_table() -> str:
     return table(["test set", "guided - plain", "each run", "guided - guided, no loss", "each run"], rows)
 
 
-def toy_table() -> str:
+def toy_table(shown: Callable[[list[float]], str] = with_interval) -> str:
     runs = results("toy")["runs"]
+    columns = [(arm, metric) for metric in ("psnr", "invented_edges") for arm in ("guided", "structure, stop-gradient")]
     rows = [
-        [title]
-        + [
-            with_interval(gains(runs, arm, "plain", domain, metric))
-            for metric in ("psnr", "invented_edges")
-            for arm in ("guided", "structure, stop-gradient")
-        ]
+        [title, *(shown(gains(runs, arm, "plain", domain, metric)) for arm, metric in columns)]
         for domain, title in SIGNALS.items()
     ]
     head = ["test set", "guided, dB", "structure, dB", "guided, invented edges", "structure, invented edges"]
     return table(head, rows)
+
+
+def toy_runs() -> str:
+    return toy_table(each)
 
 
 def breadth_table() -> str:
@@ -259,6 +259,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "pictures": pictures_table,
     "differences": differences_table,
     "toy": toy_table,
+    "toy-runs": toy_runs,
     "breadth": breadth_table,
     "photos": photos_table,
     "default-weights": default_weights,
