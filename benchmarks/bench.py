@@ -30,7 +30,7 @@ from peers import CONTENDERS, Contender
 
 from tinymsg.__main__ import ALLOCATOR, restart_with_allocator
 from tinymsg.datasets.packing import folder_pairs, pack
-from tinymsg.train import use_bf16
+from tinymsg.machine import use_bf16
 from tinymsg.training.runs import peak_memory
 
 # Kinds of operation, by parts of their names: PyTorch's on a CPU, the kernels' on a GPU

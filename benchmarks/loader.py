@@ -25,10 +25,12 @@ from PIL import Image
 
 from tinymsg.__main__ import restart_with_allocator
 from tinymsg.data import Batches, Pairs, SyntheticPairs, scene_contents
-from tinymsg.datasets.layouts import DATASETS, Pair, find_pairs
+from tinymsg.datasets.layouts import DATASETS, find_pairs
+from tinymsg.data import Pair
 from tinymsg.datasets.packed import ListedPairs, PackedPairs, packed_folder
 from tinymsg.datasets.packing import folder_pairs, pack
-from tinymsg.model import PROFILES, Config
+from tinymsg.training.profiles import PROFILES
+from tinymsg.model import Config
 from tinymsg.scenes import render_scenes
 from tinymsg.train import TrainState, fit
 

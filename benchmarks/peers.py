@@ -22,7 +22,8 @@ from tinymsg.datasets.packed import PackedPairs
 from tinymsg.datasets.packing import folder_pairs
 from tinymsg.model import Config
 from tinymsg.sample import prepare
-from tinymsg.train import TrainState, fit, training_layout, use_bf16
+from tinymsg.train import TrainState, fit, training_layout
+from tinymsg.machine import use_bf16
 
 STEPS_FOREVER = 10**7
 

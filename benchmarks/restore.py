@@ -21,9 +21,10 @@ import torch
 from bench import clock
 
 from tinymsg.__main__ import ALLOCATOR
-from tinymsg.model import PROFILES, Config, build_model, count_parameters, pretrained, pretrained_names
+from tinymsg.training.profiles import PROFILES
+from tinymsg.model import Config, build_model, count_parameters, pretrained, pretrained_names
 from tinymsg.sample import prepare, restore_steps
-from tinymsg.train import use_bf16
+from tinymsg.machine import use_bf16
 from tinymsg.training.runs import peak_memory
 
 HEAD = "{:<16} {:>8} {:>5} {:>8} {:>7} {:>11} {:>9} {:>9}"

@@ -24,8 +24,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from tinymsg.__main__ import restart_with_allocator
-from tinymsg.model import PROFILES, Config, build_model, count_parameters
-from tinymsg.processes import from_first, join_processes, leave_processes
+from tinymsg.training.profiles import PROFILES
+from tinymsg.model import Config, build_model, count_parameters
+from tinymsg.training.parallel import from_first, join_processes, leave_processes
 from tinymsg.sample import prepare, restore_steps
 from tinymsg.train import TrainState, fit, loss_terms
 from tinymsg.training.estimate import gigaflops

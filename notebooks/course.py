@@ -368,7 +368,7 @@ def build(files: list[Path], limit: float | None) -> int:
     """Run lessons as committed (the CPU profile) and write outputs, seconds and memory back in place, cleaned."""
     import tempfile
 
-    from tinymsg.myphoto import ONLY_DEFAULT
+    from tinymsg.course.photo import ONLY_DEFAULT
 
     use_lesson_environment()
     os.environ[ONLY_DEFAULT] = "1"  # an author's own photograph is not for committing

@@ -6,8 +6,8 @@ import torch
 
 from tinymsg.blur import photograph
 from tinymsg.data import DOMAINS, photo, to_model
-from tinymsg.evaluate import Setting
-from tinymsg.explore import frame_bytes, image_grid, score_text, use_style
+from tinymsg.sample import Setting
+from tinymsg.course.figures import frame_bytes, image_grid, score_text, use_style
 from tinymsg.model import model_card, pretrained
 from tinymsg.rng import Draws
 

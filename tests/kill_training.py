@@ -320,8 +320,8 @@ def main() -> None:
         import torchmetrics.functional.image  # noqa: F401
         import tqdm  # noqa: F401
 
-        from tinymsg.datasets import packed  # noqa: F401
-        from tinymsg.training import estimate, runs  # noqa: F401
+        from tinymsg.datasets import packed
+        from tinymsg.training import estimate, runs
 
         torch.set_num_threads(1)
     if args.how == "points":

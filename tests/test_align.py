@@ -6,19 +6,7 @@ import torch
 
 from tinymsg.data import photo
 from tinymsg.evaluate import MetricUnavailable, psnr, ssim
-from tinymsg.paper.align import (
-    IDENTICAL,
-    PROTOCOLS,
-    best_shift,
-    kohler_scores,
-    masked_ssim,
-    match_intensity,
-    overlap,
-    plain_scores,
-    realblur_scores,
-    register_homography,
-    shifted_scores,
-)
+from tinymsg.paper.align import IDENTICAL, PROTOCOLS, best_shift, kohler_scores, masked_ssim, match_intensity, overlap, plain_scores, realblur_scores, register_homography, shifted_scores
 
 
 @pytest.fixture(scope="module")

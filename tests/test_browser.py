@@ -17,7 +17,7 @@ import nbformat
 import pytest
 from PIL import Image
 
-from tinymsg.myphoto import FILE, ONLY_DEFAULT
+from tinymsg.course.photo import FILE, ONLY_DEFAULT
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 pytestmark = [pytest.mark.browser, pytest.mark.skipif(BROWSER is None, reason="no Chromium here: apt install chromium")]

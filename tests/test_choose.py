@@ -10,13 +10,14 @@ import torch
 from tinymsg.__main__ import main
 from tinymsg.data import ImageError
 from tinymsg.datasets.layouts import find_pairs
-from tinymsg.evaluate import MetricUnavailable, Setting, choose_cell
+from tinymsg.evaluate import MetricUnavailable, choose_cell
+from tinymsg.sample import Setting
 from tinymsg.model import save_model
 from tinymsg.paper import choose
 from tinymsg.paper.choose import GRID_MAX_NOISE, GRID_STEPS, Centres, choose_setting, doubt, validation_pairs
 from tinymsg.paper.ledger import Ledger
 from tinymsg.paper.protocol import Entry
-from tinymsg.results import write_results
+from tinymsg.evaluate import write_results
 from tinymsg.training.runs import open_data
 
 

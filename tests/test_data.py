@@ -7,29 +7,8 @@ from PIL import Image
 
 from tinymsg import data
 from tinymsg.blur import Camera, Motion
-from tinymsg.data import (
-    CONTENTS,
-    DOMAINS,
-    PHOTOS,
-    TEST_DOMAINS,
-    Batches,
-    Contents,
-    Domain,
-    ImageError,
-    PairedImages,
-    SignalPairs,
-    SyntheticPairs,
-    box_kernels,
-    folder_contents,
-    make_contents,
-    photo,
-    picture_files,
-    read_image,
-    scene_contents,
-    to_display,
-    to_model,
-    write_image,
-)
+from tinymsg.data import CONTENTS, DOMAINS, PHOTOS, TEST_DOMAINS, Batches, Contents, Domain, ImageError, SignalPairs, SyntheticPairs, box_kernels, folder_contents, make_contents, photo, picture_files, read_image, scene_contents, to_display, to_model, write_image
+from tinymsg.datasets.folders import PairedImages
 from tinymsg.evaluate import domain_pairs
 from tinymsg.rng import Draws
 

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from tinymsg.commands import deblur
+from tinymsg.cli import deblur
 from tinymsg.data import ImageError
 
 

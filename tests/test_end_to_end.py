@@ -9,7 +9,7 @@ from kill_training import EXACT, Real
 from script_cases import mirrors, publish, small  # noqa: F401
 
 from tinymsg.__main__ import main
-from tinymsg.results import read_results
+from tinymsg.evaluate import read_results
 
 STEPS = 50
 

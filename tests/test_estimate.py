@@ -8,23 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from tinymsg.model import PROFILES, Config, build_model, count_parameters
-from tinymsg.processes import out_of_memory
+from tinymsg.training.profiles import PROFILES
+from tinymsg.model import Config, build_model, count_parameters
+from tinymsg.machine import out_of_memory
 from tinymsg.train import TrainState, loss_terms
-from tinymsg.training.estimate import (
-    CARDS,
-    CONTEXT,
-    SPARE,
-    Memory,
-    batch_table,
-    duration,
-    estimate_line,
-    gigaflops,
-    memory_model,
-    saved_bytes,
-    seconds_a_step,
-    table_text,
-)
+from tinymsg.training.estimate import CARDS, CONTEXT, SPARE, Memory, batch_table, duration, estimate_line, gigaflops, memory_model, saved_bytes, seconds_a_step, table_text
 
 ROOT = Path(__file__).resolve().parents[1]
 

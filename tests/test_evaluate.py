@@ -11,33 +11,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from tinymsg import evaluate as ev
 from tinymsg.data import SyntheticPairs, photo, scene_contents, to_display
-from tinymsg.evaluate import (
-    HIGHER_IS_BETTER,
-    IDENTICAL,
-    METRICS,
-    MetricUnavailable,
-    Setting,
-    available,
-    best_cell,
-    bootstrap_interval,
-    choose_cell,
-    differences,
-    domain_pairs,
-    evaluate,
-    grid_search,
-    lpips_distance,
-    markdown_table,
-    measure,
-    nested_interval,
-    psnr,
-    radial_spectrum,
-    sign_flip_p,
-    spectral_distance,
-    ssim,
-    summary,
-    table,
-)
-from tinymsg.results import read_results, write_results
+from tinymsg.evaluate import HIGHER_IS_BETTER, IDENTICAL, METRICS, MetricUnavailable, available, best_cell, bootstrap_interval, choose_cell, differences, domain_pairs, evaluate, grid_search, lpips_distance, markdown_table, measure, nested_interval, psnr, radial_spectrum, sign_flip_p, spectral_distance, ssim, summary, table
+from tinymsg.sample import Setting
+from tinymsg.evaluate import read_results, write_results
 from tinymsg.sample import restore
 from tinymsg.schedule import linear
 

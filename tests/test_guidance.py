@@ -4,18 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from tinymsg.guidance import (
-    HOW,
-    INJECT,
-    LUMA,
-    TARGETS,
-    MultiscaleGuidance,
-    NoGuidance,
-    StructureNet,
-    downsample,
-    structure_targets,
-    to_gray,
-)
+from tinymsg.guidance import HOW, INJECT, LUMA, TARGETS, MultiscaleGuidance, NoGuidance, StructureNet, downsample, structure_targets, to_gray
 from tinymsg.train import loss_terms
 
 VARIANTS = [v for v in itertools.product(TARGETS, INJECT, HOW, (False, True)) if v[1] != "blurry" or v[0] == "none"]

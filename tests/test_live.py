@@ -10,7 +10,7 @@ import torch
 from matplotlib.figure import Figure
 from PIL import Image
 
-from tinymsg.live import LivePanel, live_panel
+from tinymsg.course.live import LivePanel, live_panel
 
 SECONDS = 30  # far more than anything here takes
 

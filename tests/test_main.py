@@ -21,7 +21,8 @@ from PIL import Image
 
 from tinymsg.__main__ import ALLOCATOR, COMMANDS, main, restart_with_allocator
 from tinymsg.model import Config, build_model, load_model, plain_twin, save_model
-from tinymsg.results import read_results, sha256, write_results
+from tinymsg.evaluate import read_results, write_results
+from tinymsg.machine import sha256
 
 TINY = [
     "widths=16,16,16,16",

@@ -7,26 +7,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tinymsg import model as model_module
-from tinymsg.model import (
-    KINDS,
-    LOSSES,
-    PRECISIONS,
-    PREDICTIONS,
-    PROFILES,
-    WEIGHTS,
-    WITHHELD,
-    Config,
-    Model,
-    build_model,
-    count_parameters,
-    load_model,
-    model_card,
-    plain_twin,
-    pretrained,
-    pretrained_names,
-    save_model,
-)
-from tinymsg.results import sha256, write_results
+from tinymsg.model import KINDS, LOSSES, PRECISIONS, PREDICTIONS, WEIGHTS, WITHHELD, Config, Model, build_model, count_parameters, load_model, model_card, plain_twin, pretrained, pretrained_names, save_model
+from tinymsg.training.profiles import PROFILES
+from tinymsg.machine import sha256
+from tinymsg.evaluate import write_results
 from tinymsg.sample import restore
 from tinymsg.schedule import q_sample
 

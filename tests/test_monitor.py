@@ -8,20 +8,11 @@ import time
 import pytest
 
 from tinymsg.data import write_image
-from tinymsg.results import write_results
+from tinymsg.evaluate import write_results
 from tinymsg.train import TrainState
-from tinymsg.training import monitor
+from tinymsg.course import monitor
 from tinymsg.training.checkpoint import save_checkpoint, training_lock
-from tinymsg.training.monitor import (
-    Progress,
-    TrainingMonitor,
-    plot_progress,
-    progress_text,
-    show_progress,
-    start_training,
-    stop_training,
-    training_progress,
-)
+from tinymsg.course.monitor import Progress, TrainingMonitor, plot_progress, progress_text, show_progress, start_training, stop_training, training_progress
 
 ARGUMENTS = [
     "--device",

@@ -16,7 +16,7 @@ import nbformat
 import nbformat.v4 as v4
 import pytest
 
-from tinymsg.myphoto import ONLY_DEFAULT
+from tinymsg.course.photo import ONLY_DEFAULT
 
 LESSONS = course.lessons()
 NAMES = ("00_start", "01_blur", "02_icdpm", "03_guidance", "04_ablations", "05_evaluation")

@@ -10,12 +10,14 @@ import pytest
 import torch
 from gpu_cases import no_waiting
 
-from tinymsg.data import Batches, ImageError, PairedImages, read_image, to_model
+from tinymsg.data import Batches, ImageError, read_image, to_model
+from tinymsg.datasets.folders import PairedImages
 from tinymsg.datasets import packed
 from tinymsg.datasets.layouts import find_pairs
 from tinymsg.datasets.packed import ListedPairs, PackedPairs, open_pairs, packed_folder, read_manifest
 from tinymsg.datasets.packing import pack
-from tinymsg.model import PROFILES, Config
+from tinymsg.training.profiles import PROFILES
+from tinymsg.model import Config
 from tinymsg.training.estimate import CONTEXT, SPARE, batch_table
 
 MODES = [False, True]  # from the file; from memory

@@ -19,7 +19,8 @@ from PIL import Image
 from tinymsg.__main__ import main
 from tinymsg.data import ImageError
 from tinymsg.datasets import packing
-from tinymsg.datasets.layouts import Pair, find_pairs
+from tinymsg.data import Pair
+from tinymsg.datasets.layouts import find_pairs
 from tinymsg.datasets.packed import PackedPairs, open_frames, read_manifest
 from tinymsg.datasets.packing import folder_pairs, pack
 

@@ -7,12 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from tinymsg import evaluate, pictures, toy
+from tinymsg import evaluate
+from tinymsg.studies import pictures, toy
 from tinymsg.data import make_contents
 from tinymsg.model import build_model, count_parameters
-from tinymsg.pictures import ARMS, PARTS, PICTURES, score_pictures
-from tinymsg.results import read_results
-from tinymsg.studies import PictureTrial, Study, get_study, headline_table, paired_differences
+from tinymsg.studies.pictures import ARMS, PARTS, PICTURES, score_pictures
+from tinymsg.evaluate import read_results
+from tinymsg.studies.trials import PictureTrial, Study, get_study, headline_table, paired_differences
 
 ROOT = Path(__file__).resolve().parents[1]
 SMALL = dataclasses.replace(

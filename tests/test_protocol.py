@@ -19,7 +19,8 @@ from stand_ins import register_colours
 
 from tinymsg.__main__ import ALLOCATOR, main
 from tinymsg.data import read_image, to_model, write_image
-from tinymsg.evaluate import METRICS, MetricUnavailable, Setting, psnr
+from tinymsg.evaluate import METRICS, MetricUnavailable, psnr
+from tinymsg.sample import Setting
 from tinymsg.model import Model, model_card
 from tinymsg.paper import protocol as paper
 from tinymsg.paper.fid import SET_METRICS

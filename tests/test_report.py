@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tinymsg.datasets.layouts import Pair
+from tinymsg.data import Pair
 from tinymsg.paper.ledger import Ledger
 from tinymsg.paper.niqe import Pristine
 from tinymsg.paper.protocol import SETS, Row, Scorer, TestSet, score_key

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from tinymsg import __version__
-from tinymsg.results import provenance, read_results, sha256, write_results
+from tinymsg.evaluate import provenance, read_results, write_results
+from tinymsg.machine import sha256
 
 
 def test_results_come_back_as_they_were(tmp_path):

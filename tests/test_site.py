@@ -86,7 +86,7 @@ def live_widget() -> tuple[dict, dict]:
     import torch
     from ipywidgets.embed import embed_data
 
-    from tinymsg.live import LivePanel
+    from tinymsg.course.live import LivePanel
 
     panel = LivePanel(
         lambda level: iter([(1, 1, torch.full((1, 9, 9), level), "a square")]), {"level": (0.0, 1.0, 0.1)}, instant=True

@@ -10,7 +10,7 @@ from tinymsg.evaluate import domain_pairs
 from tinymsg.model import Config, build_model, plain_twin, save_model
 from tinymsg.sample import SAMPLERS, restore
 from tinymsg.schedule import make_schedule, max_noise_for
-from tinymsg.steps import fewest, step_curves
+from tinymsg.studies.steps import fewest, step_curves
 
 
 @pytest.mark.parametrize("steps", [1, 2, 12, 250])

@@ -19,7 +19,8 @@ from tinymsg.data import Batches, SyntheticPairs, scene_contents
 from tinymsg.guidance import structure_targets
 from tinymsg.model import PREDICTIONS, Model, build_model
 from tinymsg.schedule import Schedule, q_sample
-from tinymsg.train import NotFiniteError, TrainState, fit, loss_terms, use_bf16
+from tinymsg.train import NotFiniteError, TrainState, fit, loss_terms
+from tinymsg.machine import use_bf16
 
 LEVEL = torch.tensor([0.3, 0.8])
 

@@ -5,20 +5,12 @@ import torch
 from miniatures import make_gopro
 from PIL import Image
 
-from tinymsg.data import PairedImages, read_image
+from tinymsg.datasets.folders import PairedImages
+from tinymsg.data import read_image
 from tinymsg.evaluate import psnr
 from tinymsg.sample import restore
 from tinymsg.train import TrainState, loss_terms
-from tinymsg.training.validation import (
-    LEVELS,
-    VALIDATION_SEED,
-    Validation,
-    WithoutHeldOut,
-    centre_crops,
-    choose_held_out,
-    picture_names,
-    synthetic_validation,
-)
+from tinymsg.training.validation import LEVELS, VALIDATION_SEED, Validation, WithoutHeldOut, centre_crops, choose_held_out, picture_names, synthetic_validation
 
 CPU = torch.device("cpu")
 

@@ -10,11 +10,13 @@ before the sensor clips it). Everything runs on the device of its input.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .machine import upload
 from .rng import Draws
 
 # --- camera response: scene light <-> the numbers in the file -----------------------------------------------
@@ -268,7 +270,7 @@ def sensor_noise(linear: Tensor, shot: float, read: float, draws: Draws) -> Tens
     if shot < 0 or read < 0:
         raise ValueError(f"shot and read must be >= 0, got {shot} and {read}")
     deviation = torch.sqrt(shot * linear.clamp_min(0) + read**2)
-    return linear + deviation * draws.normal(*linear.shape[1:])
+    return linear + deviation * draws.on(linear.device).normal(*linear.shape[1:])
 
 
 def expand_highlights(linear: Tensor, gain: float, threshold: float = 0.6) -> Tensor:
@@ -289,78 +291,22 @@ def quantise(display: Tensor) -> Tensor:
 
 
 # ITU-T T.81 Annex K, tables K.1 (luminance) and K.2 (chrominance)
-_JPEG_LUMA = torch.tensor(
-    [
-        16,
-        11,
-        10,
-        16,
-        24,
-        40,
-        51,
-        61,
-        12,
-        12,
-        14,
-        19,
-        26,
-        58,
-        60,
-        55,
-        14,
-        13,
-        16,
-        24,
-        40,
-        57,
-        69,
-        56,
-        14,
-        17,
-        22,
-        29,
-        51,
-        87,
-        80,
-        62,
-        18,
-        22,
-        37,
-        56,
-        68,
-        109,
-        103,
-        77,
-        24,
-        35,
-        55,
-        64,
-        81,
-        104,
-        113,
-        92,
-        49,
-        64,
-        78,
-        87,
-        103,
-        121,
-        120,
-        101,
-        72,
-        92,
-        95,
-        98,
-        112,
-        100,
-        103,
-        99,
-    ],
-    dtype=torch.float32,
-).reshape(8, 8)
+_JPEG_LUMA = torch.tensor([
+    16, 11, 10, 16, 24, 40, 51, 61, 12, 12, 14, 19, 26, 58, 60, 55,
+    14, 13, 16, 24, 40, 57, 69, 56, 14, 17, 22, 29, 51, 87, 80, 62,
+    18, 22, 37, 56, 68, 109, 103, 77, 24, 35, 55, 64, 81, 104, 113, 92,
+    49, 64, 78, 87, 103, 121, 120, 101, 72, 92, 95, 98, 112, 100, 103, 99,
+], dtype=torch.float32).reshape(8, 8)  # fmt: skip
 _JPEG_CHROMA = torch.full((8, 8), 99.0)
 _JPEG_CHROMA[:4, :4] = torch.tensor([[17, 18, 24, 47], [18, 21, 26, 66], [24, 26, 56, 99], [47, 66, 99, 99]])
 _RGB_TO_YCC = torch.tensor([[0.299, 0.587, 0.114], [-0.168736, -0.331264, 0.5], [0.5, -0.418688, -0.081312]])
+
+
+@cache
+def _jpeg_constants(device: torch.device) -> tuple[Tensor, ...]:
+    """Colour matrix and its inverse, and the tables of Y, Cb and Cr, once a device."""
+    constants = (_RGB_TO_YCC, torch.linalg.inv(_RGB_TO_YCC), _JPEG_LUMA, _JPEG_CHROMA, _JPEG_CHROMA)
+    return tuple(constant.to(device) for constant in constants)
 
 
 def _quantise_blocks(plane: Tensor, table: Tensor) -> Tensor:
@@ -390,11 +336,11 @@ def jpeg(display: Tensor, quality: int) -> Tensor:
         raise ValueError(f"jpeg needs 3 colour channels, got {display.shape[1]}")
     h, w = display.shape[-2:]
     percent = 5000 / quality if quality < 50 else 200 - 2 * quality
-    to_ycc = _RGB_TO_YCC.to(display.device)
+    to_ycc, to_rgb, *tables = _jpeg_constants(display.device)
     ycc = torch.einsum("dc,nchw->ndhw", to_ycc, torch.round(display.float().clamp(0, 1) * 255))
     planes = []
-    for channel, table in enumerate((_JPEG_LUMA, _JPEG_CHROMA, _JPEG_CHROMA)):
-        table = torch.floor((table.to(display.device) * percent + 50) / 100).clamp(1, 255)
+    for channel, table in enumerate(tables):
+        table = torch.floor((table * percent + 50) / 100).clamp(1, 255)
         plane = ycc[:, channel] - (128 if channel == 0 else 0)
         if channel > 0:  # 4:2:0: colour at half resolution
             plane = F.avg_pool2d(F.pad(plane[:, None], (0, w % 2, 0, h % 2), mode="replicate"), 2)[:, 0]
@@ -402,7 +348,7 @@ def jpeg(display: Tensor, quality: int) -> Tensor:
         if channel > 0:
             plane = F.interpolate(plane[:, None], scale_factor=2, mode="bilinear")[:, 0, :h, :w]
         planes.append(plane + (128 if channel == 0 else 0))
-    rgb = torch.einsum("dc,nchw->ndhw", torch.linalg.inv(to_ycc), torch.stack(planes, dim=1))
+    rgb = torch.einsum("dc,nchw->ndhw", to_rgb, torch.stack(planes, dim=1))
     return (torch.round(rgb) / 255).clamp(0, 1)
 
 
@@ -427,7 +373,7 @@ def photograph(sharp: Tensor, motion: Motion, camera: Camera, draws: Draws, marg
 
     Args:
         sharp: (n, c, h, w) display values in [0, 1].
-        draws: one stream an image; decides path and noise.
+        draws: one stream an image, on the CPU; decides path and noise.
         margin: pixels cut from each side at the end, so that no light is missing at the borders.
     Returns: (sharp, blurry), both (n, c, h - 2 margin, w - 2 margin), display values in [0, 1].
     """
@@ -435,11 +381,11 @@ def photograph(sharp: Tensor, motion: Motion, camera: Camera, draws: Draws, marg
     light = expand_highlights(decode(sharp), camera.highlights) * camera.exposure
     path = motion.draw(draws)
     if motion.rotates:
-        blurred = average_frames(light, path)
+        blurred = average_frames(light, upload(path, light.device))
     else:
         size = 2 * math.ceil(_reach(motion)) + 1
-        # On the CPU: a GPU adds up what meets in a pixel in no fixed order, and the same index would not give the same crop
-        kernel = path_to_kernel(path.cpu(), size).to(light.device)
+        # The kernel is made on the CPU: a GPU adds up what meets in a pixel in no fixed order
+        kernel = upload(path_to_kernel(path, size), light.device)
         blurred = convolve(light, kernel, padding="reflect")
     if camera.shot or camera.read:
         blurred = sensor_noise(blurred.clamp(0, 1), camera.shot, camera.read, draws)

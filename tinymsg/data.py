@@ -9,18 +9,34 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
+import torch.nn.functional as F
+from jaxtyping import Float
 from torch import Tensor
 
-from .blur import Camera, Motion, convolve, photograph
+from .blur import Camera, Motion, photograph
+from .machine import atomic_write, upload
 from .rng import Draws
-from .scenes import render_scenes, render_signals
+from .scenes import render_scenes
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
 MAX_PIXELS = 64_000_000  # 8000 x 8000: above it an image is refused rather than the machine's memory filled
+
+
+class Pair(NamedTuple):
+    """One blurry picture and what it should have been."""
+
+    name: str  # unique within its split, e.g. GOPR0384_11_00/000001
+    sharp: Path | tuple[Path, ...]  # Koehler: every sharp frame of the exposure, in time
+    blurry: Path
+
+    @property
+    def sharp_paths(self) -> tuple[Path, ...]:
+        """The sharp picture or pictures, always as a tuple."""
+        return self.sharp if isinstance(self.sharp, tuple) else (self.sharp,)
 
 
 class ImageError(ValueError):
@@ -97,16 +113,11 @@ def write_image(path: str | Path, display: Tensor, like: str | Path | None = Non
         with Image.open(like) as source:
             if exif := ImageOps.exif_transpose(source).getexif().tobytes():
                 options["exif"] = exif
-    partial = path.with_name(f".{path.stem}.part{path.suffix}")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(pixels).save(partial, **options)
-        partial.replace(path)
+        with atomic_write(path) as partial:
+            Image.fromarray(pixels).save(partial, **options)
     except (OSError, ValueError) as error:
         raise ImageError(f"{path}: could not be written ({getattr(error, 'strerror', None) or error})") from None
-    finally:
-        if partial.is_file():
-            partial.unlink()
 
 
 def to_model(display: Tensor) -> Tensor:
@@ -117,6 +128,31 @@ def to_model(display: Tensor) -> Tensor:
 def to_display(model_range: Tensor) -> Tensor:
     """The model's [-1, 1] -> [0, 1] display values, clipped."""
     return ((model_range + 1) / 2).clamp(0, 1)
+
+
+def pad_to_multiple(x: Float[Tensor, "b c h w"], multiple: int, dims: int = 2) -> Float[Tensor, "b c h2 w2"]:
+    """Mirror the right and lower border out to a multiple; tiny images repeat their last pixel instead."""
+    h, w = x.shape[-2:]
+    right, below = -w % multiple, (-h % multiple if dims == 2 else 0)
+    if right == below == 0:
+        return x
+    return F.pad(x, (0, right, 0, below), mode="reflect" if right < w and below < h else "replicate")
+
+
+def check_images(x: Tensor, channels: int) -> None:
+    """Raise ValueError unless x is float (b, channels, h, w), finite, in [-1, 1]."""
+    if x.ndim != 4 or x.shape[1] != channels:
+        raise ValueError(f"x must have shape (b, {channels}, h, w), got {tuple(x.shape)}")
+    if x.numel() == 0:
+        raise ValueError(f"x is empty: {tuple(x.shape)}")
+    if not x.is_floating_point():
+        raise ValueError(f"x must be floating point in [-1, 1], got {x.dtype}; divide by 127.5 and subtract 1")
+    if not torch.isfinite(x).all():
+        raise ValueError("x holds values that are not finite")
+    if x.abs().max() > 1.001:
+        raise ValueError(
+            f"x must lie in [-1, 1], got {float(x.min()):.3g} .. {float(x.max()):.3g}; display values need 2 * x - 1"
+        )
 
 
 # --- sharp pictures -----------------------------------------------------------------------------------------
@@ -141,13 +177,13 @@ class Contents:
         return len(self.images)
 
     def crops(self, draws: Draws, size: int, device: torch.device | str = "cpu") -> Tensor:
-        """(n, c, size, size) display values: picture, place, flips and quarter turns drawn from `draws`.
+        """(n, c, size, size) display values: picture, place, flips and quarter turns drawn from `draws`, on the CPU.
 
         Pictures smaller than `size` are mirrored outwards.
         """
-        which = draws.integers(len(self.images)).cpu()
-        place = draws.uniform(2).cpu()
-        turn = draws.integers(8).cpu()
+        which = draws.integers(len(self.images))
+        place = draws.uniform(2)
+        turn = draws.integers(8)
         cut = []
         for i, index in enumerate(which.tolist()):
             image = self.images[index] if self._stack is None else self._stack[index]
@@ -162,7 +198,7 @@ class Contents:
                 )
             crop = torch.rot90(crop, int(turn[i]) % 4, dims=(1, 2))
             cut.append(crop.flip(2) if turn[i] >= 4 else crop)
-        return torch.stack(cut).to(device).float() / 255
+        return upload(torch.stack(cut), torch.device(device)).float() / 255
 
 
 @cache
@@ -304,7 +340,7 @@ class SyntheticPairs:
 
     def crops(self, index: Tensor, size: int) -> tuple[Tensor, Tensor]:
         """(y0, x), both (n, c, size, size) in [-1, 1], for int64 indices (n,)."""
-        draws = Draws(self.seed, index.to(self.device))
+        draws = Draws(self.seed, index.cpu())  # what the pairs are is planned on the CPU, and made on the device
         motion = self.domain.motion
         margin = int(motion.length[1] / 2 + 2 + (0.02 * size if motion.rotates else 0))
         sharp = self.contents.crops(draws, size + 2 * margin, self.device)
@@ -312,123 +348,6 @@ class SyntheticPairs:
         if self.gray:
             y0, x = (image[:, 1:2] for image in (y0, x))  # green: what most of luma is
         return to_model(y0), to_model(x)
-
-
-class SignalPairs:
-    """One-dimensional pairs for the toy: signals of height 1, each blurred by one of some fixed kernels.
-
-    Args:
-        kernels: (m, k), k odd, each summing to 1.
-        count: how many distinct signals.
-        seed: of signals and pairs.
-        noise: standard deviation of white noise on the blurry signal.
-        content: "signals" (procedural), or "photos": rows of scikit-image's photographs.
-    """
-
-    def __init__(
-        self,
-        kernels: Tensor,
-        count: int = 1000,
-        seed: int = 0,
-        noise: float = 0.0,
-        content: str = "signals",
-        device: torch.device | str = "cpu",
-    ):
-        if content not in ("signals", "photos"):
-            raise ValueError(f"unknown content {content!r} of signals; known: signals, photos")
-        self.kernels, self.count, self.seed, self.noise, self.content = kernels, count, seed, noise, content
-        self.device = torch.device(device)
-        self.name = f"{count} {content}, {len(kernels)} kernel(s), seed {seed}"
-
-    def crops(self, index: Tensor, size: int) -> tuple[Tensor, Tensor]:
-        """(y0, x), both (n, 1, 1, size) in [-1, 1]."""
-        draws = Draws(self.seed, index.to(self.device))
-        margin = self.kernels.shape[-1] // 2
-        if self.content == "photos":
-            length = size + 2 * margin
-            signal = photo_contents().crops(draws, length, self.device)[:, 1:2, length // 2 : length // 2 + 1]  # green
-        else:
-            signal = render_signals(draws.integers(self.count), size + 2 * margin, self.seed)
-        kernel = self.kernels.to(self.device)[draws.integers(len(self.kernels))]
-        x = convolve(signal, kernel[:, None, :], padding="valid")
-        x = (x + self.noise * draws.normal(*x.shape[1:])).clamp(0, 1)
-        y0 = signal[..., margin : signal.shape[-1] - margin]
-        return to_model(y0), to_model(x)
-
-
-def box_kernels(*widths: int) -> Tensor:
-    """(m, k) box kernels of the given odd widths, zero-padded to the widest."""
-    size = max(widths)
-    if any(w % 2 == 0 or w < 1 for w in widths):
-        raise ValueError(f"box widths must be odd and positive, got {widths}")
-    kernels = torch.zeros(len(widths), size)
-    for row, width in zip(kernels, widths, strict=True):
-        row[(size - width) // 2 : (size + width) // 2] = 1 / width
-    return kernels
-
-
-class PairedImages:
-    """Real pairs from a folder. Layouts, tried in this order; files are matched by name:
-
-        GoPro:  SEQUENCE/blur/NAME + SEQUENCE/sharp/NAME   (`blur` chooses blur or blur_gamma)
-        flat:   blur/NAME + sharp/NAME, or input/NAME + target/NAME
-
-    Args:
-        folder: e.g. data/GOPRO_Large/train.
-        blur: name of the folders with blurry pictures, in the GoPro layout.
-        seed: of the crops.
-    Raises: ValueError if no pairs are found, or a blurry picture has no sharp one.
-    """
-
-    def __init__(self, folder: str | Path, blur: str = "blur", seed: int = 0, device: torch.device | str = "cpu"):
-        self.folder, self.seed, self.device = Path(folder), seed, torch.device(device)
-        if not self.folder.is_dir():
-            raise ValueError(f"{folder} is not a folder; see data_scripts/ for how to get the data")
-        self.paths: list[tuple[Path, Path]] = []
-        for blur_name, sharp_name in ((blur, "sharp"), ("input", "target")):
-            for blur_folder in sorted(p for p in self.folder.rglob(blur_name) if p.is_dir()):
-                self.paths += self._match(blur_folder, blur_folder.with_name(sharp_name))
-        if not self.paths:
-            raise ValueError(
-                f"no pairs below {folder}: expected SEQUENCE/{blur}/ beside SEQUENCE/sharp/, or input/ beside target/"
-            )
-        self.name = f"{len(self.paths)} pairs of {self.folder.name} ({blur})"
-
-    @staticmethod
-    def _match(blur_folder: Path, sharp_folder: Path) -> list[tuple[Path, Path]]:
-        blurry = picture_files(blur_folder)
-        missing = [p.name for p in blurry if not (sharp_folder / p.name).is_file()]
-        if missing:
-            raise ValueError(f"{sharp_folder} lacks {len(missing)} of {len(blurry)} pictures, the first: {missing[0]}")
-        return [(sharp_folder / p.name, p) for p in blurry]
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def image(self, i: int) -> tuple[Tensor, Tensor]:
-        """Whole pair number i: (y0, x), both (1, 3, h, w) in [-1, 1]."""
-        sharp, blurry = (read_image(path) for path in self.paths[i])
-        if sharp.shape != blurry.shape:
-            raise ImageError(
-                f"{self.paths[i][1]}: sizes of the pair differ, {tuple(sharp.shape)} and {tuple(blurry.shape)}"
-            )
-        return to_model(sharp)[None].to(self.device), to_model(blurry)[None].to(self.device)
-
-    def crops(self, index: Tensor, size: int) -> tuple[Tensor, Tensor]:
-        """(y0, x), both (n, 3, size, size): picture, place and mirroring drawn from (seed, index)."""
-        draws = Draws(self.seed, index.cpu())
-        which, place, flip = draws.integers(len(self)).tolist(), draws.uniform(2).tolist(), draws.integers(2).tolist()
-        cut = []
-        for i, (top, left), mirrored in zip(which, place, flip, strict=True):
-            pair = torch.cat(self.image(i))
-            h, w = pair.shape[-2:]
-            if min(h, w) < size:
-                raise ImageError(f"{self.paths[i][1]}: {h}x{w} is smaller than the crop of {size}")
-            top, left = int(top * (h - size + 1)), int(left * (w - size + 1))
-            pair = pair[..., top : top + size, left : left + size]
-            cut.append(pair.flip(-1) if mirrored else pair)
-        y0, x = torch.stack(cut, dim=1)
-        return y0, x
 
 
 @dataclass(frozen=True)

@@ -1,17 +1,25 @@
-"""How good is it, and how sure are we: metrics, paired intervals, the steps x noise grid."""
+"""How good is it, and how sure are we: metrics, intervals, the steps x noise grid, results files."""
 
-import dataclasses
+import hashlib
+import json
+import platform
+import re
+import shlex
+import sys
 import time
 from collections.abc import Callable
 from functools import cache
+from importlib import metadata
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from . import __version__
 from .data import Contents, Domain, Pairs, SyntheticPairs, get_domain, make_contents, other_content, to_display
+from .machine import atomic_write, synchronize
 from .model import Model
-from .sample import prepare, restore
-from .schedule import make_schedule
+from .sample import Setting, draw_samples, restore
 
 # --- metrics: (estimate, truth), both (n, c, h, w) display values in [0, 1] -> (n,) ---------------------------
 
@@ -29,13 +37,10 @@ def ssim(estimate: Tensor, truth: Tensor) -> Tensor:
     """Structural similarity (Wang 2004), Gaussian window 11x11, by torchmetrics; sides of at least 11 pixels."""
     from torchmetrics.functional.image import structural_similarity_index_measure
 
-    dtype = estimate.dtype
-    if estimate.device.type == "cuda":
-        # In fp32 cuDNN rounds to TF32, too coarse for a difference of squares: 0.89 in the place of 0.95. The CPU does not, and
-        # would take 15 times as long in double
-        estimate, truth = estimate.double(), truth.double()
-    found = structural_similarity_index_measure(estimate, truth, data_range=1.0, reduction="none")
-    return found.reshape(-1).to(dtype)
+    # In TF32, cuDNN's default, a difference of squares would lose its digits: 0.89 in the place of 0.95
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        found = structural_similarity_index_measure(estimate, truth, data_range=1.0, reduction="none")
+    return found.reshape(-1)
 
 
 @cache
@@ -130,7 +135,7 @@ def bootstrap_interval(values: Tensor, draws: int = 2000, seed: int = 0) -> tupl
         raise ValueError(f"values must have shape (n,) with n >= 2, got {tuple(values.shape)}")
     generator = torch.Generator().manual_seed(seed)
     picks = torch.randint(len(values), (draws, len(values)), generator=generator)
-    means = values.double().cpu()[picks].mean(dim=1)
+    means = values.cpu().double()[picks].mean(dim=1)
     low, high = torch.quantile(means, torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
     return low, high
 
@@ -148,7 +153,7 @@ def nested_interval(values: Tensor, draws: int = 2000, seed: int = 0) -> tuple[f
     # The same pictures for all trainings of a draw: they were tested on the same ones
     rows = torch.randint(trainings, (draws, trainings, 1), generator=generator)
     columns = torch.randint(pictures, (draws, 1, pictures), generator=generator)
-    means = values.double().cpu()[rows, columns].mean(dim=(1, 2))
+    means = values.cpu().double()[rows, columns].mean(dim=(1, 2))
     low, high = torch.quantile(means, torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
     return low, high
 
@@ -162,8 +167,8 @@ def sign_flip_p(values: Tensor) -> float:
     if values.ndim != 1 or not 1 <= len(values) <= 16:
         raise ValueError(f"values must have shape (n,), n from 1 to 16, got {tuple(values.shape)}")
     ways = torch.arange(2 ** len(values))[:, None] >> torch.arange(len(values)) & 1
-    sums = ((1 - 2 * ways) * values.double().cpu()).sum(dim=1).abs()
-    slack = 1e-9 * values.double().abs().sum()  # ways that are equally far out must not differ by rounding
+    sums = ((1 - 2 * ways) * values.cpu().double()).sum(dim=1).abs()
+    slack = 1e-9 * values.cpu().double().abs().sum()  # ways that are equally far out must not differ by rounding
     return float((sums >= sums[0] - slack).double().mean())  # the first way: as observed
 
 
@@ -195,23 +200,10 @@ def domain_pairs(
     return pairs
 
 
-@dataclasses.dataclass(frozen=True)
-class Setting:
-    """A sampler's setting, frozen before the test domains are looked at."""
-
-    sampler: str = "ancestral"
-    steps: int = 5
-    max_noise: float = 0.9
-    samples: int = 4  # the mean of so many is reported beside a single sample
-
-    def restore(self, model: Model, x: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """(one sample, mean of self.samples), both (b, c, h, w)."""
-        prepared = prepare(model, x)
-        draws = [
-            restore(model, x, self.sampler, self.steps, self.max_noise, generator=generator, prepared=prepared)
-            for _ in range(1 if model.config.kind == "regression" else self.samples)
-        ]
-        return draws[0], torch.stack(draws).mean(dim=0)
+def sample_and_mean(model: Model, x: Tensor, setting: Setting, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """(one sample, the mean of setting.samples of which it is the first), both (b, c, h, w)."""
+    samples = list(draw_samples(model, x, setting, generator))
+    return samples[0], torch.stack(samples).mean(dim=0)
 
 
 def evaluate(
@@ -245,8 +237,7 @@ def evaluate(
             outputs = {"blurry": x}
             for name, model in models.items():
                 generator = torch.Generator(device).manual_seed(TEST_SEED + int(index[0]))
-                one, mean = setting.restore(model, x, generator)
-                outputs[name] = one
+                outputs[name], mean = sample_and_mean(model, x, setting, generator)
                 if model.config.kind != "regression":
                     outputs[f"{name}-mean"] = mean
             for row, output in outputs.items():
@@ -312,16 +303,16 @@ def grid_search(
         for noise in max_noise:
             generator = torch.Generator(x.device).manual_seed(VALIDATION_SEED)
             start = time.perf_counter()
-            output = restore(model, x, sampler, n, noise, samples=samples, generator=generator)
-            if x.device.type == "cuda":
-                torch.cuda.synchronize(x.device)
+            setting = Setting(sampler, n, noise, samples=samples)
+            output = restore(model, x, setting, generator)
+            synchronize(x.device)
             seconds = (time.perf_counter() - start) / count
             scores = measure(output, y0, metrics)
             cells.append(
                 {
                     "steps": n,
                     "max_noise": noise,
-                    "alpha_bar_T": float(make_schedule("linear", n, noise).alpha_bar[-1]),
+                    "alpha_bar_T": float(setting.schedule().alpha_bar[-1]),
                     "seconds": round(seconds, 5),
                 }
                 | {m: round(sum(v) / count, 4) for m, v in scores.items()}
@@ -372,3 +363,49 @@ def markdown_table(results: dict, metric: str = "psnr") -> str:
             f"| {domain} | " + " | ".join(f"{c['mean']:.2f} ± {(c['high'] - c['low']) / 2:.2f}" for c in cells) + " |"
         )
     return "\n".join(lines)
+
+
+# --- results files: JSON written by commands, with all that says how they came about -----------------------------
+
+
+def provenance(command: list[str] | None = None) -> dict:
+    """What a results file must say about how it came about."""
+    packages = ("torch", "torchvision", "numpy", "torchmetrics", "lpips", "scikit-image")
+    installed = {d.metadata["Name"] for d in metadata.distributions()}
+    return {
+        "command": "python -m tinymsg " + shlex.join(sys.argv[1:] if command is None else command),
+        "tinymsg": __version__,
+        "python": platform.python_version(),
+        "packages": {name: metadata.version(name) for name in packages if name in installed},
+    }
+
+
+def write_results(path: str | Path, results: dict) -> None:
+    """Write a results file: JSON with a digest of its content, atomic, with non-finite numbers refused."""
+    text = json.dumps({"digest": _digest(results)} | results, indent=1, allow_nan=False)
+    # One list of numbers a line: readable differences between two versions of a file
+    with atomic_write(path) as partial:
+        partial.write_text(_compact_lists(text) + "\n")
+
+
+def _compact_lists(text: str) -> str:
+    # A line break stands between brackets, never within a string: there JSON writes \n
+    return re.sub(r"\[\n\s*([^\[\]{}]*?)\n\s*\]", lambda m: "[" + re.sub(r"\s*\n\s*", " ", m.group(1)) + "]", text)
+
+
+def read_results(path: str | Path) -> dict:
+    """Read what `write_results` wrote.
+
+    Raises: ValueError if it is not as the command wrote it.
+    """
+    results = json.loads(Path(path).read_text())
+    if results.pop("digest", None) != _digest(results):
+        raise ValueError(
+            f"{path} is not as a command wrote it: something was changed by hand; run its command again "
+            f"({results.get('command', 'not stated')})"
+        )
+    return results
+
+
+def _digest(results: dict) -> str:
+    return hashlib.sha256(json.dumps(results, sort_keys=True, allow_nan=False).encode()).hexdigest()

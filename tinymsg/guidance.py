@@ -8,33 +8,36 @@ understood is handed to the denoiser. All of it depends on x alone: computed onc
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
+from jaxtyping import Float
 from torch import Tensor
 
 from .unet import NO_FEATURES, Features, conv
 
 LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
 TARGETS = ("gray", "rgb", "none")
-INJECT = ("features", "structure", "blurry")
+INJECT = ("features", "structure")
 HOW = ("add", "concat", "both")
 _CONCAT_CHANNELS = 4  # a scale, where features (not the structure itself) are concatenated
 
 
-def to_gray(image: Tensor) -> Tensor:
-    """Luma of an RGB image, (b, 3, h, w) -> (b, 1, h, w); one channel passes unchanged."""
+def to_gray(image: Float[Tensor, "b c h w"]) -> Float[Tensor, "b 1 h w"]:
+    """Luma of an RGB image; one channel passes unchanged."""
     if image.shape[1] == 1:
         return image
     red, green, blue = image.split(1, dim=1)  # scalars, not a tensor: nothing to copy to the GPU
     return LUMA[0] * red + LUMA[1] * green + LUMA[2] * blue
 
 
-def downsample(image: Tensor, k: int) -> Tensor:
+def downsample(image: Float[Tensor, "b c h w"], k: int) -> Float[Tensor, "b c h_k w_k"]:
     """2^k times smaller, antialiased (phi_k of Ren 2023). Images of height 1 shrink along their width only."""
     h, w = image.shape[-2:]
     image = image.float()  # the antialiased kernel has no bf16 on the CPU
     return F.interpolate(image, size=(max(h >> k, 1), w >> k), mode="bilinear", antialias=True, align_corners=False)
 
 
-def structure_targets(y0: Tensor, scales: tuple[int, ...], target: str = "gray") -> list[Tensor]:
+def structure_targets(
+    y0: Float[Tensor, "b c h w"], scales: tuple[int, ...], target: str = "gray"
+) -> list[Float[Tensor, "b _ _ _"]]:
     """The sharp image as the guidance must predict it: one tensor a scale, gray or RGB."""
     y0 = to_gray(y0) if target != "rgb" else y0
     return [downsample(y0, k) for k in scales]
@@ -78,8 +81,7 @@ class MultiscaleGuidance(nn.Module):
         widths: the UNet's channels at each level; scale k joins level k.
         scales: which k, e.g. (1, 2, 3) as in the paper, (2, 3) for coarse ones only.
         target: what is regressed: "gray" (the paper's), "rgb", or "none" (no regression loss: the control).
-        inject: "features" of the last block (the paper's), the predicted "structure" itself, or the small "blurry"
-            image as it is, without any network (a control: is it the prediction that helps, or the smaller picture?).
+        inject: "features" of the last block (the paper's), or the predicted "structure" itself.
         how: "add" to the encoder (the paper's), "concat" to the UNet's input, or "both".
         stop_gradient: True cuts the denoiser's gradient, so that the branch learns from its own loss alone.
     Returns of a call on x (b, c, h, w) in [-1, 1]:
@@ -105,32 +107,30 @@ class MultiscaleGuidance(nn.Module):
                 raise ValueError(f"unknown guidance {name} {value!r}; known: {', '.join(known)}")
         if not scales or len(set(scales)) != len(scales) or not all(1 <= k < len(widths) for k in scales):
             raise ValueError(f"scales must be distinct and within 1 .. {len(widths) - 1}, got {scales}")
+        if stop_gradient and target == "none":
+            raise ValueError(
+                "stop_gradient with target 'none' leaves nothing for the guidance to learn from: change one"
+            )
         self.scales, self.target, self.inject, self.stop_gradient = tuple(scales), target, inject, stop_gradient
-        if inject == "blurry" and target != "none":
-            raise ValueError("inject='blurry' has no network that could predict a target: set target='none'")
         structure = 3 if target == "rgb" else 1
         outputs = 0 if target == "none" and inject == "features" else structure  # no weights that nothing trains
-        self.nets = nn.ModuleList()
-        if inject != "blurry":
-            self.nets.extend([StructureNet(outputs, width, blocks, dims) for _ in scales])
+        self.nets = nn.ModuleList([StructureNet(outputs, width, blocks, dims) for _ in scales])
         source = width if inject == "features" else structure
-        self.to_encoder = nn.ModuleList()
+        self.to_encoder, self.to_input = nn.ModuleList(), nn.ModuleList()
         if how in ("add", "both"):
             self.to_encoder.extend([conv(source, widths[k], dims, size=1) for k in scales])
-        self.to_input = nn.ModuleList()
         if how in ("concat", "both") and inject == "features":
             self.to_input.extend([conv(source, _CONCAT_CHANNELS, dims, size=1) for _ in scales])
         per_scale = _CONCAT_CHANNELS if inject == "features" else structure
         self.concat_channels = len(scales) * per_scale if how in ("concat", "both") else 0
 
-    def forward(self, x: Tensor) -> tuple[Features, tuple[Tensor, ...]]:
+    def forward(self, x: Float[Tensor, "b c h w"]) -> tuple[Features, tuple[Tensor, ...]]:
         gray = to_gray(x)
-        injected = [downsample(gray, k) for k in self.scales]
-        predictions = []
-        for i, net in enumerate(self.nets):  # none, where the blurry image itself is injected
-            hidden, prediction = net(injected[i])
+        injected, predictions = [], []
+        for k, net in zip(self.scales, self.nets, strict=True):
+            hidden, prediction = net(downsample(gray, k))
             source = hidden if self.inject == "features" else prediction
-            injected[i] = source.detach() if self.stop_gradient else source
+            injected.append(source.detach() if self.stop_gradient else source)
             predictions.append(prediction)
         add = {k: project(s) for k, s, project in zip(self.scales, injected, self.to_encoder, strict=False)}
         concat = None

@@ -1,4 +1,4 @@
-"""One typed configuration, the model that it describes, and weights on disk."""
+"""The configurations of a network and of its training, the model, and weights on disk."""
 
 import dataclasses
 import json
@@ -8,37 +8,35 @@ from pathlib import Path
 
 import torch
 import torch.nn as nn
-import torch.nn.functional as F
+from jaxtyping import Float
 from torch import Tensor
 
-from .guidance import MultiscaleGuidance, NoGuidance, downsample
-from .results import read_results
-from .schedule import SCHEDULES, Schedule, make_schedule
+from .guidance import MultiscaleGuidance, NoGuidance
+from .machine import atomic_write
 from .unet import UNet
 
 WEIGHTS = Path(__file__).parent / "weights"
 KINDS = ("diffusion", "regression")
 PREDICTIONS = ("eps", "x0", "v")
-LOSSES = ("l1", "l2")
 PRECISIONS = ("auto", "fp32", "bf16")
-WITHHELD = ("zeros", "coarse")
+LOSSES = ("l1", "l2")
+COMPILE = ("", "default", "reduce-overhead", "max-autotune")
+Denoise = Callable[[Tensor, Tensor], Tensor]  # (z_t, noise_level) -> z0_hat
 
 
 @dataclass(frozen=True)
-class Config:
-    """Everything that decides what a model is and how it was trained. An unknown key is an error.
+class ModelConfig:
+    """Everything that decides what a network is. Saved with its weights; an unknown key is an error.
 
-    The paper's own values of width, steps, schedule, loss norm and learning rate were not available to us: those
-    below are our choice unless a source is given.
+    The paper's own widths and depths were not available to us: those below are our choice unless a source is given.
     """
 
-    # What the network is
     kind: str = "diffusion"  # or "regression": the same UNet without noise, a baseline
     dims: int = 2  # 2 images, 1 signals of height 1
     channels: int = 3  # of the image
     widths: tuple[int, ...] = (32, 64, 128, 128)  # channels a resolution; DvSR: c, 2c, 3c, 4c with c = 32
     blocks: int = 1  # residual blocks a resolution
-    dropout: float = 0.0
+    precision: str = "auto"  # bf16 where the processor has units for it, else fp32 (TF32 in a GPU's convolutions)
 
     # What it predicts: Ren 2023 predicts eps of the image itself; small budgets need x0 or v of the residual
     predict: str = "x0"
@@ -48,20 +46,50 @@ class Config:
     # Guidance (Ren 2023)
     scales: tuple[int, ...] = (1, 2, 3)  # k of 2^k; () is the plain icDPM; the paper: three
     target: str = "gray"  # regression target: gray (paper), rgb, none
-    inject: str = "features"  # features (paper), structure, or blurry (a control)
+    inject: str = "features"  # features (paper), structure
     how: str = "add"  # add (paper), concat, both
     stop_gradient: bool = False  # paper: joint, end to end
     guidance_width: int = 32
     guidance_blocks: int = 3  # residual blocks a scale
-    guidance_weight: float = 1.0  # lambda of loss = L_denoise + lambda * sum_k mse_k
-    head_start: int = 0  # first optimiser steps, in which the guidance learns alone; paper: none
-    withhold: float = 0.0  # share of training pairs whose blurry image only the guidance sees; 1: always, also at test
-    withhold_as: str = "zeros"  # what the denoiser sees of it then: zeros, or the image coarse, 8 times smaller
 
-    # Forward process in training (SR3 / WaveGrad form: continuous levels of a long linear schedule)
-    noise_schedule: str = "linear"
-    noise_steps: int = 2000
-    noise_max: float = 0.01  # beta_T; alpha_bar_T = 4e-5
+    def __post_init__(self):
+        choices = {"kind": KINDS, "predict": PREDICTIONS, "precision": PRECISIONS, "dims": (1, 2)}
+        for name, known in choices.items():
+            if getattr(self, name) not in known:
+                raise ValueError(f"unknown {name} {getattr(self, name)!r}; known: {', '.join(map(str, known))}")
+        if self.kind == "regression" and self.predict != "x0":
+            raise ValueError("a regression model predicts the image: set predict='x0'")
+        for name in ("blocks", "channels"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+
+    @property
+    def multiple(self) -> int:
+        """Sides of an image must be multiples of this."""
+        return 2 ** (len(self.widths) - 1)
+
+    def to_dict(self) -> dict:
+        """For a file's header."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict) -> "ModelConfig":
+        """Rebuild a saved configuration; raises ValueError on a key that this version does not know."""
+        return from_known(cls, values)
+
+
+def from_known(cls, values: dict):
+    """A configuration from a saved dictionary; lists become tuples. Raises: ValueError on an unknown key."""
+    known = {field.name for field in dataclasses.fields(cls)}
+    unknown = sorted(set(values) - known)
+    if unknown:
+        raise ValueError(f"unknown configuration keys: {', '.join(unknown)}; known: {', '.join(sorted(known))}")
+    return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How a network is trained. The paper's steps, schedule, loss norm and learning rate were not available to us."""
 
     # Data
     content: str = "scenes"  # a name in data.CONTENTS, or a folder of sharp pictures
@@ -69,8 +97,13 @@ class Config:
     domain: str = "gopro_like"  # a name in data.DOMAINS
     crop: int = 64  # pixels
 
-    # Optimisation
+    # Loss, and the forward process: continuous levels of a long linear schedule (SR3, WaveGrad)
     loss: str = "l1"  # of the denoising loss
+    guidance_weight: float = 1.0  # lambda of loss = L_denoise + lambda * sum_k mse_k
+    noise_steps: int = 2000
+    noise_max: float = 0.01  # beta_T; alpha_bar_T = 4e-5
+
+    # Optimisation
     steps: int = 6000  # optimiser steps
     batch: int = 16  # crops a step, in all: over every process and micro-batch
     accumulate: int = 1  # micro-batches a step on each process: less memory, the same gradients
@@ -80,106 +113,61 @@ class Config:
     ema: float = 0.999  # decay a step, the evaluated weights
     clip: float = 1.0  # gradient norm of the denoiser
     clip_guidance: float = 1.0  # and of the guidance net, clipped on its own
-    precision: str = "auto"  # bf16 where the processor computes it faster, else fp32 (TF32 in a GPU's convolutions)
-    compile: bool = False  # torch.compile of the training forward pass
-    cuda_graph: bool = (
-        False  # record the passes of a step once, and replay them: for small batches on a GPU; not with compile
-    )
+    compile: str = ""  # mode of torch.compile: "" is off; "reduce-overhead" records CUDA graphs
     seed: int = 0
 
     def __post_init__(self):
-        choices = {
-            "kind": KINDS,
-            "predict": PREDICTIONS,
-            "loss": LOSSES,
-            "precision": PRECISIONS,
-            "dims": (1, 2),
-            "noise_schedule": tuple(SCHEDULES),
-            "withhold_as": WITHHELD,
-        }
-        for name, known in choices.items():
+        for name, known in (("loss", LOSSES), ("compile", COMPILE)):
             if getattr(self, name) not in known:
-                raise ValueError(f"unknown {name} {getattr(self, name)!r}; known: {', '.join(map(str, known))}")
-        if self.kind == "regression" and self.predict != "x0":
-            raise ValueError("a regression model predicts the image: set predict='x0'")
-        for name in ("steps", "batch", "accumulate", "crop", "blocks", "channels", "content_count"):
+                raise ValueError(f"unknown {name} {getattr(self, name)!r}; known: {', '.join(map(repr, known))}")
+        for name in ("steps", "batch", "accumulate", "crop", "content_count"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if not 0 <= self.withhold <= 1:
-            raise ValueError(f"withhold is a share of the training pairs, 0 to 1, got {self.withhold}")
-        if self.head_start and (not self.scales or self.target == "none"):
-            raise ValueError("head_start lets the guidance learn first: it needs scales and a target to learn")
-        if self.cuda_graph and self.compile:
+        if self.compile == "reduce-overhead" and self.accumulate > 1:
             raise ValueError(
-                "cuda_graph records the kernels of the uncompiled model: set compile or cuda_graph, not both"
+                "a recorded pass writes its gradients where the last one did: accumulate must be 1 with "
+                "compile='reduce-overhead'"
             )
         if self.batch % self.accumulate:
             raise ValueError(
                 f"accumulate must divide batch: {self.batch} crops do not part into {self.accumulate} micro-batches"
             )
-        if self.crop % 2 ** (len(self.widths) - 1):
-            raise ValueError(f"crop must be a multiple of {2 ** (len(self.widths) - 1)}, got {self.crop}")
 
-    @classmethod
-    def from_dict(cls, values: dict) -> "Config":
-        """Rebuild a saved configuration; raises ValueError on a key that this version does not know."""
-        known = {field.name for field in dataclasses.fields(cls)}
-        unknown = sorted(set(values) - known)
-        if unknown:
-            raise ValueError(f"unknown configuration keys: {', '.join(unknown)}; known: {', '.join(sorted(known))}")
-        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+
+@dataclass(frozen=True)
+class Recipe:
+    """What is trained, and how."""
+
+    network: ModelConfig = ModelConfig()
+    training: TrainConfig = TrainConfig()
+
+    def __post_init__(self):
+        if self.training.crop % self.network.multiple:
+            raise ValueError(f"crop must be a multiple of {self.network.multiple}, got {self.training.crop}")
+
+    def change(self, **changes) -> "Recipe":
+        """The same with other settings, each in the part that has it. Raises: ValueError for one that none has."""
+        parts = {}
+        for name in ("network", "training"):
+            fields = {field.name for field in dataclasses.fields(getattr(self, name))}
+            mine = {key: changes.pop(key) for key in sorted(fields & changes.keys())}
+            parts[name] = dataclasses.replace(getattr(self, name), **mine)
+        if changes:
+            raise ValueError(f"unknown setting {next(iter(changes))!r}; known: {', '.join(self.settings())}")
+        return Recipe(**parts)
+
+    def settings(self) -> dict:
+        """All settings by name, of both parts."""
+        return dataclasses.asdict(self.network) | dataclasses.asdict(self.training)
 
     def to_dict(self) -> dict:
+        """For files: {"network": ..., "training": ...}."""
         return dataclasses.asdict(self)
 
-
-# A profile changes numbers, never a code path
-PROFILES: dict[str, dict] = {
-    "cpu": {},
-    "gpu": {
-        "widths": (64, 128, 192, 256),
-        "blocks": 2,
-        "crop": 128,
-        "batch": 64,
-        "steps": 60_000,
-        "lr": 4e-4,
-        "compile": True,
-    },
-    # Full GoPro training. Behind each value its source, or "ours" for our choice. The texts of Ren 2023 and of DvSR
-    # (Whang 2022) gave us no loss norm, batch, rate, EMA or number of steps: those are ours, and untested at this length
-    "full": {
-        "widths": (32, 64, 96, 128),  # DvSR, Fig. 10: c, 2c, 3c, 4c; c = 32 as said of its denoiser
-        "blocks": 3,
-        "dropout": 0.0,  # ours: 6.2 M parameters, DvSR's denoiser has about 7 M
-        "predict": "eps",
-        "residual": False,  # Ren 2023, Fig. 2: eps, of the sharp image itself
-        "scales": (1, 2, 3),  # three by a published summary of Ren 2023; its own text was not seen
-        "target": "gray",
-        "inject": "features",
-        "how": "add",
-        "stop_gradient": False,  # Ren 2023, Figs. 3 and 12
-        "guidance_width": 64,
-        "guidance_blocks": 3,
-        "guidance_weight": 1.0,  # ours
-        "noise_schedule": "linear",
-        "noise_steps": 2000,
-        "noise_max": 0.01,  # levels: SR3, WaveGrad; values: ours
-        "content": "gopro",  # Ren 2023; the pictures themselves come with --data gopro
-        "crop": 128,  # ours
-        "batch": 256,
-        "steps": 1_000_000,  # ours, after SR3 (Saharia 2021): 256 M crops
-        "accumulate": 1,  # for an 80 GB card; `train --estimate --profile full` says what fits others
-        "loss": "l1",  # ours, after WaveGrad (Chen 2021)
-        "lr": 1e-4,
-        "warmup": 10_000,
-        "weight_decay": 0.0,  # ours: SR3's rate and warm-up; the cosine after it is ours
-        "ema": 0.9999,  # ours, after Ho 2020
-        "clip": 1.0,
-        "clip_guidance": 1.0,  # ours
-        "precision": "auto",
-        "compile": True,  # ours: speed alone
-    },
-}
+    @classmethod
+    def from_dict(cls, values: dict) -> "Recipe":
+        """Rebuild a saved one. Raises: ValueError on a key that this version does not know."""
+        return cls(ModelConfig.from_dict(values["network"]), from_known(TrainConfig, values["training"]))
 
 
 class Model(nn.Module):
@@ -188,59 +176,46 @@ class Model(nn.Module):
     What is diffused is called z: the sharp image y0, or the residual residual_scale * (y0 - x).
     """
 
-    def __init__(self, config: Config):
+    def __init__(self, config: ModelConfig):
         super().__init__()
-        self.config = config
-        if config.scales:
+        c = self.config = config
+        self.guidance: MultiscaleGuidance | NoGuidance = NoGuidance()
+        if c.scales:
             self.guidance = MultiscaleGuidance(
-                config.widths,
-                config.scales,
-                config.target,
-                config.inject,
-                config.how,
-                config.stop_gradient,
-                config.guidance_width,
-                config.guidance_blocks,
-                config.dims,
+                c.widths,
+                c.scales,
+                c.target,
+                c.inject,
+                c.how,
+                c.stop_gradient,
+                c.guidance_width,
+                c.guidance_blocks,
+                c.dims,
             )
-        else:
-            self.guidance = NoGuidance()
-        self.unet = UNet(
-            config.channels, config.widths, config.blocks, config.dropout, self.guidance.concat_channels, config.dims
-        )
+        self.unet = UNet(c.channels, c.widths, c.blocks, self.guidance.concat_channels, c.dims)
 
     @property
     def multiple(self) -> int:
-        return self.unet.multiple
-
-    def training_schedule(self) -> Schedule:
-        return make_schedule(self.config.noise_schedule, self.config.noise_steps, self.config.noise_max)
+        return self.config.multiple
 
     def forward(
-        self, z_t: Tensor, x: Tensor, noise_level: Tensor, hidden: Tensor | None = None
-    ) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """(network output, guidance predictions): one training pass; hidden as in `conceal`."""
+        self, z_t: Float[Tensor, "b c h w"], x: Float[Tensor, "b c h w"], noise_level: Float[Tensor, " b"]
+    ) -> tuple[Float[Tensor, "b c h w"], tuple[Tensor, ...]]:
+        """(network output, guidance predictions): one training pass."""
         features, predictions = self.guidance(x)
-        return self.unet(z_t, self.conceal(x, hidden), noise_level, features), predictions
+        return self.unet(z_t, x, noise_level, features), predictions
 
-    def conceal(self, x: Tensor, hidden: Tensor | None) -> Tensor:
-        """What the denoiser sees of the blurry x (b, c, h, w): hidden (b,) bool marks images that are withheld."""
-        if hidden is None:
-            return x
-        blank = torch.zeros_like(x)
-        if self.config.withhold_as == "coarse":
-            blank = F.interpolate(downsample(x, 3), size=x.shape[-2:], mode="bilinear").to(x.dtype)
-        return torch.where(hidden[:, None, None, None], blank, x)
-
-    def encode(self, y0: Tensor, x: Tensor) -> Tensor:
+    def encode(self, y0: Float[Tensor, "b c h w"], x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
         """Sharp image -> z0."""
         return self.config.residual_scale * (y0 - x) if self.config.residual else y0
 
-    def decode(self, z0: Tensor, x: Tensor) -> Tensor:
+    def decode(self, z0: Float[Tensor, "b c h w"], x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
         """z0 -> sharp image, clipped to [-1, 1]."""
         return (x + z0 / self.config.residual_scale if self.config.residual else z0).clamp(-1, 1)
 
-    def target(self, z0: Tensor, eps: Tensor, noise_level: Tensor) -> Tensor:
+    def target(
+        self, z0: Float[Tensor, "b c h w"], eps: Float[Tensor, "b c h w"], noise_level: Float[Tensor, " b"]
+    ) -> Float[Tensor, "b c h w"]:
         """What the network is asked for: eps (Ho 2020), z0, or v = level eps - sqrt(1-level^2) z0 (Salimans 2022)."""
         if self.config.predict == "eps":
             return eps
@@ -249,7 +224,9 @@ class Model(nn.Module):
         level = noise_level[:, None, None, None]
         return level * eps - torch.sqrt(1 - level**2) * z0
 
-    def predict_z0(self, output: Tensor, z_t: Tensor, noise_level: Tensor) -> Tensor:
+    def predict_z0(
+        self, output: Float[Tensor, "b c h w"], z_t: Float[Tensor, "b c h w"], noise_level: Float[Tensor, " b"]
+    ) -> Float[Tensor, "b c h w"]:
         """z0_hat from the network's output, whatever was asked for: the inverse of `target`."""
         if self.config.predict == "x0":
             return output
@@ -259,33 +236,28 @@ class Model(nn.Module):
             return (z_t - noise * output) / level
         return level * z_t - noise * output
 
-    def denoiser(self, x: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
-        """eps_fn(z_t, noise_level) -> eps_hat for the samplers, with the guidance of x computed once.
+    def denoiser(self, x: Float[Tensor, "b c h w"]) -> Denoise:
+        """denoise(z_t, noise_level) -> z0_hat for the samplers, with the guidance of x computed once.
 
-        The image that eps_hat implies is clipped to [-1, 1] (Ho 2020, Sec. 3.2's reverse process on data in
-        that range); the returned eps_hat agrees with the clipped image.
+        The image that z0_hat stands for is clipped to [-1, 1], as the data are (Ho 2020, Sec. 3.2). A regression model
+        sees neither noise nor its level.
         """
         features, _ = self.guidance(x)
-        always = torch.ones(len(x), dtype=torch.bool, device=x.device) if self.config.withhold == 1 else None
-        seen = self.conceal(x, always)
 
-        def eps_fn(z_t: Tensor, noise_level: Tensor) -> Tensor:
-            if self.config.kind == "regression":  # sees neither noise nor its level
-                output = self.unet(torch.zeros_like(z_t), seen, torch.zeros_like(noise_level), features)
-            else:
-                output = self.unet(z_t, seen, noise_level, features)
+        def denoise(z_t: Tensor, noise_level: Tensor) -> Tensor:
+            if self.config.kind == "regression":
+                z_t, noise_level = torch.zeros_like(z_t), torch.zeros_like(noise_level)
+            output = self.unet(z_t, x, noise_level, features)
             z0_hat = self.predict_z0(output.float(), z_t, noise_level)
-            z0_hat = self.encode(self.decode(z0_hat, x), x)
-            level = noise_level[:, None, None, None]
-            return (z_t - level * z0_hat) / torch.sqrt(1 - level**2)
+            return self.encode(self.decode(z0_hat, x), x)
 
-        return eps_fn
+        return denoise
 
 
-def build_model(config: Config) -> Model:
-    """The model of a configuration, initialised from its seed, on the CPU."""
+def build_model(config: ModelConfig, seed: int = 0) -> Model:
+    """The model of a configuration, its random weights drawn from the seed, on the CPU."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed)
+        torch.manual_seed(seed)
         return Model(config)
 
 
@@ -294,7 +266,7 @@ def count_parameters(model: nn.Module) -> int:
     return sum(p.numel() for p in model.parameters())
 
 
-def plain_twin(config: Config, kind: str = "diffusion") -> Config:
+def plain_twin(config: ModelConfig, kind: str = "diffusion") -> ModelConfig:
     """The same network without guidance and with as many parameters, for a fair comparison.
 
     The coarsest level is widened, 8 channels at a time, until the twin has at least as many parameters as the
@@ -308,15 +280,16 @@ def plain_twin(config: Config, kind: str = "diffusion") -> Config:
     return twin
 
 
+# --- weights on disk ----------------------------------------------------------------------------------------
+
+
 def save_model(model: Model, path: str | Path) -> None:
-    """Write weights as float16 safetensors, with the configuration in the header; atomic."""
+    """Write weights as float16 safetensors, with the network's configuration in the header; atomic."""
     from safetensors.torch import save
 
-    path = Path(path)
     state = {name: value.detach().cpu().to(torch.float16).contiguous() for name, value in model.state_dict().items()}
-    partial = path.with_name(path.name + ".part")
-    partial.write_bytes(save(state, metadata={"config": json.dumps(model.config.to_dict())}))
-    partial.replace(path)
+    with atomic_write(path) as partial:
+        partial.write_bytes(save(state, metadata={"config": json.dumps(model.config.to_dict())}))
 
 
 def load_model(path: str | Path, device: str | torch.device = "cpu") -> Model:
@@ -332,13 +305,13 @@ def load_model(path: str | Path, device: str | torch.device = "cpu") -> Model:
     try:
         with safe_open(path, framework="pt") as file:
             config = (file.metadata() or {}).get("config")
-            state = {name: file.get_tensor(name).float() for name in file.keys()}
+            state = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118
     except SafetensorError as error:
         raise ValueError(f"{path} is not a readable safetensors file: {error}") from error
     if config is None:
         raise ValueError(f"{path} has no tinymsg configuration in its header: it was not written by save_model")
     try:
-        model = Model(Config.from_dict(json.loads(config)))
+        model = Model(ModelConfig.from_dict(json.loads(config)))
         model.load_state_dict(state)
     except (RuntimeError, TypeError) as error:
         raise ValueError(
@@ -352,15 +325,22 @@ def pretrained_names() -> list[str]:
     return sorted(path.stem for path in WEIGHTS.glob("*.safetensors"))
 
 
+def weights_path(name: str | Path) -> Path:
+    """The file of shipped weights; the path of a file stays as it is."""
+    return WEIGHTS / f"{name}.safetensors" if str(name) in pretrained_names() else Path(name)
+
+
 def pretrained(name: str, device: str | torch.device = "cpu") -> Model:
     """A shipped model by name; see `pretrained_names`."""
-    if name not in pretrained_names():
-        raise ValueError(f"unknown weights {name!r}; shipped: {', '.join(pretrained_names())}")
-    return load_model(WEIGHTS / f"{name}.safetensors", device)
+    return load_model(_shipped(name, "safetensors"), device)
 
 
 def model_card(name: str) -> dict:
     """The card of shipped weights: command, data, steps, scores, SHA-256."""
+    return json.loads(_shipped(name, "json").read_text())
+
+
+def _shipped(name: str, suffix: str) -> Path:
     if name not in pretrained_names():
         raise ValueError(f"unknown weights {name!r}; shipped: {', '.join(pretrained_names())}")
-    return read_results(WEIGHTS / f"{name}.json")
+    return WEIGHTS / f"{name}.{suffix}"

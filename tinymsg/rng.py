@@ -4,10 +4,13 @@ A data set whose pair number 17 is always the same pair, on a laptop or on a GPU
 needs random numbers without a hidden state. `Draws` hashes (seed, index, call, element) with SplitMix64.
 """
 
+import copy
 import math
 
 import torch
 from torch import Tensor
+
+from .machine import upload
 
 _GOLDEN = 0x9E3779B97F4A7C15 - (1 << 64)  # 2^64 / golden ratio, as a signed integer
 _MUL_1 = 0xBF58476D1CE4E5B9 - (1 << 64)
@@ -39,12 +42,18 @@ class Draws:
         if index.dtype != torch.int64 or index.ndim != 1:
             raise ValueError(f"index must be int64 of shape (n,), got {index.dtype} of shape {tuple(index.shape)}")
         seed = (seed + 2**63) % 2**64 - 2**63  # wrapped, as the products below are
-        seed_key = _mix(torch.tensor([seed], dtype=torch.int64, device=index.device) * _GOLDEN)
+        seed_key = int(_mix(torch.tensor([seed], dtype=torch.int64) * _GOLDEN))  # on the CPU: nobody waits for a GPU
         self._key = _mix(index * _GOLDEN + seed_key)
 
     @property
     def device(self) -> torch.device:
         return self._key.device
+
+    def on(self, device: torch.device) -> "Draws":
+        """The same stream from here on, drawn on another device."""
+        twin = copy.copy(self)
+        twin._key = upload(self._key, device)
+        return twin
 
     def __len__(self) -> int:
         return len(self._key)

@@ -85,27 +85,3 @@ def render_scenes(index: Tensor, size: int, seed: int = 0) -> Tensor:
         alpha = (0.5 - distance).clamp(0, 1)[:, None]  # one-pixel antialiased edge
         canvas = torch.lerp(canvas, _paint(draws, u, v), alpha)
     return canvas.clamp(0, 1)
-
-
-def render_signals(index: Tensor, length: int = 128, seed: int = 0) -> Tensor:
-    """One-dimensional scenes for the toy of lessons 02 to 04: piecewise constant pieces and ramps.
-
-    Args:
-        index: int64 (n,).
-        length: samples a signal, at least 16.
-    Returns: float32 (n, 1, 1, length) in [0, 1]: images of height 1, so that the 2-D code serves them.
-    """
-    if length < 16:
-        raise ValueError(f"length must be at least 16 samples, got {length}")
-    draws = Draws(seed, index)
-    pieces = 12
-    gaps = draws.uniform(pieces, low=0.2, high=1.8)
-    edges = (gaps.cumsum(dim=1) / gaps.sum(dim=1, keepdim=True) * length)[:, :, None]
-    position = torch.arange(length, device=index.device) + 0.5
-    piece = (position > edges).sum(dim=1)  # n, length: which piece a sample lies in
-    start = torch.cat([torch.zeros_like(edges[:, :1, 0]), edges[:, :, 0]], dim=1).gather(1, piece)
-    level = draws.uniform(pieces + 1, low=0.1, high=0.9).gather(1, piece)
-    is_ramp = (draws.uniform(pieces + 1) < 0.35).gather(1, piece)
-    slope = draws.uniform(pieces + 1, low=-4.0, high=4.0).gather(1, piece)
-    signal = level + torch.where(is_ramp, slope * (position - start) / length, 0.0)
-    return signal.clamp(0, 1)[:, None, None]

@@ -6,26 +6,25 @@ Arrays over time have length T + 1 and alpha_bar[0] = 1, so that `t` in the code
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 
-def _column(values: Tensor, like: Tensor) -> Tensor:
-    """(b,) -> (b, 1, 1, 1), on the device of `like`."""
-    return values.to(like.device)[:, None, None, None]
-
-
-def q_sample(y0: Tensor, noise_level: Tensor, eps: Tensor) -> Tensor:
+def q_sample(
+    y0: Float[Tensor, "b c h w"], noise_level: Float[Tensor, " b"], eps: Float[Tensor, "b c h w"]
+) -> Float[Tensor, "b c h w"]:
     """Draw y_t from q(y_t | y_0) (Ho 2020, eq. 4).
 
     Args:
-        y0, eps: (b, c, h, w); eps standard normal.
-        noise_level: (b,), sqrt(alpha_bar) in [0, 1]: 1 is the clean image, 0 is pure noise.
+        eps: standard normal.
+        noise_level: sqrt(alpha_bar) in [0, 1]: 1 is the clean image, 0 is pure noise.
     """
-    noise_level = _column(noise_level, y0)
-    return noise_level * y0 + torch.sqrt(1 - noise_level**2) * eps
+    a = noise_level.to(y0.device)[:, None, None, None]
+    return a * y0 + torch.sqrt(1 - a**2) * eps
 
 
 @dataclass(frozen=True)
@@ -36,7 +35,7 @@ class Schedule:
         alpha_bar: (T + 1,), strictly falling from alpha_bar[0] = 1 to alpha_bar[T] >= 1e-60.
     """
 
-    alpha_bar: Tensor
+    alpha_bar: Float[Tensor, " T_plus_1"]
 
     def __post_init__(self):
         ab = self.alpha_bar
@@ -52,58 +51,51 @@ class Schedule:
     def T(self) -> int:
         return len(self.alpha_bar) - 1
 
-    def on(self, device: torch.device | str) -> "Schedule":
-        """The same schedule in a device's memory, for training there: random levels then cost no copy and no waiting."""
-        return Schedule(self.alpha_bar.to(device))
-
     @property
-    def noise_level(self) -> Tensor:
-        """(T + 1,) sqrt(alpha_bar): what the network is told (Chen 2021, WaveGrad, Sec. 2.2)."""
+    def noise_level(self) -> Float[Tensor, " T_plus_1"]:
+        """sqrt(alpha_bar): what the network is told (Chen 2021, WaveGrad, Sec. 2.2)."""
         return self.alpha_bar.sqrt()
 
     @property
-    def beta(self) -> Tensor:
-        """(T + 1,) beta_t = 1 - alpha_bar_t / alpha_bar_{t-1}; beta[0] = 0."""
+    def beta(self) -> Float[Tensor, " T_plus_1"]:
+        """beta_t = 1 - alpha_bar_t / alpha_bar_{t-1}; beta[0] = 0."""
         beta = torch.zeros_like(self.alpha_bar)
         beta[1:] = 1 - self.alpha_bar[1:] / self.alpha_bar[:-1]
         return beta
 
-    def posterior(self, t: int, y_t: Tensor, y0_hat: Tensor) -> tuple[Tensor, float]:
-        """Mean and variance of q(y_{t-1} | y_t, y_0) (Ho 2020, eqs. 6 and 7).
-
-        Args:
-            t: 1 .. T.
-            y_t, y0_hat: any equal shape.
-        """
+    def posterior(
+        self, t: int, y_t: Float[Tensor, "*shape"], y0_hat: Float[Tensor, "*shape"]
+    ) -> tuple[Float[Tensor, "*shape"], float]:
+        """Mean and variance of q(y_{t-1} | y_t, y_0), t = 1 .. T (Ho 2020, eqs. 6 and 7)."""
         ab, ab_before, beta = float(self.alpha_bar[t]), float(self.alpha_bar[t - 1]), float(self.beta[t])
         mean = (math.sqrt(ab_before) * beta * y0_hat + math.sqrt(1 - beta) * (1 - ab_before) * y_t) / (1 - ab)
         return mean, (1 - ab_before) / (1 - ab) * beta
 
-    def random_noise_level(self, batch: int, generator: torch.Generator | None = None) -> Tensor:
-        """Continuous noise levels for training: a random step, then uniform between its two ends.
+    def random_noise_level(self, batch: int, generator: torch.Generator | None = None) -> Float[Tensor, " batch"]:
+        """Continuous noise levels for training: a random step, then uniform between its two ends (Chen 2021, Alg. 1).
 
-        (Chen 2021, WaveGrad, Alg. 1.) A network that has seen every level in between can be sampled later with
-        any number of steps. Returns (batch,) float32 on the generator's device (CPU without one).
+        A network that has seen every level in between can be sampled later with any number of steps.
+
+        Args:
+            generator: of the CPU, where the levels are drawn: not every GPU has float64.
         """
-        device = generator.device if generator is not None else "cpu"
-        level = self.noise_level.to(device)
-        t = torch.randint(1, self.T + 1, (batch,), generator=generator, device=device)
-        share = torch.rand(batch, generator=generator, device=device, dtype=level.dtype)
-        return (level[t] + share * (level[t - 1] - level[t])).float()
+        level = self.noise_level
+        t = torch.randint(1, self.T + 1, (batch,), generator=generator)
+        fraction = torch.rand(batch, generator=generator, dtype=level.dtype)
+        return (level[t] + fraction * (level[t - 1] - level[t])).float()
 
 
-def linear(steps: int, max_noise: float = 0.02, min_noise: float = 1e-6) -> Schedule:
-    """beta_t rises linearly to max_noise (Ho 2020, Sec. 4; at inference with few steps DvSR, supplement Sec. 6).
+def linear(steps: int, max_noise: float = 0.02, min_noise: float | None = None) -> Schedule:
+    """beta_t rises linearly to max_noise (Ho 2020, Sec. 4; with few steps DvSR, supplement Sec. 6).
 
     Args:
         steps: T, at least 1.
         max_noise: beta_T, in (0, 1). DvSR searches 0.01 .. 0.5 at 10 .. 500 steps.
-        min_noise: beta_1 (for T = 1 only max_noise counts), DvSR's 1e-6.
+        min_noise: beta_1. None: max_noise / T, so that a short chain's last evaluation still has noise to take away.
+            With DvSR's 1e-6 it meets a picture with a noise of 0.001, and does nothing.
     """
     _check(steps, max_noise)
-    beta = torch.linspace(min(min_noise, max_noise), max_noise, steps, dtype=torch.float64)
-    beta[-1] = max_noise
-    return Schedule(torch.cat([torch.ones(1, dtype=torch.float64), torch.cumprod(1 - beta, dim=0)]))
+    return Schedule(_cumulative(_linear_betas(steps, max_noise, min_noise)))
 
 
 def max_noise_for(steps: int, alpha_bar_T: float) -> float:
@@ -113,9 +105,8 @@ def max_noise_for(steps: int, alpha_bar_T: float) -> float:
     low, high = 1e-7, 1 - 1e-7
     for _ in range(60):
         middle = (low + high) / 2
-        beta = torch.linspace(min(1e-6, middle), middle, steps, dtype=torch.float64)
-        beta[-1] = middle
-        low, high = (middle, high) if float(torch.log1p(-beta).sum()) > math.log(alpha_bar_T) else (low, middle)
+        too_clean = float(torch.log1p(-_linear_betas(steps, middle)).sum()) > math.log(alpha_bar_T)
+        low, high = (middle, high) if too_clean else (low, middle)
     return low
 
 
@@ -124,8 +115,18 @@ def cosine(steps: int, max_noise: float = 0.999, offset: float = 0.008) -> Sched
     _check(steps, max_noise)
     time = torch.arange(steps + 1, dtype=torch.float64) / steps
     curve = torch.cos((time + offset) / (1 + offset) * math.pi / 2) ** 2
-    beta = (1 - curve[1:] / curve[:-1]).clamp(max=max_noise)
-    return Schedule(torch.cat([torch.ones(1, dtype=torch.float64), torch.cumprod(1 - beta, dim=0)]))
+    return Schedule(_cumulative((1 - curve[1:] / curve[:-1]).clamp(max=max_noise)))
+
+
+def _linear_betas(steps: int, max_noise: float, min_noise: float | None = None) -> Tensor:
+    first = max_noise / steps if min_noise is None else min(min_noise, max_noise)
+    beta = torch.linspace(first, max_noise, steps, dtype=torch.float64)
+    beta[-1] = max_noise  # of one step, its only one
+    return beta
+
+
+def _cumulative(beta: Tensor) -> Tensor:
+    return torch.cat([torch.ones(1, dtype=torch.float64), torch.cumprod(1 - beta, dim=0)])
 
 
 def _check(steps: int, max_noise: float) -> None:
@@ -135,7 +136,7 @@ def _check(steps: int, max_noise: float) -> None:
         raise ValueError(f"max_noise is the largest beta_t and must lie in (0, 1), got {max_noise}")
 
 
-SCHEDULES = {"linear": linear, "cosine": cosine}
+SCHEDULES: dict[str, Callable[[int, float], Schedule]] = {"linear": linear, "cosine": cosine}
 
 
 def make_schedule(name: str, steps: int, max_noise: float) -> Schedule:

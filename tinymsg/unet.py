@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
+from jaxtyping import Float
 from torch import Tensor
 
 
@@ -33,10 +34,19 @@ def conv(inputs: int, outputs: int, dims: int, size: int = 3) -> nn.Conv2d:
     return nn.Conv2d(inputs, outputs, kernel, padding=tuple(k // 2 for k in kernel))
 
 
-def group_norm(channels: int) -> nn.GroupNorm:
-    """GroupNorm with at least 16 channels a group: fewer make its CPU backward pass up to 25 times slower."""
-    groups = next(g for g in range(max(1, channels // 16), 0, -1) if channels % g == 0)
-    return nn.GroupNorm(groups, channels)
+class GroupNorm(nn.GroupNorm):
+    """GroupNorm in the type of its input: CUDA's autocast would compute it, and keep its output, in fp32.
+
+    At least 16 channels a group: fewer make the backward pass on a CPU up to 25 times slower.
+    """
+
+    def __init__(self, channels: int):
+        groups = next(g for g in range(max(1, channels // 16), 0, -1) if channels % g == 0)
+        super().__init__(groups, channels)
+
+    def forward(self, h: Tensor) -> Tensor:
+        with torch.autocast(h.device.type, enabled=False):
+            return F.group_norm(h, self.num_groups, self.weight.to(h.dtype), self.bias.to(h.dtype), self.eps)
 
 
 class NoiseEmbedding(nn.Module):
@@ -50,21 +60,20 @@ class NoiseEmbedding(nn.Module):
         self.register_buffer("frequency", frequency, persistent=False)
         self.mlp = nn.Sequential(nn.Linear(2 * half, outputs), nn.SiLU(), nn.Linear(outputs, outputs))
 
-    def forward(self, noise_level: Tensor) -> Tensor:
+    def forward(self, noise_level: Float[Tensor, " b"]) -> Float[Tensor, "b outputs"]:
         angle = noise_level[:, None].float() * self.frequency
         return self.mlp(torch.cat([angle.sin(), angle.cos()], dim=-1))
 
 
 class ResBlock(nn.Module):
-    """norm, SiLU, conv, modulation by the noise level, norm, SiLU, dropout, conv, plus the skip."""
+    """norm, SiLU, conv, norm, modulation by the noise level, SiLU, conv, plus the skip."""
 
-    def __init__(self, inputs: int, outputs: int, embedding: int, dropout: float, dims: int):
+    def __init__(self, inputs: int, outputs: int, embedding: int, dims: int):
         super().__init__()
-        self.norm_1 = group_norm(inputs)
+        self.norm_1 = GroupNorm(inputs)
         self.conv_1 = conv(inputs, outputs, dims)
         self.modulate = nn.Linear(embedding, 2 * outputs)
-        self.norm_2 = group_norm(outputs)
-        self.dropout = nn.Dropout(dropout)
+        self.norm_2 = GroupNorm(outputs)
         self.conv_2 = conv(outputs, outputs, dims)
         self.skip = conv(inputs, outputs, dims, size=1) if inputs != outputs else nn.Identity()
         nn.init.zeros_(self.conv_2.weight)  # the block starts as the identity: deep nets then train at once
@@ -74,12 +83,11 @@ class ResBlock(nn.Module):
         scale, shift = self.modulate(embedding)[:, :, None, None].chunk(2, dim=1)
         out = self.conv_1(F.silu(self.norm_1(h)))
         out = self.norm_2(out) * (1 + scale) + shift
-        out = self.conv_2(self.dropout(F.silu(out)))
-        return self.skip(h) + out
+        return self.skip(h) + self.conv_2(F.silu(out))
 
 
 class UNet(nn.Module):
-    """eps_hat = unet(y_t, x, noise_level, features); whatever is predicted has the shape of y_t.
+    """output = unet(y_t, x, noise_level, features); whatever is predicted has the shape of y_t.
 
     Args:
         channels: of the image: 3, or 1.
@@ -94,35 +102,31 @@ class UNet(nn.Module):
         channels: int = 3,
         widths: tuple[int, ...] = (32, 64, 96, 128),
         blocks: int = 2,
-        dropout: float = 0.0,
         concat: int = 0,
         dims: int = 2,
     ):
         super().__init__()
-        self.dims, self.concat = dims, concat
-        self.widths = tuple(widths)
+        self.dims, self.concat, self.widths = dims, concat, tuple(widths)
         embedding = 4 * widths[0]
         self.embed = NoiseEmbedding(2 * widths[0], embedding)
         self.conv_in = conv(2 * channels + concat, widths[0], dims)
-
-        block = lambda inputs, outputs: ResBlock(inputs, outputs, embedding, dropout, dims)
-        self.down, skips, current = nn.ModuleList(), [], widths[0]
+        self.down, self.up = nn.ModuleList(), nn.ModuleList()
+        skips, current = [], widths[0]
         for outputs in self.widths:
             level = nn.ModuleList()
             for _ in range(blocks):
-                level.append(block(current, outputs))
+                level.append(ResBlock(current, outputs, embedding, dims))
                 current = outputs
                 skips.append(current)
             self.down.append(level)
-        self.middle = nn.ModuleList([block(current, current) for _ in range(2)])
-        self.up = nn.ModuleList()
+        self.middle = nn.ModuleList([ResBlock(current, current, embedding, dims) for _ in range(2)])
         for outputs in reversed(self.widths):
             level = nn.ModuleList()
             for _ in range(blocks):
-                level.append(block(current + skips.pop(), outputs))
+                level.append(ResBlock(current + skips.pop(), outputs, embedding, dims))
                 current = outputs
             self.up.append(level)
-        self.norm_out = group_norm(current)
+        self.norm_out = GroupNorm(current)
         self.conv_out = conv(current, channels, dims)
         nn.init.zeros_(self.conv_out.weight)
         nn.init.zeros_(self.conv_out.bias)
@@ -143,7 +147,9 @@ class UNet(nn.Module):
         if self.concat and features.concat is None:
             raise ValueError(f"this UNet expects {self.concat} guidance channels at its input, got none")
 
-    def forward(self, y_t: Tensor, x: Tensor, noise_level: Tensor, features: Features = NO_FEATURES) -> Tensor:
+    def forward(
+        self, y_t: Tensor, x: Tensor, noise_level: Tensor, features: Features = NO_FEATURES
+    ) -> Float[Tensor, "b c h w"]:
         """Predict, from the noisy y_t and the blurry x, both (b, c, h, w); noise_level (b,) is sqrt(alpha_bar)."""
         self._check(y_t, x, noise_level, features)
         embedding = F.silu(self.embed(noise_level))

@@ -1,5 +1,6 @@
 """The paper's data sets, and packing them for training.
 
+facts      counts, licences, archives of the published sets, each once (facts.toml)
 layouts    which blurry picture belongs to which sharp one
 packed     pairs in one memory-mapped file, cut into crops; open_pairs() opens whatever one names
 packing    writes that file

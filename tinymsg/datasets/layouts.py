@@ -6,12 +6,11 @@ matched by name, never by the order of two listings.
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
-from ..data import picture_files
+from ..data import Pair, picture_files
+from .facts import SETS, DataSet
 
 BLURS = ("blur", "blur_gamma")  # of GoPro: frames averaged as stored, or in linear light under a gamma of 2.2
 REALBLUR = {
@@ -20,29 +19,8 @@ REALBLUR = {
 }
 
 
-class Pair(NamedTuple):
-    """One blurry picture and what it should have been."""
-
-    name: str  # unique within its split, e.g. GOPR0384_11_00/000001
-    sharp: Path | tuple[Path, ...]  # Koehler: every sharp frame of the exposure, in time
-    blurry: Path
-
-
 class _Absent(Exception):
     """What is missing and where it was looked for: the first half of a sentence."""
-
-
-@dataclass(frozen=True)
-class DataSet:
-    """What is known of a published set. `find(root, split, blur)` lists its pairs, without asking whether the files exist."""
-
-    title: str
-    counts: dict[str, int]  # pairs a split, as published
-    find: Callable[[Path, str, str], list[Pair]]
-    script: str  # of data_scripts/, which fetches it
-    licence: str
-    citation: str
-    frames: range | None = None  # how many sharp frames belong to one blurry picture, where it is more than one
 
 
 def find_pairs(
@@ -66,19 +44,21 @@ def find_pairs(
     if blur != "blur" and name != "gopro":
         raise ValueError(f"{known.title} has one kind of blur; {blur} is a choice of gopro alone")
     try:
-        pairs = sorted(known.find(Path(root), split, blur))
-        there = [pair for pair in pairs if pair.blurry.is_file() and all(path.is_file() for path in sharp_paths(pair))]
-        _insist(known, split, pairs, there, complete)
+        return _pairs(name, Path(root), split, blur, complete)
     except _Absent as absent:
-        script = f"python data_scripts/{known.script} --folder {root}"
-        script += (
-            " --train" if known.script == "realblur.py" and split == "train" else ""
-        )  # its training lists are extra
+        script = f"python data_scripts/{known.script}.py --folder {root}"
+        if known.script == "realblur" and split == "train":
+            script += " --train"  # its training lists are extra
         raise ValueError(f"{known.title}, {split}: {absent}; {script} fetches it") from None
-    twice = next((a.name for a, b in zip(there, there[1:], strict=False) if a.name == b.name), None)
-    if twice:
-        raise ValueError(f"{known.title}, {split}: two pairs are named {twice}; move one away, below {root}")
-    return there
+
+
+def what_is_missing(name: str, root: Path, split: str, blur: str = "blur") -> str | None:
+    """None if every published pair of a split is there, else what is not and where it was looked for."""
+    try:
+        _pairs(name, root, split, blur, complete=True)
+    except (_Absent, ValueError) as problem:
+        return str(problem)
+    return None
 
 
 def sharp_paths(pair: Pair) -> tuple[Path, ...]:
@@ -88,11 +68,23 @@ def sharp_paths(pair: Pair) -> tuple[Path, ...]:
 
 def get_dataset(name: str) -> DataSet:
     """A registered data set."""
-    if name == "bsds500":
-        raise ValueError("bsds500 holds sharp pictures only, no pairs: train on it with --set content=FOLDER")
+    if name in ("bsds500", "kodak24"):
+        raise ValueError(f"{name} holds sharp pictures only, no pairs: train on bsds500 with --set content=FOLDER")
     if name not in DATASETS:
         raise ValueError(f"unknown data set {name!r}; known: {', '.join(DATASETS)}")
     return DATASETS[name]
+
+
+def _pairs(name: str, root: Path, split: str, blur: str, complete: bool) -> list[Pair]:
+    """What find_pairs returns. Raises: _Absent; ValueError for a name that stands for two pairs."""
+    known = DATASETS[name]
+    pairs = sorted(FINDERS[name](root, split, blur))
+    there = [pair for pair in pairs if pair.blurry.is_file() and all(path.is_file() for path in sharp_paths(pair))]
+    _insist(known, split, pairs, there, complete)
+    twice = next((a.name for a, b in zip(there, there[1:], strict=False) if a.name == b.name), None)
+    if twice:
+        raise ValueError(f"{known.title}, {split}: two pairs are named {twice}; move one away, below {root}")
+    return there
 
 
 def _insist(known: DataSet, split: str, pairs: list[Pair], there: list[Pair], complete: bool) -> None:
@@ -252,62 +244,15 @@ def _levin(root: Path, split: str, blur: str) -> list[Pair]:
     ]
 
 
-_CC_BY = "CC BY 4.0"
-_REALBLUR = "Rim, Lee, Won, Cho: Real-world blur dataset for learning and benchmarking deblurring algorithms, ECCV 2020"
-DATASETS: dict[str, DataSet] = {
-    "gopro": DataSet(
-        "GoPro",
-        {"train": 2103, "test": 1111},
-        _gopro,
-        "gopro.py",
-        _CC_BY,
-        "Nah, Kim, Lee: Deep multi-scale convolutional neural network for dynamic scene deblurring, CVPR 2017",
-    ),
-    "hide": DataSet(
-        "HIDE",
-        {"train": 6397, "test": 2025},
-        _hide,
-        "hide.py",
-        "not stated by its authors",
-        "Shen, Wang, Lu, Shen, Ling, Xu, Shao: Human-aware motion deblurring, ICCV 2019",
-    ),
-    "realblur_j": DataSet(
-        "RealBlur-J", {"train": 3758, "test": 980}, partial(_realblur, "J"), "realblur.py", _CC_BY, _REALBLUR
-    ),
-    "realblur_r": DataSet(
-        "RealBlur-R", {"train": 3758, "test": 980}, partial(_realblur, "R"), "realblur.py", _CC_BY, _REALBLUR
-    ),
-    "reds": DataSet(
-        "REDS",
-        {"test": 3000, "val": 3000},
-        partial(_reds, "val_blur", ""),
-        "reds.py",
-        _CC_BY,
-        "Nah, Baik, Hong, Moon, Son, Timofte, Lee: NTIRE 2019 challenge on video deblurring and super-resolution, CVPRW 2019",
-    ),
-    "reds_val300": DataSet(
-        "REDS val-300",
-        {"test": 300, "val": 300},
-        partial(_reds, "val_blur_jpeg", "9"),
-        "reds.py",
-        _CC_BY,
-        "Nah, Son, Lee, Timofte, Lee: NTIRE 2021 challenge on image deblurring, CVPRW 2021",
-    ),
-    "kohler": DataSet(
-        "Köhler",
-        {"test": 48},
-        _kohler,
-        "kohler.py",
-        "not stated by its authors",
-        "Köhler, Hirsch, Mohler, Schölkopf, Harmeling: Recording and playback of camera shake, ECCV 2012",
-        range(198, 201),
-    ),
-    "levin": DataSet(
-        "Levin",
-        {"test": 32},
-        _levin,
-        "levin.py",
-        "not stated by its authors",
-        "Levin, Weiss, Durand, Freeman: Understanding and evaluating blind deconvolution algorithms, CVPR 2009",
-    ),
+# How each set of pairs lies on the disk; facts.toml has the rest
+FINDERS: dict[str, Callable[[Path, str, str], list[Pair]]] = {
+    "gopro": _gopro,
+    "hide": _hide,
+    "realblur_j": partial(_realblur, "J"),
+    "realblur_r": partial(_realblur, "R"),
+    "reds": partial(_reds, "val_blur", ""),
+    "reds_val300": partial(_reds, "val_blur_jpeg", "9"),
+    "kohler": _kohler,
+    "levin": _levin,
 }
+DATASETS: dict[str, DataSet] = {name: SETS[name] for name in FINDERS}

@@ -17,9 +17,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..data import ImageError, PairedImages, Pairs, to_model
+from ..data import ImageError, Pair, Pairs, to_model
 from ..rng import Draws
-from .layouts import DATASETS, Pair, find_pairs
+from .folders import PairedImages
+from .layouts import DATASETS, find_pairs
 
 FORMAT = "tinymsg pairs, version 1"
 PIXELS, MANIFEST = "pairs.npy", "manifest.json"

@@ -22,9 +22,9 @@ import numpy as np
 import torch
 
 from .. import __version__
-from ..data import ImageError, PairedImages, read_image
-from ..processes import begin_worker
-from .layouts import Pair
+from ..data import ImageError, Pair, read_image
+from ..machine import begin_worker
+from .folders import PairedImages
 from .packed import (
     FORMAT,
     MANIFEST,

@@ -2,18 +2,16 @@
 
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from ..data import ImageError, read_image, to_model
-from ..datasets.layouts import Pair, find_pairs, sharp_paths
-from ..evaluate import Setting, best_cell, choose_cell, grid_search, lpips_distance
+from ..data import ImageError, Pair, read_image, to_model
+from ..evaluate import best_cell, choose_cell, grid_search, lpips_distance
+from ..sample import Setting
 from ..schedule import make_schedule
-from ..training.validation import choose_held_out
 from .ledger import Ledger, digest
-from .protocol import Entry, spread
+from .protocol import Entry
 
 # DvSR (Whang 2022), supplement Sec. 6; the paper searches a grid too, which one is not known
 GRID_STEPS = (10, 20, 30, 50, 100, 200, 300, 500)
@@ -36,7 +34,7 @@ class Centres:
         """(y0, x), both (n, 3, size, size) in [-1, 1]. Raises: ImageError for a smaller picture."""
         sides = ([], [])
         for i in index.tolist():
-            for side, path in zip(sides, (sharp_paths(self.pairs[i])[0], self.pairs[i].blurry), strict=True):
+            for side, path in zip(sides, (self.pairs[i].sharp_paths[0], self.pairs[i].blurry), strict=True):
                 image = read_image(path)
                 h, w = image.shape[1:]
                 if min(h, w) < size:
@@ -44,20 +42,6 @@ class Centres:
                 top, left = (h - size) // 2, (w - size) // 2
                 side.append(to_model(image[:, top : top + size, left : left + size]))
         return tuple(torch.stack(side).to(self.device) for side in sides)
-
-
-def validation_pairs(
-    count: int, root: str | Path = "data", blur: str = "blur", complete: bool = True, device: torch.device | str = "cpu"
-) -> Centres:
-    """`count` pairs of GoPro's *training* split, evenly spread: no test set's pictures choose the setting.
-
-    They are of the part that a training with --validate-every holds out; whether one did, `doubt` says.
-    """
-    pairs = find_pairs("gopro", root, "train", blur, complete=complete)
-    numbers, words = choose_held_out([pair.name for pair in pairs])
-    kept = [pairs[number] for number in numbers]
-    name = f"{min(count, len(kept))} of {len(kept)} pairs held out of GoPro train ({blur})"
-    return Centres(list(spread(kept, count)), name, device, words)
 
 
 def doubt(record: dict | None, pairs: Centres) -> str | None:

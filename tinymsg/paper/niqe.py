@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..data import IMAGE_SUFFIXES, picture_files, read_image
-from ..results import sha256
+from ..machine import sha256
 
 PATCH = 96  # pixels; half as many at the second scale
 SHARPEST = (

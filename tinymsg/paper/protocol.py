@@ -19,13 +19,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..data import ImageError, PairedImages, read_image, to_display, to_model, write_image
-from ..datasets.layouts import Pair, find_pairs, get_dataset, sharp_paths
-from ..evaluate import METRICS, MetricUnavailable, Setting, available, measure
-from ..model import Config, Model
-from ..processes import out_of_memory
-from ..sample import prepare, restore_steps
-from ..train import use_bf16
+from ..data import ImageError, Pair, read_image, to_display, to_model, write_image
+from ..evaluate import METRICS, MetricUnavailable, available, measure
+from ..machine import out_of_memory
+from ..model import Model, ModelConfig
+from ..sample import Setting, draw_samples
 from .align import PROTOCOLS
 from .fid import EXTRACTOR, SET_METRICS, set_distances
 from .ledger import Ledger, digest
@@ -104,18 +102,6 @@ class Row:
         return f"{s.sampler}-{s.steps}-{s.max_noise}-x{self.samples}-{digest(self.key())}"
 
 
-def settle_precision(model: Model, ledger: Ledger, device: torch.device) -> None:
-    """Replace the model's precision "auto" by what it means here, once for all runs that share a ledger.
-
-    On a CPU "auto" is a short race of the two types, which a busy machine can decide differently from run to run.
-    """
-    if model.config.precision == "auto":
-        key = {"precision": "auto", "device": device.type}
-        if not ledger.get(key):
-            ledger.add(key, {"bf16": use_bf16("auto", device)})
-        model.config = replace(model.config, precision="bf16" if ledger.get(key)["bf16"] else "fp32")
-
-
 def rows_of(entries: list[Entry]) -> list[Row]:
     """The table's rows: the sharp and the blurry pictures, then each entry's single sample and mean of samples."""
     rows = [Row("sharp", "sharp"), Row("blurry", "blurry")]
@@ -126,35 +112,7 @@ def rows_of(entries: list[Entry]) -> list[Row]:
     return rows
 
 
-def open_set(
-    name: str,
-    root: str | Path = "data",
-    blur: str = "blur",
-    limit: int | None = None,
-    complete: bool = True,
-    protocol: str | None = None,
-) -> TestSet:
-    """A published test set. limit: so many of its pictures, evenly spread. Raises: ValueError as `find_pairs`."""
-    found = get_dataset(name)
-    pairs = find_pairs(name, root, "test", blur if name == "gopro" else "blur", complete=complete)
-    identity = f"{name} ({blur})" if name == "gopro" else name
-    return TestSet(name, found.title, identity, spread(pairs, limit), found.counts["test"], _protocol(name, protocol))
-
-
-def open_folder(
-    folder: str | Path, blur: str = "blur", limit: int | None = None, protocol: str | None = None
-) -> TestSet:
-    """One's own pairs, in one of the layouts of `data.PairedImages`. Raises: ValueError as there."""
-    folder = Path(folder)
-    pairs = sorted(
-        Pair(b.relative_to(folder).with_suffix("").as_posix(), s, b) for s, b in PairedImages(folder, blur).paths
-    )
-    name = folder.resolve().name
-    identity = f"{folder.resolve()} ({blur})"
-    return TestSet(name, name, identity, spread(pairs, limit), len(pairs), _protocol("", protocol))
-
-
-def _protocol(name: str, asked: str | None) -> str:
+def choose_protocol(name: str, asked: str | None) -> str:
     protocol = asked or PROTOCOL_OF.get(name, "plain")
     if protocol not in PROTOCOLS:
         raise ValueError(f"unknown protocol {protocol!r}; known: {', '.join(PROTOCOLS)}")
@@ -234,7 +192,7 @@ class Scorer:
 def picture_path(out: Path, test: TestSet, row: Row, pair: Pair) -> Path:
     """Where a row's picture of a pair lies."""
     if row.kind == "sharp":
-        return sharp_paths(pair)[0]
+        return pair.sharp_paths[0]
     if row.kind == "blurry":
         return pair.blurry
     return out / "pictures" / f"{test.name}-{digest([test.identity])[:6]}" / row.folder() / f"{pair.name}.png"
@@ -255,7 +213,7 @@ def run_set(
     ledger: Ledger,
     scorer: Scorer,
     restoring: bool = True,
-    check: Callable[[Path, Tensor, Config], None] = lambda *_: None,
+    check: Callable[[Path, Tensor, ModelConfig], None] = lambda *_: None,
 ) -> Iterator[str | None]:
     """Restore and score a set; yields once a pair: None, or the sentence that says what failed. What is done is not redone.
 
@@ -308,20 +266,13 @@ def draws(entry: Entry, x: Tensor, name: str) -> dict[int, Tensor]:
 
     The noise depends on (entry.seed, name) alone: the order of pictures and restarts do not matter.
     """
-    setting = entry.setting
     noise = hashlib.sha256(f"{entry.seed} {name}".encode()).digest()
     generator = torch.Generator(x.device).manual_seed(int.from_bytes(noise[:6], "big"))
-    prepared = prepare(entry.model, x)
-    results, total = {}, torch.zeros_like(x)
-    count = setting.samples if entry.model.config.kind == "diffusion" else 1
-    for number in range(1, count + 1):
-        *_, (_, _, y0_hat) = restore_steps(
-            entry.model, x, setting.sampler, setting.steps, setting.max_noise, generator=generator, prepared=prepared
-        )
-        total += y0_hat
-        if number in (1, count):
-            results[number] = total / number
-    return results
+    results, total, number = {}, torch.zeros_like(x), 0
+    for number, sample in enumerate(draw_samples(entry.model, x, entry.setting, generator), start=1):
+        total += sample
+        results.setdefault(1, sample)
+    return results | {number: total / number}
 
 
 def _score_pair(test: TestSet, row: Row, pair: Pair, out: Path, ledger: Ledger, scorer: Scorer) -> None:
@@ -329,7 +280,7 @@ def _score_pair(test: TestSet, row: Row, pair: Pair, out: Path, ledger: Ledger, 
     known = ledger.get(key)
     metrics = tuple(m for m in scorer.wanted(row) if scorer.stored(m) not in known)
     if metrics and path.is_file():
-        estimate, truths = _read_own(path, row), [read_image(sharp) for sharp in sharp_paths(pair)]
+        estimate, truths = _read_own(path, row), [read_image(sharp) for sharp in pair.sharp_paths]
         ledger.add(key, scorer.score(estimate, truths, test.protocol, metrics))
 
 
@@ -361,7 +312,7 @@ def score_whole_set(test: TestSet, row: Row, out: Path, ledger: Ledger, scorer: 
         try:
             found = set_distances(
                 [path for path, _ in there],
-                [sharp_paths(pair)[0] for _, pair in there],
+                [pair.sharp_paths[0] for _, pair in there],
                 scorer.device,
                 scorer.pieces,
                 scorer.inception,

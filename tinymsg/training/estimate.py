@@ -9,11 +9,10 @@ import time
 from dataclasses import dataclass
 
 import torch
-import torch.nn as nn
 from torch import Tensor
 
-from ..model import Config, Model, count_parameters
-from ..processes import out_of_memory
+from ..machine import out_of_memory, synchronize
+from ..model import Model, Recipe, count_parameters
 from ..train import TrainState, loss_terms
 
 CARDS = (8, 16, 24, 80)  # GB
@@ -40,21 +39,15 @@ class Memory:
         return next((n for n in range(share, 0, -1) if share % n == 0 and self.total(n, share) <= room), 0)
 
 
-def saved_bytes(config: Config, crops: int, bf16: bool, gpu: bool) -> tuple[int, int]:
-    """(all, the largest single one): bytes of the tensors that autograd keeps between forward and backward pass.
-
-    Args:
-        gpu: count GroupNorm in fp32, as CUDA's autocast computes it (the CPU's keeps bf16).
-    """
+def saved_bytes(recipe: Recipe, crops: int, bf16: bool) -> tuple[int, int]:
+    """(all, the largest single one): bytes of the tensors that autograd keeps between forward and backward pass."""
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     sizes: dict[int, int] = {}
-    height = config.crop if config.dims == 2 else 1
-    with (
-        FakeTensorMode(),
-        torch.random.fork_rng(devices=[]),
-    ):  # shapes alone: the full network's tensors take 1.3 GB and 8 seconds
-        model = Model(config).train()
+    height = recipe.training.crop if recipe.network.dims == 2 else 1
+    # Shapes alone: the full network's tensors take 1.3 GB and 8 seconds
+    with FakeTensorMode(), torch.random.fork_rng(devices=[]):
+        model = Model(recipe.network).train()
         weights = {p.untyped_storage()._cdata for p in model.parameters()}  # there are no addresses of data here
 
         def note(tensor: Tensor) -> Tensor:
@@ -63,45 +56,43 @@ def saved_bytes(config: Config, crops: int, bf16: bool, gpu: bool) -> tuple[int,
                 sizes[storage._cdata] = storage.nbytes()
             return tensor
 
-        if gpu:
-            for module in model.modules():
-                if isinstance(module, nn.GroupNorm):
-                    module.register_forward_pre_hook(lambda module, args: tuple(a.float() for a in args))
-        images = torch.zeros(2, crops, config.channels, height, config.crop).unbind()
+        images = torch.zeros(2, crops, recipe.network.channels, height, recipe.training.crop).unbind()
         y0, x = (image.contiguous(memory_format=torch.channels_last) for image in images)
         with (
             torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor),
             torch.autocast("cpu", torch.bfloat16, enabled=bf16),
         ):
-            losses = loss_terms(model, config, y0, x, torch.full((crops,), 0.5), torch.zeros_like(y0))
+            losses = loss_terms(model, y0, x, torch.full((crops,), 0.5), torch.zeros_like(y0))
     del losses  # kept until here: a freed tensor's place could be counted twice, or not at all
     return sum(sizes.values()), max(sizes.values())
 
 
-def memory_model(config: Config, device_type: str = "cuda", bf16: bool = True) -> Memory:
-    """The memory of a training step of this configuration on a kind of device."""
-    (one, largest), (two, _) = (saved_bytes(config, crops, bf16, device_type == "cuda") for crops in (1, 2))
+def memory_model(recipe: Recipe, bf16: bool = True) -> Memory:
+    """The memory of a training step of this recipe."""
+    (one, largest), (two, _) = (saved_bytes(recipe, crops, bf16) for crops in (1, 2))
     per_crop = two - one
     # In the backward pass the gradients of one layer's input and output stand beside what was saved
-    image = 4 * config.channels * config.crop * (config.crop if config.dims == 2 else 1)
+    image = (
+        4 * recipe.network.channels * recipe.training.crop * (recipe.training.crop if recipe.network.dims == 2 else 1)
+    )
     with torch.device("meta"):
-        parameters = count_parameters(Model(config))
+        parameters = count_parameters(Model(recipe.network))
     fixed = _STATE_BYTES * parameters + max(one - per_crop, 0)
     return Memory(fixed, per_crop + 2 * largest, 3 * image)  # three images: y0, x, eps
 
 
-def batch_table(config: Config, cards: tuple[int, ...] = CARDS, processes: tuple[int, ...] = (1, 8)) -> list[dict]:
+def batch_table(recipe: Recipe, cards: tuple[int, ...] = CARDS, processes: tuple[int, ...] = (1, 8)) -> list[dict]:
     """What fits: one row a card, {"card", and for each number of processes "micro_batch", "accumulate", "gb"}.
 
-    The total batch stays config.batch: micro_batch x accumulate x processes.
+    The total batch stays recipe.training.batch: micro_batch x accumulate x processes.
     """
-    memory = memory_model(config)
+    memory = memory_model(recipe)
     rows = []
     for card in cards:
         row: dict = {"card": card}
         for n in processes:
-            if config.batch % n == 0:
-                share = config.batch // n
+            if recipe.training.batch % n == 0:
+                share = recipe.training.batch // n
                 micro = memory.fitting(card * 1e9, share)
                 row[n] = {
                     "micro_batch": micro,
@@ -112,9 +103,9 @@ def batch_table(config: Config, cards: tuple[int, ...] = CARDS, processes: tuple
     return rows
 
 
-def table_text(config: Config, cards: tuple[int, ...] = CARDS) -> str:
+def table_text(recipe: Recipe, cards: tuple[int, ...] = CARDS) -> str:
     """`batch_table` in Markdown."""
-    rows = batch_table(config, cards)
+    rows = batch_table(recipe, cards)
     processes = [n for n in rows[0] if n != "card"]
     heads = [f"on {n} {'card' if n == 1 else 'cards'}: crops at a time x accumulate | memory" for n in processes]
     lines = ["| card | " + " | ".join(heads) + " |", "|---" * (1 + 2 * len(processes)) + "|"]
@@ -131,13 +122,15 @@ def table_text(config: Config, cards: tuple[int, ...] = CARDS) -> str:
     return "\n".join(lines)
 
 
-def gigaflops(config: Config) -> float:
+def gigaflops(recipe: Recipe) -> float:
     """10^9 floating-point operations to train on one crop, as torch counts them; a backward pass counts as two forward ones."""
     from torch.utils.flop_counter import FlopCounterMode
 
     with torch.device("meta"):
-        model = Model(config)
-        image = torch.zeros(1, config.channels, config.crop if config.dims == 2 else 1, config.crop)
+        model = Model(recipe.network)
+        image = torch.zeros(
+            1, recipe.network.channels, recipe.training.crop if recipe.network.dims == 2 else 1, recipe.training.crop
+        )
         level = torch.full((1,), 0.5)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model(image, image, level)
@@ -154,9 +147,9 @@ def seconds_a_step(state: TrainState, processes: int = 1, crops: int | None = No
             not fit: which micro-batch does is what an estimate is asked for.
     Raises: torch.OutOfMemoryError if one crop does not fit.
     """
-    config, device = state.config, state.device
-    share = config.batch // processes
-    crops = crops or min(share // config.accumulate or 1, 4 if device.type == "cpu" else 64)
+    recipe, device = state.recipe, state.device
+    share = recipe.training.batch // processes
+    crops = crops or min(share // recipe.training.accumulate or 1, 4 if device.type == "cpu" else 64)
     while True:
         try:
             return _seconds(state, crops, repeats) * share / crops
@@ -165,41 +158,44 @@ def seconds_a_step(state: TrainState, processes: int = 1, crops: int | None = No
                 raise
         # Here the error is gone, and with it all that its pass had kept
         state.model.zero_grad(set_to_none=True)
-        if device.type == "cuda":
-            torch.cuda.empty_cache()
+        if device.type != "cpu":
+            torch.accelerator.empty_cache()
         crops //= 2
 
 
 def _seconds(state: TrainState, crops: int, repeats: int) -> float:
     """Of a forward and a backward pass, the fastest."""
-    config, device = state.config, state.device
-    shape = (crops, config.channels, config.crop if config.dims == 2 else 1, config.crop)
+    recipe, device = state.recipe, state.device
+    shape = (
+        crops,
+        recipe.network.channels,
+        recipe.training.crop if recipe.network.dims == 2 else 1,
+        recipe.training.crop,
+    )
     y0 = torch.zeros(shape, device=device).contiguous(memory_format=state.layout)
     level = torch.full((crops,), 0.5, device=device)
     times = []
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):  # dropout must not use up the stream
-        for _ in range(1 + repeats):  # the first warms up
-            start = time.perf_counter()
-            with torch.autocast(device.type, torch.bfloat16, enabled=state.bf16):
-                denoise, guidance = loss_terms(state.model, config, y0, y0, level, y0)
-            (denoise + guidance).backward()
-            if device.type == "cuda":
-                torch.cuda.synchronize(device)
-            times.append(time.perf_counter() - start)
-            state.model.zero_grad(set_to_none=True)
+    for _ in range(1 + repeats):  # the first warms up
+        start = time.perf_counter()
+        with torch.autocast(device.type, torch.bfloat16, enabled=state.bf16):
+            denoise, guidance = loss_terms(state.model, y0, y0, level, y0)
+        (denoise + guidance).backward()
+        synchronize(device)
+        times.append(time.perf_counter() - start)
+        state.model.zero_grad(set_to_none=True)
     return min(times[1:])
 
 
 def estimate_line(state: TrainState, processes: int = 1) -> str:
     """One sentence: time and memory of what is left of a run, on this device."""
-    config = state.config
+    recipe = state.recipe
     seconds = seconds_a_step(state, processes)
-    memory = memory_model(config, state.device.type, state.bf16)
-    share = config.batch // processes
-    gb = memory.total(share // config.accumulate, share) / 1e9
-    left = config.steps - state.step
-    compiled = "; compiled, less of both" if config.compile else ""
-    rate = f"{config.batch / seconds:,.0f} crops/s"
+    memory = memory_model(recipe, state.bf16)
+    share = recipe.training.batch // processes
+    gb = memory.total(share // recipe.training.accumulate, share) / 1e9
+    left = recipe.training.steps - state.step
+    compiled = "; compiled, less of both" if recipe.training.compile else ""
+    rate = f"{recipe.training.batch / seconds:,.0f} crops/s"
     return (
         f"estimate: {duration(left * seconds)} for {left:,} steps of {seconds:.3g} s ({rate}), "
         f"{gb:.2g} GB a process beside PyTorch itself{compiled}"

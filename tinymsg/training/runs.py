@@ -1,26 +1,25 @@
-"""A whole training run: its data, its logs, its checkpoints, and a clean end when it is told to stop."""
+"""A whole training run: its logs, its checkpoints, and a clean end when it is told to stop."""
 
 import os
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from ..data import Batches, Pairs, SyntheticPairs, make_contents
-from ..datasets.layouts import DATASETS
-from ..datasets.packed import open_pairs
-from ..model import Config, save_model
-from ..processes import highest, rank_and_processes
-from ..results import provenance, write_results
+from ..data import Batches, read_image
+from ..evaluate import provenance, write_results
+from ..machine import atomic_write
+from ..model import save_model
 from ..train import Record, TrainState, fit
 from .checkpoint import save_checkpoint
-from .validation import Validation, WithoutHeldOut, centre_crops, choose_held_out, picture_names, synthetic_validation
+from .parallel import highest, mean_over_processes, rank_and_processes, training_network
+from .validation import Validation
 
 
 @dataclass(frozen=True)
@@ -34,84 +33,6 @@ class Plan:
     tensorboard: bool = False
 
 
-# --- data ---------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Data:
-    """What a run learns from (this process's share), and what it is validated on."""
-
-    batches: Batches
-    identity: dict  # for run.json and the checkpoints
-    validation: Validation | None
-
-
-def open_data(
-    config: Config,
-    device: torch.device,
-    source: str | None = None,
-    blur: str = "blur",
-    root: str = "data",
-    validate: bool = False,
-    validation: str | None = None,
-    pictures: int = 6,
-    size: int = 256,
-) -> Data:
-    """The data of a run: real pairs, or the configuration's synthetic domain.
-
-    Args:
-        source: the name of a data set, a packed folder or a folder of pairs; None: config.content and config.domain
-            (or the data set, where config.content is the name of one).
-        validate: validate on real pairs that are held out, or on synthetic ones (see `synthetic_validation`).
-        validation: where those come from instead: another source (of a data set's name: its test split).
-        pictures, size: how many, and how many pixels of their centres.
-    Raises: ValueError, one sentence, for what is missing.
-    """
-    if source is None and config.content in DATASETS:  # profile full
-        source = config.content
-    if source is None:
-        contents = make_contents(config.content, config.content_count, seed=0)
-        pairs = SyntheticPairs(contents, config.domain, config.seed, device, gray=config.channels == 1)
-    else:
-        pairs = open_pairs(source, "train", blur, config.seed, device, root)
-    identity = describe(pairs) | ({"blur": blur} if source is not None else {})
-    watched = None
-    if validate and validation is not None:
-        kind = "blur" if validation in DATASETS and validation != "gopro" else blur  # a choice of GoPro alone
-        other = open_pairs(validation, "test", kind, 0, device, root)
-        watched = Validation(centre_crops(other, list(range(len(other))), pictures, size), f"pictures of {other.name}")
-    elif validate and source is None:
-        watched = synthetic_validation(config, pictures, device)
-    elif validate:
-        held_out, words = choose_held_out(picture_names(pairs))
-        watched = Validation(
-            centre_crops(pairs, held_out, pictures, size), f"{min(pictures, len(held_out))} of {words}"
-        )
-        pairs = WithoutHeldOut(pairs, held_out)
-        identity["held_out"] = words
-    return Data(_share(pairs, config), identity, watched)
-
-
-def describe(pairs: Pairs) -> dict:
-    """What a source of pairs is: its name, its number of pairs, the hash of its manifest, as far as it has them."""
-    known = {
-        "name": pairs.name,
-        "pairs": len(pairs) if hasattr(pairs, "__len__") else None,
-        "manifest_sha256": getattr(pairs, "manifest", {}).get("identity"),
-    }
-    return {key: value for key, value in known.items() if value is not None}
-
-
-def _share(pairs: Pairs, config: Config) -> Batches:
-    rank, processes = rank_and_processes()
-    if config.batch % (processes * config.accumulate):
-        raise ValueError(
-            f"batch is the total over all processes and micro-batches: {config.batch} does not divide among "
-            f"{processes} x {config.accumulate}"
-        )
-    return Batches(pairs, config.batch, config.crop, rank, processes)
-
-
 # --- logs ---------------------------------------------------------------------------------------------------
 
 
@@ -120,9 +41,8 @@ class _Table:
 
     def __init__(self, path: Path, step: int):
         rows = _rows_before(path, step)
-        partial = path.with_suffix(".csv.part")
-        partial.write_text("".join(rows))
-        partial.replace(path)  # a kill here leaves the old file or the new one
+        with atomic_write(path) as partial:  # a kill here leaves the old file or the new one
+            partial.write_text("".join(rows))
         self.file, self.empty = open(path, "a"), not rows
 
     def write(self, values: dict[str, float]) -> None:
@@ -162,8 +82,6 @@ class Logs:
     def picture(self, path: Path, step: int) -> None:
         """Show a validation strip in TensorBoard too."""
         if self.writer is not None:
-            from ..data import read_image
-
             self.writer.add_image("validation/blurry, restored, sharp", read_image(path), step)
 
     def sync(self) -> None:
@@ -226,8 +144,8 @@ class _Clock:
 
 def peak_memory(device: torch.device) -> int:
     """Highest memory so far in bytes: allocated on a GPU, or resident of this process."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
+    if device.type != "cpu":
+        return torch.accelerator.max_memory_allocated(device)
     status = Path("/proc/self/status")
     if status.exists():  # Linux: getrusage also counts what the process was forked from, a notebook's kernel for one
         return 1024 * int(status.read_text().split("VmHWM:")[1].split()[0])
@@ -254,7 +172,8 @@ def run(
     """
     from tqdm import tqdm
 
-    first = rank_and_processes()[0] == 0
+    state.share = rank_and_processes()
+    first = state.share[0] == 0
     if first:
         out.mkdir(parents=True, exist_ok=True)
         _write_run(state, batches, out, validation)
@@ -262,18 +181,20 @@ def run(
     clock = _Clock(batches, state.device)
     saved = time.monotonic()
     with (
-        nullcontext() if logs is None else _closing(logs),
+        nullcontext() if logs is None else closing(logs),
         _signals() as received,
         tqdm(
-            fit(state, clock),
-            total=state.config.steps,
+            fit(state, clock, network=training_network(state)),
+            total=state.training.steps,
             initial=state.step,
             unit="step",
             mininterval=1,
-            **({} if first else {"disable": True}),
+            disable=None if first else True,
         ) as bar,
     ):
         for record in bar:
+            if _due(record.step, plan.log_every, state):
+                record.denoise, record.guidance = mean_over_processes(torch.stack([record.denoise, record.guidance]))
             if logs is not None:
                 _log(record, state, logs, clock, plan, validation, bar)
             stop = _agreed_stop(state, received)
@@ -282,7 +203,7 @@ def run(
                 logs.sync()
                 save_checkpoint(out, state)
                 saved = time.monotonic()
-            if stop and record.step < state.config.steps:
+            if stop and record.step < state.training.steps:
                 highest(0)  # nobody leaves before the checkpoint is written
                 return stop
     if first:
@@ -291,7 +212,7 @@ def run(
 
 
 def _due(step: int, every: int, state: TrainState) -> bool:
-    return bool(every) and (step % every == 0 or step == state.config.steps)
+    return bool(every) and (step % every == 0 or step == state.training.steps)
 
 
 def _log(
@@ -300,7 +221,7 @@ def _log(
     if _due(record.step, plan.log_every, state):
         values = record.to_dict()
         logs.write("log", values)
-        logs.write("speed", clock.read(record.step, state.config.batch))
+        logs.write("speed", clock.read(record.step, state.training.batch))
         bar.set_postfix(denoise=f"{values['denoise']:.4f}", guidance=f"{values['guidance']:.4f}")
     if validation is not None and _due(record.step, plan.validate_every, state):
         before = time.perf_counter()
@@ -312,7 +233,7 @@ def _log(
 
 
 def _write_run(state: TrainState, batches: Batches, out: Path, validation: Validation | None) -> None:
-    config, (_, processes) = state.config, rank_and_processes()
+    c, (_, processes) = state.training, rank_and_processes()
     write_results(
         out / "run.json",
         provenance()
@@ -320,23 +241,15 @@ def _write_run(state: TrainState, batches: Batches, out: Path, validation: Valid
             "data": batches.pairs.name,
             "source": state.data,
             "validation": validation.name if validation else None,
-            "seed": config.seed,
-            "steps": config.steps,
-            "images_seen": config.steps * config.batch,
+            "seed": c.seed,
+            "steps": c.steps,
+            "images_seen": c.steps * c.batch,
             "device": state.device.type,
             "processes": processes,
             "bf16": state.bf16,
-            "config": config.to_dict(),
+            "config": state.recipe.to_dict(),
         },
     )
-
-
-@contextmanager
-def _closing(logs: Logs) -> Iterator[None]:
-    try:
-        yield
-    finally:
-        logs.close()
 
 
 @contextmanager

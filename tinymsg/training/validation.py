@@ -12,9 +12,9 @@ from torch import Tensor
 
 from ..data import Pairs, to_display, write_image
 from ..evaluate import VALIDATION_SEED, available, domain_pairs, measure
-from ..model import Config, Model
+from ..model import Model, Recipe
 from ..rng import Draws
-from ..sample import restore
+from ..sample import Setting, restore
 from ..train import TrainState, loss_terms
 
 LEVELS = (0.1, 0.3, 0.5, 0.7, 0.9)  # noise levels (sqrt(alpha_bar)) of the denoising loss
@@ -100,9 +100,7 @@ class Validation:
 
     pictures: tuple[Tensor, Tensor]
     name: str
-    sampler: str = "ancestral"
-    steps: int = 5
-    max_noise: float = 0.9
+    setting: Setting = Setting()
 
     def __call__(self, state: TrainState, folder: Path) -> dict[str, float]:
         """One row for the log: step, psnr, ssim (NaN where it cannot be computed), the losses at fixed noise.
@@ -112,7 +110,7 @@ class Validation:
         model = state.ema_model
         y0, x = self.pictures
         generator = torch.Generator(x.device).manual_seed(VALIDATION_SEED)
-        restored = restore(model, x, self.sampler, self.steps, self.max_noise, generator=generator)
+        restored = restore(model, x, self.setting, generator)
         usable, _ = available(METRICS)
         scores = {name: sum(values) / len(x) for name, values in measure(restored, y0, usable).items()}
         row = (
@@ -133,18 +131,25 @@ class Validation:
         for value in LEVELS:
             level = torch.full((len(x),), value, device=x.device)
             with torch.inference_mode(), torch.autocast(x.device.type, torch.bfloat16, enabled=state.bf16):
-                denoise, guidance = loss_terms(model, model.config, y0, x, level, eps)
+                denoise, guidance = loss_terms(model, y0, x, level, eps, state.training.loss)
             row[f"denoise_{value}"] = float(denoise)
         return {"denoise": sum(row.values()) / len(row), "guidance": float(guidance)} | row  # guidance sees no noise
 
 
-def synthetic_validation(config: Config, count: int, device: torch.device) -> Validation:
+def synthetic_validation(recipe: Recipe, count: int, device: torch.device) -> Validation:
     """Pairs of the training domain that training does not see; its name says what is new about them.
 
     Scenes are others than training's. Photographs, or the pictures of a folder, are a few: crop, motion and camera are
     drawn anew, from the very pictures that are learned from.
     """
-    pairs = domain_pairs(config.domain, config.content, count, VALIDATION_SEED, device, gray=config.channels == 1)
-    fresh = config.content == "scenes" or pairs.domain.new_content
+    pairs = domain_pairs(
+        recipe.training.domain,
+        recipe.training.content,
+        count,
+        VALIDATION_SEED,
+        device,
+        gray=recipe.network.channels == 1,
+    )
+    fresh = recipe.training.content == "scenes" or pairs.domain.new_content
     what, rest = ("fresh crops", "") if fresh else ("crops", ", of training's own pictures blurred anew")
-    return Validation(pairs.crops(torch.arange(count), config.crop), f"{count} {what} of {pairs.name}{rest}")
+    return Validation(pairs.crops(torch.arange(count), recipe.training.crop), f"{count} {what} of {pairs.name}{rest}")

@@ -52,14 +52,12 @@ def add(commands: argparse._SubParsersAction) -> None:
 def run(args: argparse.Namespace) -> int:
     """Carry it out; returns the exit status."""
     from ..data import ImageError
+    from ..sample import Setting
 
     jobs = _jobs([Path(p) for p in args.inputs], Path(args.output))
     device = pick_device(args.device)
     model, card = load_weights(args.weights, device)
-    setting = {"sampler": "ancestral", "steps": 5, "max_noise": 0.9} | card.get("setting", {}) | {"samples": 1}
-    setting |= {k: getattr(args, k) for k in setting if getattr(args, k) is not None}
-    if model.config.kind == "diffusion":
-        check_schedule(setting["steps"], setting["max_noise"])
+    setting = _setting(args, Setting(**card.get("setting", {"max_noise": 0.9})))
     failed = []
     for source, target in jobs:
         try:
@@ -79,13 +77,13 @@ def run(args: argparse.Namespace) -> int:
     return 1 if failed else 0
 
 
-def _deblur(model, source: Path, target: Path, setting: dict, seed: int, device) -> None:
+def _deblur(model, source: Path, target: Path, setting, seed: int, device) -> None:
     """One picture; raises ImageError, one sentence, if it cannot be used or memory runs out."""
     import torch
     from tqdm import tqdm
 
     from ..data import ImageError, read_image, to_display, to_model, write_image
-    from ..processes import out_of_memory
+    from ..machine import out_of_memory
     from ..sample import restore
 
     size = ""
@@ -97,9 +95,7 @@ def _deblur(model, source: Path, target: Path, setting: dict, seed: int, device)
         # Seeded a file: a picture's result does not depend on which others were given
         generator = torch.Generator(device).manual_seed(seed)
         with tqdm(desc=source.name, unit="step", leave=False) as bar:
-            y0_hat = restore(
-                model, x, **setting, generator=generator, progress=lambda done, total: _advance(bar, done, total)
-            )
+            y0_hat = restore(model, x, setting, generator, progress=lambda done, total: _advance(bar, done, total))
         write_image(target, to_display(y0_hat[0]), like=source)
     except (RuntimeError, MemoryError) as error:
         if not out_of_memory(error):
@@ -137,23 +133,26 @@ def _jobs(inputs: list[Path], output: Path) -> list[tuple[Path, Path]]:
     return jobs
 
 
-def check_schedule(steps: int, max_noise: float) -> None:
-    """Refuse, before any picture is read, steps and noise of which no schedule can be made."""
+def _setting(args: argparse.Namespace, own):
+    """The weights' own setting with what the command line says, refused before any picture is read; one sample unless asked."""
     from bisect import bisect_left
-
-    from ..schedule import make_schedule
+    from dataclasses import replace
 
     def mistake(steps: int) -> str:
         try:
-            make_schedule("linear", steps, max_noise)
+            replace(own, **asked | {"steps": steps})
         except ValueError as error:
             return str(error)
         return ""
 
+    names = ("sampler", "steps", "max_noise", "samples")
+    asked = {"samples": 1} | {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+    steps = asked.get("steps", own.steps)
     if what := mistake(steps):
         most = bisect_left(range(1, steps), True, key=lambda n: bool(mistake(n)))
         allowed = f"; with this noise --steps may be {most} at most" if most else ""
-        raise UserError(f"--steps {steps} with --max-noise {max_noise}: {what}{allowed}")
+        raise UserError(f"--steps {steps} with --max-noise {asked.get('max_noise', own.max_noise)}: {what}{allowed}")
+    return replace(own, **asked)
 
 
 # Peak of a restoration per pixel and channel of the first level, above what the process holds before it. Measured on the
@@ -166,7 +165,7 @@ def check_memory(source: Path, x, config) -> None:
     import torch
 
     from ..data import ImageError
-    from ..train import use_bf16
+    from ..machine import use_bf16
 
     need = (
         x.shape[-1]
@@ -174,10 +173,10 @@ def check_memory(source: Path, x, config) -> None:
         * config.widths[0]
         * _BYTES_PER_PIXEL_AND_CHANNEL[use_bf16(config.precision, x.device)]
     )
-    if x.device.type == "cuda":
+    if x.device.type != "cpu":
         # What torch keeps of earlier pictures is not free to others, but to us
-        kept = torch.cuda.memory_reserved(x.device) - torch.cuda.memory_allocated(x.device)
-        free = torch.cuda.mem_get_info(x.device)[0] + kept
+        kept = torch.accelerator.memory_reserved(x.device) - torch.accelerator.memory_allocated(x.device)
+        free = torch.accelerator.get_memory_info(x.device)[0] + kept
     elif Path("/proc/meminfo").exists():
         lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
         free = int(lines["MemAvailable"].split()[0]) * 1024

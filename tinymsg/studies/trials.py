@@ -3,14 +3,13 @@
 Of the one-dimensional toy:
 
     forms     what the guidance is made of, trained on one kernel (lessons 02 to 04)
-    choices   what the network predicts, weight of the guidance loss, single scales, head start, number of signals
+    choices   what the network predicts, weight of the guidance loss, single scales, number of signals
     budget    the same arms trained 400 to 3,200 steps: is the order one of speed?
     breadth   the map: how many kernels must the training have seen for which form of guidance to help?
 
 Of pictures:
 
     pictures  the headline: plain, guided, guided without its loss, regression; every test domain; twice the steps too
-    parts     ablations of the guided model, of the prediction target and of the number of scenes
 """
 
 from collections.abc import Callable, Iterator
@@ -21,14 +20,16 @@ from multiprocessing import get_context
 import torch
 from torch import Tensor
 
+from ..blur import path_to_kernel, walk_path
+from ..data import Batches
+from ..evaluate import nested_interval, sample_and_mean, summary
+from ..machine import begin_worker
+from ..model import Model, Recipe, count_parameters
+from ..rng import Draws
+from ..sample import Setting
+from ..train import TrainState, fit
 from . import pictures, toy
-from .blur import path_to_kernel, walk_path
-from .data import Batches, SignalPairs
-from .evaluate import Setting, nested_interval, summary
-from .model import Config, Model, count_parameters
-from .processes import begin_worker
-from .rng import Draws
-from .train import TrainState, fit
+from .signals import SignalPairs, two_bump_kernel
 
 # --- the map's kernels and domains ----------------------------------------------------------------------------
 
@@ -64,7 +65,7 @@ def breadth_domains(kernels: int, family: int, seed: int) -> dict[str, SignalPai
         "seen kernels": SignalPairs(seen, 1000, seed),
         "unseen kernels": SignalPairs(family_kernels(unseen, family), 1000, seed),
         "longer kernels": SignalPairs(family_kernels(unseen, family, LONG), 1000, seed),
-        "two bumps": SignalPairs(toy.two_bump_kernel(), 1000, seed),
+        "two bumps": SignalPairs(two_bump_kernel(), 1000, seed),
         "noise": SignalPairs(seen, 1000, seed, noise=0.02),
         "photo rows": SignalPairs(seen, 1000, seed, content="photos"),
     }
@@ -78,9 +79,6 @@ FORMS: dict[str, dict] = {  # of the map; changes to toy.TOY
     "guided, no loss": toy.ARMS["guided, no loss"],
     "coarse scales": {"scales": (2, 3)},
     "structure": _STRUCTURE,
-    "structure, input dropped": _STRUCTURE | {"withhold": 0.5},
-    "structure, input coarse": _STRUCTURE | {"withhold": 0.5, "withhold_as": "coarse"},
-    "blurry, smaller": {"inject": "blurry", "how": "both", "target": "none"},
 }
 
 # --- studies ------------------------------------------------------------------------------------------------
@@ -92,18 +90,18 @@ class Trial:
 
     arm: str
     seed: int
-    config: Config
+    recipe: Recipe
     kernels: int | None = None
 
     @property
     def key(self) -> tuple:
         """What tells it from the other trials of its study."""
-        return self.arm, self.seed, self.kernels, self.config.steps
+        return self.arm, self.seed, self.kernels, self.recipe.training.steps
 
     def run(self, count: int) -> dict:
         """Train and score it on `count` signals a domain: its entry of the results file, with the blurry input's scores."""
-        state = TrainState(self.config)
-        curves = _train(state, Batches(self.training_pairs(), self.config.batch, toy.LENGTH))
+        state = TrainState(self.recipe)
+        curves = _train(state, Batches(self.training_pairs(), self.recipe.training.batch, toy.LENGTH))
         domains = self.domains(toy.TEST_SEED)
         return (
             self.identity(state.model)
@@ -120,7 +118,7 @@ class Trial:
             "arm": self.arm,
             "seed": self.seed,
             "kernels": self.kernels,
-            "steps": self.config.steps,
+            "steps": self.recipe.training.steps,
             "parameters": count_parameters(model),
         }
 
@@ -133,7 +131,7 @@ class Trial:
     def training_pairs(self) -> SignalPairs:
         """What it learns from: content_count signals, the first kernels of its domain."""
         kernels = next(iter(self.domains(0).values())).kernels
-        return SignalPairs(kernels, self.config.content_count, seed=0)
+        return SignalPairs(kernels, self.recipe.training.content_count, seed=0)
 
 
 class PictureTrial(Trial):
@@ -146,28 +144,28 @@ class PictureTrial(Trial):
                 "arm": self.arm,
                 "seed": self.seed,
                 "kernels": None,
-                "steps": self.config.steps,
+                "steps": self.recipe.training.steps,
                 "scores": self._scores(None, count),
             }
-        state = TrainState(self.config)
+        state = TrainState(self.recipe)
         curve = []
 
         def watch(step: int) -> None:
-            if step % max(1, self.config.steps // 8) == 0:
-                curve.append([step, round(pictures.validation_psnr(state.ema_model, self.config), 3)])
+            if step % max(1, self.recipe.training.steps // 8) == 0:
+                curve.append([step, round(pictures.validation_psnr(state.ema_model, self.recipe), 3)])
 
-        curves = _train(state, pictures.training_batches(self.config), watch)
+        curves = _train(state, pictures.training_batches(self.recipe), watch)
         return (
             self.identity(state.model) | curves | {"validation": curve, "scores": self._scores(state.ema_model, count)}
         )
 
     def _scores(self, model: Model | None, count: int) -> dict:
-        return {d: pictures.score_pictures(model, d, self.config.content, count) for d in pictures.DOMAINS}
+        return {d: pictures.score_pictures(model, d, self.recipe.training.content, count) for d in pictures.DOMAINS}
 
 
 def _train(state: TrainState, batches: Batches, watch: Callable[[int], None] = lambda step: None) -> dict:
     """Drain `fit`; calls watch(step) after each step. Returns: the two loss curves, 40 points each."""
-    every = max(1, state.config.steps // 40)
+    every = max(1, state.training.steps // 40)
     history = []
     for record in fit(state, batches):
         if record.step % every == 0:
@@ -204,7 +202,6 @@ _GUIDED_CHOICES: dict[str, dict] = {
     "loss weight 0.1": {"guidance_weight": 0.1},
     "loss weight 10": {"guidance_weight": 10.0},
     "scales 2": {"scales": (2,)},
-    "head start": {"head_start": 200, "stop_gradient": True},
 }
 
 
@@ -214,8 +211,7 @@ def _choices(seeds: int, steps: int) -> Iterator[Trial]:
             for arm in ("plain", "guided"):
                 yield _trial(f"{arm}, {choice}", toy.ARMS[arm] | changes, seed, steps)
         for choice, changes in _GUIDED_CHOICES.items():
-            extra = changes.get("head_start", 0)  # the denoiser's share of the budget stays the same
-            yield _trial(f"guided, {choice}", changes, seed, steps + extra)
+            yield _trial(f"guided, {choice}", changes, seed, steps)
 
 
 def _budget(seeds: int, steps: int) -> Iterator[Trial]:
@@ -243,14 +239,6 @@ def _pictures(seeds: int, steps: int) -> Iterator[Trial]:
         yield _picture_trial(arm, pictures.ARMS[arm], 0, 2 * steps)
 
 
-def _parts(seeds: int, steps: int) -> Iterator[Trial]:
-    yield _picture_trial("blurry", {}, 0, steps)
-    for seed in range(seeds):
-        for arm, changes in (pictures.ARMS | pictures.PARTS).items():
-            extra = changes.get("head_start", 0)
-            yield _picture_trial(arm, changes, seed, steps + extra)
-
-
 def _picture_trial(arm: str, changes: dict, seed: int, steps: int) -> PictureTrial:
     return PictureTrial(arm, seed, toy.variant(changes, steps, seed, pictures.PICTURES))
 
@@ -266,12 +254,11 @@ class Study:
 
 
 STUDIES: dict[str, Study] = {
-    "forms": Study(_forms, 5, toy.TOY.steps, 64),
-    "choices": Study(_choices, 2, toy.TOY.steps, 64),
-    "budget": Study(_budget, 2, toy.TOY.steps, 64),
-    "breadth": Study(_breadth, 2, toy.TOY.steps, 64),
-    "pictures": Study(_pictures, 3, pictures.PICTURES.steps, 200),
-    "parts": Study(_parts, 2, 800, 64),
+    "forms": Study(_forms, 5, toy.TOY.training.steps, 64),
+    "choices": Study(_choices, 2, toy.TOY.training.steps, 64),
+    "budget": Study(_budget, 2, toy.TOY.training.steps, 64),
+    "breadth": Study(_breadth, 2, toy.TOY.training.steps, 64),
+    "pictures": Study(_pictures, 3, pictures.PICTURES.training.steps, 200),
 }
 
 
@@ -294,7 +281,7 @@ def score_signals(model: Model | None, pairs: SignalPairs, count: int, setting: 
     y0, x = pairs.crops(torch.arange(count), toy.LENGTH)
     one = mean = x
     if model is not None:
-        one, mean = setting.restore(model, x, torch.Generator().manual_seed(toy.TEST_SEED))
+        one, mean = sample_and_mean(model, x, setting, torch.Generator().manual_seed(toy.TEST_SEED))
     values = toy.signal_psnr(one, y0).tolist()
     return {
         "psnr": summary(values),

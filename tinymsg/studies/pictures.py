@@ -4,13 +4,16 @@ The toy's questions, asked of pictures: plain, guided, and guided without its lo
 input, with equal data, steps, seeds and parameters.
 """
 
+from dataclasses import replace
+
 import torch
 
-from .data import TEST_DOMAINS, Batches, SyntheticPairs, make_contents
-from .evaluate import TEST_SEED, VALIDATION_SEED, Setting, domain_pairs, measure, summary
-from .model import Config, Model
+from ..data import TEST_DOMAINS, Batches, SyntheticPairs, make_contents
+from ..evaluate import TEST_SEED, VALIDATION_SEED, domain_pairs, measure, sample_and_mean, summary
+from ..model import Model, Recipe
+from ..sample import Setting, restore
 
-PICTURES = Config(
+PICTURES = Recipe().change(
     widths=(16, 32, 64, 64),
     guidance_width=24,
     guidance_blocks=3,
@@ -35,40 +38,20 @@ ARMS: dict[str, dict] = {
     "guided": {},
     "guided, no loss": {"target": "none"},
 }
-_STRUCTURE = {"inject": "structure", "how": "both", "stop_gradient": True}
-PARTS: dict[str, dict] = {
-    "scales 1": {"scales": (1,)},
-    "scales 1-2": {"scales": (1, 2)},
-    "target rgb": {"target": "rgb"},
-    "features, stop-gradient": {"stop_gradient": True},
-    "structure, stop-gradient": _STRUCTURE,
-    "structure, input coarse": _STRUCTURE | {"withhold": 0.5, "withhold_as": "coarse"},
-    "loss weight 10": {"guidance_weight": 10.0},
-    "double width": {"guidance_width": 48},
-    "eps, residual": {"predict": "eps"},
-    "v, residual": {"predict": "v"},
-    "x0, direct": {"residual": False},
-    "eps, direct": {"predict": "eps", "residual": False},
-    "50 scenes": {"content_count": 50},
-    "500 scenes": {"content_count": 500},
-    "plain, 50 scenes": {"scales": (), "content_count": 50},
-    "plain, 500 scenes": {"scales": (), "content_count": 500},
-}
 
 
-def training_batches(config: Config) -> Batches:
-    """What a configuration learns from: its contents, blurred anew for every crop; the order is the seed's."""
-    contents = make_contents(config.content, config.content_count, seed=0)
-    return Batches(SyntheticPairs(contents, config.domain, config.seed), config.batch, config.crop)
+def training_batches(recipe: Recipe) -> Batches:
+    """What a recipe learns from: its contents, blurred anew for every crop; the order is the seed's."""
+    c = recipe.training
+    contents = make_contents(c.content, c.content_count, seed=0)
+    return Batches(SyntheticPairs(contents, c.domain, c.seed), c.batch, c.crop)
 
 
-def validation_psnr(model: Model, config: Config, setting: Setting = SETTING) -> float:
+def validation_psnr(model: Model, recipe: Recipe, setting: Setting = SETTING) -> float:
     """Mean PSNR in dB of one sample on held-out pairs of the training domain, the same for every arm and seed."""
-    pairs = domain_pairs(config.domain, config.content, VALIDATION_COUNT, VALIDATION_SEED)
+    pairs = domain_pairs(recipe.training.domain, recipe.training.content, VALIDATION_COUNT, VALIDATION_SEED)
     y0, x = pairs.crops(torch.arange(VALIDATION_COUNT), SIZE)
-    one, _ = Setting(setting.sampler, setting.steps, setting.max_noise, 1).restore(
-        model, x, _generator(VALIDATION_SEED)
-    )
+    one = restore(model, x, replace(setting, samples=1), _generator(VALIDATION_SEED))
     return sum(measure(one, y0, ("psnr",))["psnr"]) / VALIDATION_COUNT
 
 
@@ -84,7 +67,7 @@ def score_pictures(model: Model | None, domain: str, content: str, count: int, s
         y0, x = pairs.crops(index, SIZE)
         one = mean = x
         if model is not None:
-            one, mean = setting.restore(model, x, _generator(TEST_SEED + int(index[0])))
+            one, mean = sample_and_mean(model, x, setting, _generator(TEST_SEED + int(index[0])))
         for suffix, output in (("", one), ("_mean", mean)):
             for metric, scores in measure(output, y0, METRICS).items():
                 values.setdefault(metric + suffix, []).extend(scores)

@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .data import ImageError, photo, read_image, to_model, write_image
-from .explore import display_view, frame_bytes
+from ..data import ImageError, photo, read_image, to_model, write_image
+from .figures import display_view, frame_bytes
 
 FILE = "my_photo.png"  # in the folder that a lesson runs in: notebooks/
 LONGEST = 512  # pixels: no lesson shows more, and the file stays small

@@ -19,8 +19,9 @@ def run(args: argparse.Namespace) -> int:
     """Ship trained weights: copy them, and write the card from the run's and the evaluation's own records."""
     import shutil
 
+    from ..evaluate import write_results
+    from ..machine import sha256
     from ..model import WEIGHTS, load_model
-    from ..results import sha256, write_results
 
     run = Path(args.run_folder)
     source = run / "weights.safetensors"

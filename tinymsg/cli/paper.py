@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from .shared import DEVICE_HELP, UserError, load_weights, pick_device, positive, share, weights_path
+from .shared import DEVICE_HELP, UserError, load_weights, pick_device, positive, share
 
 
 def add(commands: argparse._SubParsersAction) -> None:
@@ -145,10 +145,10 @@ def run(args: argparse.Namespace) -> int:
 def _open(args: argparse.Namespace) -> tuple[list, dict[str, str]]:
     """(test sets, {name: why it is not there}); a mistyped name is an error, and so is nothing to score."""
     from ..datasets.layouts import get_dataset
-    from ..paper import protocol
+    from .testsets import open_folder, open_set
 
     if args.pairs:
-        tests = [protocol.open_folder(folder, args.blur, args.limit, args.align) for folder in args.pairs]
+        tests = [open_folder(folder, args.blur, args.limit, args.align) for folder in args.pairs]
         if len({test.name for test in tests}) < len(tests):
             raise UserError("two folders of --pairs have the same name: evaluate them in two calls with two --out")
         return tests, {}
@@ -156,7 +156,7 @@ def _open(args: argparse.Namespace) -> tuple[list, dict[str, str]]:
     for name in dict.fromkeys(args.sets):
         get_dataset(name)
         try:
-            tests.append(protocol.open_set(name, args.root, args.blur, args.limit, not args.incomplete, args.align))
+            tests.append(open_set(name, args.root, args.blur, args.limit, not args.incomplete, args.align))
         except ValueError as error:
             missing[name] = str(error)
             print(f"{name} is left out: {error}", file=sys.stderr)
@@ -193,9 +193,10 @@ def _entries(args: argparse.Namespace, device, ledger) -> tuple[list, dict]:
     """(what is evaluated, what the results say of it)."""
     import dataclasses
 
-    from ..evaluate import Setting
+    from ..machine import sha256
+    from ..model import weights_path
     from ..paper import protocol
-    from ..results import sha256
+    from ..sample import Setting
 
     entries, settings = [], {}
     for item in args.weights:
@@ -206,7 +207,6 @@ def _entries(args: argparse.Namespace, device, ledger) -> tuple[list, dict]:
                 f"a row cannot be named {label!r}: the name is taken; give another by --weights ROW={source}"
             )
         model, card = load_weights(source, device)
-        protocol.settle_precision(model, ledger, device)
         own = {k: v for k, v in card.get("setting", {}).items() if k != "samples"}
         asked = {k: v for k in ("sampler", "steps", "max_noise") if (v := getattr(args, k)) is not None}
         if model.config.kind == "diffusion" and not args.grid and not {"steps", "max_noise"} <= {*own, *asked}:
@@ -233,7 +233,8 @@ def _chosen(asked: dict, own: dict) -> str:
 
 def _run_record(source: str) -> dict | None:
     """The run.json that a training writes beside its weights."""
-    from ..results import read_results
+    from ..evaluate import read_results
+    from ..model import weights_path
 
     path = weights_path(source).with_name("run.json")
     return read_results(path) if path.is_file() else None
@@ -245,10 +246,11 @@ def _search(args: argparse.Namespace, entry, record: dict | None, device, ledger
 
     from ..evaluate import MetricUnavailable
     from ..paper import choose
+    from .testsets import validation_pairs
 
     if args.steps or args.max_noise:
         raise UserError("--grid chooses steps and noise: leave out --steps and --max-noise, or --grid")
-    pairs = choose.validation_pairs(args.validation, args.root, args.blur, not args.incomplete, device)
+    pairs = validation_pairs(args.validation, args.root, args.blur, not args.incomplete, device)
     try:
         setting, cells = choose.choose_setting(
             entry,
@@ -298,9 +300,9 @@ def _write(out: Path, scorer, sets: dict, values: dict, missing: dict, settings:
     from importlib.metadata import version
     from importlib.util import find_spec
 
+    from ..evaluate import provenance, write_results
     from ..paper.published import PUBLISHED
     from ..paper.report import markdown, mean_over_sets
-    from ..results import provenance, write_results
 
     niqe = scorer.pristine and {"source": scorer.pristine.source, "fitted_here": scorer.pristine.fitted_here}
     results = provenance()

@@ -18,8 +18,8 @@ from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from .data import to_display
-from .evaluate import HIGHER_IS_BETTER, bootstrap_interval, psnr
+from ..data import to_display
+from ..evaluate import HIGHER_IS_BETTER, bootstrap_interval, psnr
 
 # Okabe & Ito 2008: told apart with any common colour blindness. One colour a thing, in every lesson.
 COLORS = {

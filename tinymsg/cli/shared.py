@@ -15,10 +15,10 @@ def pick_device(name: str):
     """The torch device of a --device argument; UserError if it cannot be used here."""
     import torch
 
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
+    from ..machine import accelerator
+
     try:
-        device = torch.device(name)
+        device = accelerator() if name == "auto" else torch.device(name)
         if (
             "LOCAL_RANK" not in os.environ
         ):  # under torchrun each process takes its own: it must hold no memory of the first
@@ -42,21 +42,13 @@ def load_weights(name: str, device):
         raise UserError(str(error)) from None
 
 
-def weights_path(name: str):
-    """Where the weights lie that `load_weights` loads."""
-    from pathlib import Path
-
-    from ..model import WEIGHTS, pretrained_names
-
-    return WEIGHTS / f"{name}.safetensors" if name in pretrained_names() else Path(name)
-
-
 def load_named_weights(items: list[str], device) -> tuple[dict, dict]:
     """[ROW=]NAME arguments -> ({row: model}, {row: source, SHA-256 and configuration}); a row is else the name's last word.
 
     Raises: UserError for a row whose name is taken, by another or by what the results call their own rows.
     """
-    from ..results import sha256
+    from ..machine import sha256
+    from ..model import weights_path
 
     models, identities = {}, {}
     for item in items:
@@ -73,7 +65,7 @@ def read_record(path, entries: tuple[str, ...], advice: str) -> dict:
     """A results file that has these entries; UserError, ending in the advice, if it is none."""
     import json
 
-    from ..results import read_results
+    from ..evaluate import read_results
 
     try:
         record = read_results(path)

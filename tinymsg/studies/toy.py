@@ -1,6 +1,6 @@
 """The one-dimensional toy: the whole method on signals of 128 samples, trained to near convergence in a minute.
 
-Every class is the library's own (Config.dims = 1: images of height 1). What is here are the toy's kernels, its
+Every class is the library's own (ModelConfig.dims = 1: images of height 1). What is here are the toy's kernels, its
 test domains, the arms that are compared, and its one extra measure: edges that the model invented.
 """
 
@@ -10,14 +10,16 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from .data import Batches, SignalPairs, box_kernels
-from .evaluate import Setting, measure, summary
-from .model import Config, Model, plain_twin
-from .train import Record, TrainState, fit
+from ..data import Batches
+from ..evaluate import measure, summary
+from ..model import Model, Recipe, plain_twin
+from ..sample import Setting, restore
+from ..train import Record, TrainState, fit
+from .signals import SignalPairs, box_kernels, gauss_kernel, two_bump_kernel
 
 LENGTH = 128  # samples a signal
 TEST_SEED = 7_001  # of the test signals: no run, choice or earlier look has used them
-TOY = Config(
+TOY = Recipe().change(
     dims=1,
     channels=1,
     widths=(16, 32, 48, 64),
@@ -38,22 +40,6 @@ TOY = Config(
     content_count=1000,
 )
 SETTING = Setting("ancestral", steps=12, max_noise=0.5, samples=4)
-
-
-def gauss_kernel(sigma: float, size: int = 25) -> Tensor:
-    """(1, size) Gaussian of standard deviation sigma samples."""
-    position = torch.arange(size) - size // 2
-    kernel = torch.exp(-(position**2) / (2 * sigma**2))
-    return (kernel / kernel.sum())[None]
-
-
-def two_bump_kernel(gap: int = 10, width: int = 5) -> Tensor:
-    """(1, k): two box bumps `gap` samples apart, as of a hand that rested twice."""
-    single = box_kernels(width)[0]
-    kernel = torch.zeros(gap + width + (gap + width + 1) % 2)
-    kernel[:width] += single / 2
-    kernel[gap : gap + width] += single / 2
-    return kernel[None]
 
 
 # Trained on box 9 alone; each other domain changes the kernel or adds noise
@@ -86,27 +72,26 @@ ARMS: dict[str, dict] = {
 }
 
 
-def variant(changes: dict, steps: int | None = None, seed: int = 0, base: Config = TOY) -> Config:
+def variant(changes: dict, steps: int | None = None, seed: int = 0, base: Recipe = TOY) -> Recipe:
     """`base` with changes; without guidance, the network is widened to as many parameters as the guided base has."""
-    base = dataclasses.replace(base, steps=steps or base.steps, seed=seed)
-    config = dataclasses.replace(base, **changes)
-    if not config.scales:
-        config = dataclasses.replace(config, widths=plain_twin(base).widths)
-    return config
+    recipe = base.change(steps=steps or base.training.steps, seed=seed).change(**changes)
+    if not recipe.network.scales:
+        recipe = recipe.change(widths=plain_twin(base.network).widths)
+    return recipe
 
 
-def arm_config(arm: str, steps: int | None = None, seed: int = 0, base: Config = TOY) -> Config:
-    """The configuration of an arm of the toy."""
+def arm_recipe(arm: str, steps: int | None = None, seed: int = 0, base: Recipe = TOY) -> Recipe:
+    """The recipe of an arm of the toy."""
     if arm not in ARMS:
         raise ValueError(f"unknown arm {arm!r}; known: {', '.join(ARMS)}")
     return variant(ARMS[arm], steps, seed, base)
 
 
-def train_arm(config: Config, pairs: SignalPairs | None = None) -> tuple[TrainState, Iterator[Record]]:
+def train_arm(recipe: Recipe, pairs: SignalPairs | None = None) -> tuple[TrainState, Iterator[Record]]:
     """(state, its running `fit`): drain the second, then use state.ema_model."""
-    state = TrainState(config)
-    pairs = pairs or DOMAINS_1D[config.domain](0)
-    return state, fit(state, Batches(pairs, config.batch, LENGTH))
+    state = TrainState(recipe)
+    pairs = pairs or DOMAINS_1D[recipe.training.domain](0)
+    return state, fit(state, Batches(pairs, recipe.training.batch, LENGTH))
 
 
 def invented_edges(estimate: Tensor, truth: Tensor) -> Tensor:
@@ -138,7 +123,7 @@ def per_signal(
     y0, x = DOMAINS_1D[domain](seed).crops(torch.arange(count), LENGTH)
     estimate = x
     if model is not None:
-        estimate, _ = dataclasses.replace(setting, samples=1).restore(model, x, torch.Generator().manual_seed(seed))
+        estimate = restore(model, x, dataclasses.replace(setting, samples=1), torch.Generator().manual_seed(seed))
     return {"psnr": signal_psnr(estimate, y0), "invented_edges": invented_edges(estimate, y0)}
 
 

@@ -20,9 +20,9 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
-from ..explore import COLORS, display_view, frame_bytes, show, smooth
-from ..results import read_results
-from .checkpoint import checkpoints, training_process
+from ..evaluate import read_results
+from ..training.checkpoint import checkpoints, training_process
+from .figures import COLORS, display_view, frame_bytes, show, smooth
 
 MESSAGES = "train.log"  # in the run's folder: what the process says
 

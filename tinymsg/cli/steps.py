@@ -47,9 +47,9 @@ def add(commands: argparse._SubParsersAction) -> None:
 def run(args: argparse.Namespace) -> int:
     """Carry it out; returns the exit status."""
     from .. import evaluate as ev
-    from .. import steps
-    from ..results import provenance, write_results
+    from ..evaluate import provenance, write_results
     from ..sample import restore
+    from ..studies import steps
 
     device = pick_device(args.device)
     models, weights = load_named_weights([f"model={args.weights}", f"regression={args.regression}"], device)

@@ -1,14 +1,14 @@
-"""Several processes: of one training on one machine or many, as torchrun starts them; workers that share out small jobs; memory
-that ran out."""
+"""One training in several processes, on one machine or many, as torchrun starts them; torch.compile."""
 
 import datetime
-import multiprocessing
 import os
-import threading
 from collections.abc import Callable
 from typing import TypeVar
 
 import torch
+import torch.nn as nn
+
+from ..train import TrainState
 
 T = TypeVar("T")
 _control = None  # a group on the CPU: what the processes agree on between steps never waits for a GPU
@@ -30,17 +30,20 @@ def join_processes(device: torch.device, timeout_minutes: float = 10) -> torch.d
     global _control
     if "LOCAL_RANK" not in os.environ or torch.distributed.is_initialized():
         return device
-    if device.type == "cuda":  # LOCAL_RANK counts on one machine, RANK (read by torch) over all of them
-        device, gpus = torch.device("cuda", int(os.environ["LOCAL_RANK"])), torch.cuda.device_count()
+    if device.type != "cpu":  # LOCAL_RANK counts on one machine, RANK (read by torch) over all of them
+        device, count = torch.device(device.type, int(os.environ["LOCAL_RANK"])), torch.accelerator.device_count()
         here = max(int(os.environ.get("LOCAL_WORLD_SIZE", 1)), device.index + 1)
-        if here > gpus:  # said by every process: none waits for those without a GPU
+        if here > count:  # said by every process: none waits for those without a GPU
+            advice = f"give torchrun --nproc-per-node {count}" if count else "give --device cpu"
             raise ValueError(
-                f"each process needs a GPU of its own: {here} processes were started on this machine, which has "
-                f"{gpus}: " + (f"give torchrun --nproc-per-node {gpus}" if gpus else "give --device cpu")
+                f"each process needs a GPU of its own: {here} processes were started on this machine, which has {count}: "
+                + advice
             )
-        torch.cuda.set_device(device)
+        torch.accelerator.set_device_index(device.index)
     timeout = datetime.timedelta(minutes=timeout_minutes)
-    torch.distributed.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timeout)
+    backend = torch.distributed.get_default_backend_for_device(device)
+    bound = None if device.type == "cpu" else device
+    torch.distributed.init_process_group(backend, timeout=timeout, device_id=bound)
     _control = torch.distributed.new_group(backend="gloo", timeout=timeout)
     return device
 
@@ -85,30 +88,29 @@ def highest(value: int) -> int:
     return int(values)
 
 
-def begin_worker() -> None:
-    """First act of a pool's process: one thread, and an end with the process that asked; killed, that one cannot tell it."""
-    torch.set_num_threads(1)
-    parent = multiprocessing.parent_process()
-
-    def follow() -> None:
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=follow, daemon=True).start()
+def mean_over_processes(value: torch.Tensor) -> torch.Tensor:
+    """The mean of the processes' values; every process must ask at the same step."""
+    _, processes = rank_and_processes()
+    if processes > 1:
+        value = value / processes
+        torch.distributed.all_reduce(value)
+    return value
 
 
-def out_of_memory(error: Exception) -> bool:
-    """Whether an error says that memory ran out; on the CPU torch says it by a plain RuntimeError."""
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return True
-    signs = (
-        "out of memory",
-        "not enough memory",
-        "allocate memory",
-        # CUDA's libraries, which allocate beside torch
-        "CUBLAS_STATUS_ALLOC_FAILED",
-        "CUDNN_STATUS_ALLOC_FAILED",
-        "CUFFT_ALLOC_FAILED",
-        "HOST_ALLOCATION_FAILED",
+def training_network(state: TrainState) -> nn.Module:
+    """What `fit` calls instead of state.model: compiled where the recipe says so, its gradients shared under torchrun."""
+    network, c = state.model, state.training
+    if c.compile:
+        # torch keeps 8 compiled forms of a function and refuses a ninth: they would be those of earlier trainings here
+        torch.compiler.reset()
+        network = torch.compile(network, mode=c.compile, fullgraph=True, dynamic=False)  # a training has one shape
+    if not torch.distributed.is_initialized():
+        return network
+    # static_graph counts the backward passes of a step: it does not go with no_sync. There are no buffers that change
+    return nn.parallel.DistributedDataParallel(
+        network,
+        device_ids=None if state.device.type == "cpu" else [state.device.index],
+        broadcast_buffers=False,
+        gradient_as_bucket_view=True,
+        static_graph=c.accumulate == 1,
     )
-    return isinstance(error, RuntimeError) and any(sign in str(error) for sign in signs)

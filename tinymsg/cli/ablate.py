@@ -6,14 +6,7 @@ from pathlib import Path
 
 from .shared import UserError, at_least, positive, read_record
 
-STUDY_NAMES = (
-    "forms",
-    "choices",
-    "budget",
-    "breadth",
-    "pictures",
-    "parts",
-)  # written here too: --help imports no torch
+STUDY_NAMES = ("forms", "choices", "budget", "breadth", "pictures")  # written here too: --help imports no torch
 
 
 def add(commands: argparse._SubParsersAction) -> None:
@@ -24,7 +17,7 @@ def add(commands: argparse._SubParsersAction) -> None:
         epilog=(
             "Studies of the one-dimensional toy: forms (what the guidance is made of), choices (what is predicted, loss weight, "
             "number of signals, ...), budget (steps), breadth (number of training kernels x form of guidance). Of pictures: "
-            "pictures (the three arms and regression on every test domain), parts (ablations)."
+            "pictures (the three arms and regression on every test domain)."
         ),
     )
     sub.add_argument("--out", required=True, metavar="FILE", help="results file (JSON); an existing one is continued")
@@ -46,8 +39,8 @@ def add(commands: argparse._SubParsersAction) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Carry it out; returns the exit status."""
-    from .. import studies
-    from ..results import provenance, write_results
+    from ..evaluate import provenance, write_results
+    from ..studies import trials as studies
 
     out = Path(args.out)
     study = studies.get_study(args.study)
@@ -78,7 +71,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _earlier_runs(out: Path, study: str, steps: int, count: int) -> list[dict]:
     """The runs of a results file that this call may go on with."""
-    from .. import studies
+    from ..studies import trials as studies
 
     earlier = read_record(out, ("study", "steps", "runs"), "use another --out")
     default = studies.STUDIES[earlier["study"]].count if earlier["study"] in studies.STUDIES else None

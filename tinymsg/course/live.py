@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from .explore import display_view, frame_bytes
+from .figures import display_view, frame_bytes
 
 # One state of the work: how much is done, of how much, its picture (None: none yet), and what the picture shows
 Frame = tuple[int, int, Figure | Tensor | None, str]

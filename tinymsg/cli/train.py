@@ -6,21 +6,7 @@ import signal
 import sys
 from pathlib import Path
 
-from .shared import DEVICE_HELP, UserError, pick_device, positive
-
-# Settings that decide which weights a network has
-_SHAPE = (
-    "dims",
-    "channels",
-    "widths",
-    "blocks",
-    "scales",
-    "target",
-    "inject",
-    "how",
-    "guidance_width",
-    "guidance_blocks",
-)
+from .shared import DEVICE_HELP, UserError, load_weights, pick_device, positive
 
 
 def add(commands: argparse._SubParsersAction) -> None:
@@ -130,69 +116,66 @@ def add(commands: argparse._SubParsersAction) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Carry it out; returns the exit status."""
-    from .. import processes, train
+    from ..machine import out_of_memory
+    from ..train import NotFiniteError
+    from ..training import parallel
     from ..training.checkpoint import training_lock
 
-    config = _config(args)
+    recipe = _recipe(args)
     if args.estimate:
-        try:
-            return _estimate(args, config)
-        except ValueError as error:
-            raise UserError(str(error)) from None
+        return _estimate(args, recipe)
     if args.out is None:
         raise UserError("--out FOLDER is missing: where checkpoints, logs and final weights go")
     if args.validation is not None and args.validate_every is None:
         raise UserError("--validation needs --validate-every N")
     try:
-        device = processes.join_processes(pick_device(args.device), args.timeout_minutes)
+        device = parallel.join_processes(pick_device(args.device), args.timeout_minutes)
     except ValueError as error:
         raise UserError(str(error)) from None
-    first = processes.rank_and_processes()[0] == 0
+    rank, processes = parallel.rank_and_processes()
     try:
         with contextlib.ExitStack() as held:
-            processes.from_first(lambda: held.enter_context(training_lock(args.out)))
-            return _train(args, config, device)
+            parallel.from_first(lambda: held.enter_context(training_lock(args.out)))
+            return _train(args, recipe, device)
     except KeyboardInterrupt:
         print("\nstopped at once; the same command goes on from the last checkpoint", file=sys.stderr)
         return 130
     except OSError as error:
         raise UserError(f"{args.out}: {error.strerror or error}; the last checkpoint there is intact") from None
-    except (train.NotFiniteError, ValueError) as error:
+    except (NotFiniteError, ValueError) as error:
         raise UserError(str(error)) from None
     except RuntimeError as error:
-        if processes.out_of_memory(error):
-            raise UserError(
-                f"out of memory on {device}: raise accumulate (--set accumulate=4), or lower batch or crop; "
-                "--estimate says what fits"
-            ) from None
-        if config.compile and (why := _compilation(error)):
-            raise UserError(
-                f"torch.compile failed ({why}): compile needs a C compiler and Python's headers; install them or use "
-                "--set compile=false"
-            ) from None
-        if processes.rank_and_processes()[1] == 1 or not _lost_a_process(error):
+        if out_of_memory(error):
+            what = f"out of memory on {device}: raise accumulate (--set accumulate=4), or lower batch or crop; "
+            raise UserError(what + "--estimate says what fits") from None
+        if recipe.training.compile and (why := _compilation(error)):
+            what = f"torch.compile failed ({why}): it needs a C compiler and Python's headers; install them or use "
+            raise UserError(what + "--set compile=") from None
+        if processes == 1 or not _lost_a_process(error):
             raise
-        who = "the first process" if first else f"process {processes.rank_and_processes()[0]}"
+        who = f"process {rank}" if rank else "the first process"
         raise UserError(
             f"{who} stops: another process of this training ended or does not answer "
             f"({str(error).splitlines()[0][:200]}); the last checkpoint is intact"
         ) from None
     finally:
-        processes.leave_processes()
+        parallel.leave_processes()
 
 
-def _train(args: argparse.Namespace, config, device) -> int:
+def _train(args: argparse.Namespace, recipe, device) -> int:
     """Resume, say what will be done, do it; the folder is ours."""
-    from .. import processes, train
+    from ..model import count_parameters
+    from ..train import TrainState
     from ..training import runs
     from ..training.checkpoint import resume
     from ..training.estimate import estimate_line
+    from ..training.parallel import rank_and_processes
+    from .sources import open_data
 
-    out = Path(args.out)
-    start, identity = _start(args.start, config)
-    state = train.TrainState(config, device, start)
-    data = runs.open_data(
-        config,
+    start, identity = _start(args.start, recipe)
+    state = TrainState(recipe, device, start)
+    data = open_data(
+        recipe,
         device,
         args.data,
         args.blur,
@@ -203,51 +186,42 @@ def _train(args: argparse.Namespace, config, device) -> int:
         args.validation_size,
     )
     state.data = data.identity | identity
-    path, passed_over = resume(out, state, args.accept_changes)
-    rank, count = processes.rank_and_processes()
+    path, passed_over = resume(args.out, state, args.accept_changes)
+    rank, processes = rank_and_processes()
     if rank == 0:
         for sentence in passed_over:
             print(sentence, file=sys.stderr)
         if path is not None:
             print(f"resuming from {path} at step {state.step}")
-        parameters = sum(p.numel() for p in state.model.parameters()) / 1e6
+        network, c = recipe.network, recipe.training
         print(
-            f"{config.kind}, guidance scales {config.scales or 'none'}, {parameters:.2f} M parameters, "
-            f"{'bf16' if state.bf16 else 'fp32'} on {device}: {config.steps} steps of {config.batch} crops "
-            f"{config.crop}x{config.crop} of {data.batches.pairs.name}"
+            f"{network.kind}, guidance scales {network.scales or 'none'}, {count_parameters(state.model) / 1e6:.2f} M "
+            f"parameters, {'bf16' if state.bf16 else 'fp32'} on {device}: {c.steps} steps of {c.batch} crops "
+            f"{c.crop}x{c.crop} of {data.batches.pairs.name}"
         )
-        print(estimate_line(state, count), flush=True)
+        print(estimate_line(state, processes), flush=True)
     plan = runs.Plan(args.log_every, args.save_every, args.save_minutes, args.validate_every or 0, args.tensorboard)
-    stopped = runs.run(state, data.batches, out, plan, data.validation)
+    stopped = runs.run(state, data.batches, Path(args.out), plan, data.validation)
     if stopped and rank == 0:
-        print(
-            f"\nstopped at step {state.step} by {signal.Signals(stopped).name}, checkpoint written; "
-            "the same command goes on from there",
-            file=sys.stderr,
-        )
+        what = f"\nstopped at step {state.step} by {signal.Signals(stopped).name}, checkpoint written; "
+        print(what + "the same command goes on from there", file=sys.stderr)
     return 128 + stopped if stopped else 0
 
 
-def _start(name: str | None, config) -> tuple:
-    """(model to begin with, what is said of it in the run's records); None: the configuration's random weights."""
-    import dataclasses
-
-    from ..model import build_model
-    from ..results import sha256
-    from .shared import load_weights, weights_path
+def _start(name: str | None, recipe) -> tuple:
+    """(model to begin with, what is said of it in the run's records); None: random weights."""
+    from ..machine import sha256
+    from ..model import build_model, weights_path
 
     if name is None:
         return None, {}
     trained, _ = load_weights(name, "cpu")
-    model = build_model(config)
+    model = build_model(recipe.network, recipe.training.seed)
     try:
         model.load_state_dict(trained.state_dict())
     except RuntimeError:
-        differing = [
-            f.name
-            for f in dataclasses.fields(config)
-            if f.name in _SHAPE and getattr(trained.config, f.name) != getattr(config, f.name)
-        ]
+        theirs, ours = trained.config.to_dict(), recipe.network.to_dict()
+        differing = [key for key in ours if ours[key] != theirs[key] and key != "precision"]
         raise UserError(
             f"--start {name} is another network: it differs in {', '.join(differing)}; give the --arm and --set that "
             "it was trained with"
@@ -255,22 +229,25 @@ def _start(name: str | None, config) -> tuple:
     return model, {"started_from": f"{name}, SHA-256 {sha256(weights_path(name))}"}
 
 
-def _estimate(args: argparse.Namespace, config) -> int:
+def _estimate(args: argparse.Namespace, recipe) -> int:
     """Print what a training would take; needs no data."""
-    from .. import train
+    from ..model import count_parameters
+    from ..train import TrainState
     from ..training import estimate
 
-    state = train.TrainState(config, pick_device(args.device))
-    parameters = sum(p.numel() for p in state.model.parameters()) / 1e6
-    print(
-        f"{args.profile}, {args.arm}: {parameters:.2f} M parameters, {estimate.gigaflops(config):.1f} GFLOP to train on one "
-        f"crop, {config.batch} crops of {config.crop}x{config.crop} a step"
-    )
-    print(f"on {state.device}, {'bf16' if state.bf16 else 'fp32'}: {estimate.estimate_line(state)}")
-    print(
-        f"\nwhat fits (computed for bf16 on CUDA, eager; {estimate.CONTEXT / 1e9:.1f} GB for CUDA itself, "
-        f"{estimate.SPARE:.0%} spare), with --set accumulate=...:\n\n{estimate.table_text(config)}"
-    )
+    try:
+        state, c = TrainState(recipe, pick_device(args.device)), recipe.training
+        print(
+            f"{args.profile}, {args.arm}: {count_parameters(state.model) / 1e6:.2f} M parameters, "
+            f"{estimate.gigaflops(recipe):.1f} GFLOP to train on one crop, {c.batch} crops of {c.crop}x{c.crop} a step"
+        )
+        print(f"on {state.device}, {'bf16' if state.bf16 else 'fp32'}: {estimate.estimate_line(state)}")
+        print(
+            f"\nwhat fits (computed for bf16 on CUDA, eager; {estimate.CONTEXT / 1e9:.1f} GB for CUDA itself, "
+            f"{estimate.SPARE:.0%} spare), with --set accumulate=...:\n\n{estimate.table_text(recipe)}"
+        )
+    except ValueError as error:
+        raise UserError(str(error)) from None
     return 0
 
 
@@ -278,9 +255,7 @@ def _compilation(error: RuntimeError) -> str:
     """What torch.compile failed of, as where no compiler is found, in its first line; empty for other errors."""
     from torch._dynamo.exc import TorchDynamoException
 
-    if not isinstance(error, TorchDynamoException) and "Failed to find C compiler" not in str(
-        error
-    ):  # as Triton itself says it
+    if not isinstance(error, TorchDynamoException) and "Failed to find C compiler" not in str(error):
         return ""
     cause = getattr(error, "inner_exception", error)
     return f"{type(cause).__name__}: {str(cause)[:200]}".partition("\n")[0]
@@ -290,54 +265,50 @@ def _lost_a_process(error: RuntimeError) -> bool:
     """Whether an error is how gloo, NCCL or the store say that another process is gone or silent."""
     import torch
 
-    text = str(error).lower()
     signs = (
         "connection closed",
         "connection reset",
+        "connection refused",
         "timed out",
         "timeout",
         "broken pipe",
-        "connection refused",
         "nccl",
     )
-    return isinstance(error, torch.distributed.DistError) or any(sign in text for sign in signs)
+    return isinstance(error, torch.distributed.DistError) or any(sign in str(error).lower() for sign in signs)
 
 
-def _config(args: argparse.Namespace):
+def _recipe(args: argparse.Namespace):
     """Profile, then --set, then the arm."""
-    import dataclasses
-    import typing
+    from ..model import plain_twin
+    from ..training.profiles import profile
 
-    from ..model import PROFILES, Config, plain_twin
-
-    hints = typing.get_type_hints(Config)
-    changes = dict(PROFILES[args.profile])
-    for item in args.set or []:
-        key, _, text = item.partition("=")
-        if key not in hints:
-            raise UserError(f"--set {item}: unknown setting {key!r}; known: {', '.join(hints)}")
-        try:
-            changes[key] = _parse(text, hints[key])
-        except ValueError:
-            raise UserError(f"--set {item}: {text!r} is not a value for {key} ({hints[key]})") from None
-    if args.arm == "control":
-        changes["target"] = "none"
     try:
-        config = dataclasses.replace(Config(), **changes)
-        return (
-            config
-            if args.arm in ("guided", "control")
-            else plain_twin(config, "regression" if args.arm == "regression" else "diffusion")
-        )
+        recipe = profile(args.profile)
+        known = recipe.settings()
+        changes = {}
+        for item in args.set or []:
+            key, _, text = item.partition("=")
+            if key not in known:
+                raise UserError(f"--set {item}: unknown setting {key!r}; known: {', '.join(known)}")
+            changes[key] = _parse(item, text, type(known[key]))
+        if args.arm == "control":
+            changes["target"] = "none"
+        recipe = recipe.change(**changes)
+        if args.arm in ("guided", "control"):
+            return recipe
+        twin = plain_twin(recipe.network, "regression" if args.arm == "regression" else "diffusion")
+        return type(recipe)(twin, recipe.training)
     except ValueError as error:
         raise UserError(str(error)) from None
 
 
-def _parse(text: str, hint) -> object:
-    if hint is bool:
-        if text.lower() not in ("true", "false"):
-            raise ValueError(text)
-        return text.lower() == "true"
-    if hint in (int, float, str):
-        return hint(text)
-    return tuple(int(part) for part in text.split(",") if part)  # the remaining settings are lists of integers
+def _parse(item: str, text: str, kind: type) -> object:
+    """The value of --set KEY=VALUE in the type that the setting has; the remaining ones are lists of integers."""
+    try:
+        if kind is bool:
+            return {"true": True, "false": False}[text.lower()]
+        if kind in (int, float, str):
+            return kind(text)
+        return tuple(int(part) for part in text.split(",") if part)
+    except (ValueError, KeyError):
+        raise UserError(f"--set {item}: {text!r} is not a value of type {kind.__name__}") from None

@@ -85,9 +85,11 @@ def run(args: argparse.Namespace) -> int:
     from functools import partial
 
     from .. import evaluate as ev
-    from ..data import TEST_DOMAINS, PairedImages, get_domain
+    from ..data import TEST_DOMAINS, get_domain
+    from ..datasets.folders import PairedImages
+    from ..evaluate import provenance, write_results
     from ..paper.align import overlap
-    from ..results import provenance, write_results
+    from ..sample import Setting
 
     device = pick_device(args.device)
     for name in ("align", "blur"):
@@ -115,7 +117,7 @@ def run(args: argparse.Namespace) -> int:
             label: ev.grid_search(m, validation, args.validation, args.size, progress=say)
             for label, m in diffusion.items()
         }
-        setting = ev.Setting(samples=args.samples)
+        setting = Setting(samples=args.samples)
         if diffusion:  # chosen on the validation split of the training domain, for the first model; then frozen for all
             best = ev.choose_cell(results["grid"][next(iter(diffusion))])
             setting = dataclasses.replace(setting, steps=best["steps"], max_noise=best["max_noise"])

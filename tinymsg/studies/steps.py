@@ -10,11 +10,12 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from .data import Pairs
-from .evaluate import TEST_SEED, available, measure, summary
-from .model import Model
-from .sample import SAMPLERS, restore
-from .schedule import max_noise_for
+from ..data import Pairs
+from ..evaluate import TEST_SEED, available, measure, summary
+from ..machine import synchronize
+from ..model import Model
+from ..sample import SAMPLERS, Setting, restore
+from ..schedule import max_noise_for
 
 EVALUATIONS = (1, 2, 4, 8, 16, 32, 64, 250)
 FROM_NOISE = 0.01  # alpha_bar_T of chains from pure noise: what is left of the signal's power there
@@ -82,9 +83,8 @@ def _score(
     for number, ((y0, x), start) in enumerate(zip(parts, begin, strict=True)):
         generator = torch.Generator(x.device).manual_seed(TEST_SEED + number)
         before = time.perf_counter()
-        output = restore(model, x, sampler, steps, max_noise, generator=generator, start=start)
-        if x.device.type == "cuda":
-            torch.cuda.synchronize(x.device)
+        output = restore(model, x, Setting(sampler, steps, max_noise), generator, start=start)
+        synchronize(x.device)
         seconds += time.perf_counter() - before
         for metric, scores in measure(output, y0, metrics).items():
             values[metric].extend(scores)

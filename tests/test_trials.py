@@ -1,0 +1,233 @@
+"""The toy's studies: kernels, trials, scores, resuming."""
+
+import contextlib
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+
+from tinymsg.studies import pictures, trials, toy
+from tinymsg.__main__ import main
+from tinymsg.cli.ablate import STUDY_NAMES, _earlier_runs
+from tinymsg.data import SignalPairs
+from tinymsg.model import Model, count_parameters
+from tinymsg.evaluate import read_results, write_results
+from tinymsg.studies.trials import BREADTHS, FORMS, STUDIES, breadth_domains, family_kernels, paired_differences
+
+
+@pytest.mark.parametrize("extent", [trials.SHORT, trials.LONG])
+def test_kernels_of_a_family(extent):
+    kernels = family_kernels(torch.arange(200), 3, extent)
+    assert kernels.shape[1] % 2 == 1 and (kernels >= 0).all()
+    torch.testing.assert_close(kernels.sum(dim=1), torch.ones(200))
+    place = torch.arange(kernels.shape[1], dtype=torch.float32)
+    first = (kernels > 0).float().argmax(dim=1)
+    last = kernels.shape[1] - 1 - (kernels.flip(1) > 0).float().argmax(dim=1)
+    width = (last - first).float()
+    assert width.min() >= extent[0] - 1 and width.max() <= extent[1] + 1 and width.std() > 0.5
+    centre = (kernels * place).sum(dim=1)
+    torch.testing.assert_close(centre, torch.full((200,), (kernels.shape[1] - 1) / 2), rtol=0, atol=1e-3)  # no shift
+
+
+def test_a_kernel_depends_on_its_number_and_family_alone():
+    many = family_kernels(torch.arange(50), 0)
+    torch.testing.assert_close(family_kernels(torch.tensor([31, 7]), 0), many[[31, 7]])
+    assert not torch.equal(family_kernels(torch.arange(50), 1), many)
+    assert len(torch.unique(many, dim=0)) == 50
+
+
+@pytest.mark.parametrize("kernels", BREADTHS)
+def test_the_maps_domains_differ_in_one_thing(kernels):
+    domains = breadth_domains(kernels, 0, seed=9)
+    trained, unseen = domains["seen kernels"].kernels, domains["unseen kernels"].kernels
+    assert len(trained) == kernels
+    assert not (unseen[:, None] == trained[None, :32]).all(-1).any()
+    assert torch.equal(domains["noise"].kernels, trained) and domains["noise"].noise > 0
+    assert torch.equal(domains["photo rows"].kernels, trained) and domains["photo rows"].content == "photos"
+    smaller = breadth_domains(1, 0, seed=9)["seen kernels"].kernels
+    assert torch.equal(trained[:1], smaller), "a larger training set holds the smaller ones"
+
+
+def test_the_command_offers_every_study():
+    assert tuple(STUDIES) == STUDY_NAMES
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_a_studys_trials(name):
+    trials = list(STUDIES[name].trials(2, 800))
+    assert len({trial.key for trial in trials}) == len(trials)
+    assert {trial.seed for trial in trials} == {0, 1}
+    base = toy.TOY if trials[0].config.dims == 1 else pictures.PICTURES
+    guided = count_parameters(Model(base))
+    for trial in trials:
+        assert trial.config.seed == trial.seed
+        if "width" not in trial.arm:
+            assert abs(count_parameters(Model(trial.config)) / guided - 1) < 0.1, trial.arm
+    first, second = ({trial.arm for trial in trials if trial.seed == seed} for seed in (0, 1))
+    assert first - {"blurry"} == second
+
+
+def test_a_head_start_does_not_shorten_the_denoisers_training():
+    trials = {trial.arm: trial.config for trial in STUDIES["choices"].trials(1, 800)}
+    head_start = trials["guided, head start"]
+    assert head_start.steps - head_start.head_start == 800 == trials["guided, eps"].steps
+
+
+def test_number_of_signals():
+    for trial in STUDIES["choices"].trials(1, 800):
+        if trial.arm == "plain, 50 signals":
+            y0, _ = trial.training_pairs().crops(torch.arange(400), toy.LENGTH)
+            assert len(torch.unique(y0.flatten(1), dim=0)) <= 50
+            return
+    pytest.fail("no arm with 50 signals")
+
+
+@pytest.mark.parametrize("arm", FORMS)
+def test_every_form_trains_and_is_scored(arm):
+    trial = next(t for t in STUDIES["breadth"].trials(1, 3) if t.arm == arm and t.kernels == 4)
+    entry = dataclasses.replace(trial, config=dataclasses.replace(trial.config, batch=4)).run(4)
+    assert list(entry["scores"]) == list(entry["blurry"]) == list(breadth_domains(1, 0, 0))
+    score = entry["scores"]["seen kernels"]
+    assert len(score["per_signal"]) == 4
+    assert score["psnr"]["mean"] == pytest.approx(sum(score["per_signal"]) / 4, abs=0.01)
+    assert json.loads(json.dumps(entry, allow_nan=False)) == entry
+
+
+def test_the_same_trial_gives_the_same_scores():
+    trial = next(STUDIES["forms"].trials(1, 4))
+    small = dataclasses.replace(trial, config=dataclasses.replace(trial.config, batch=4, precision="fp32"))
+    assert small.run(3) == small.run(3)
+
+
+def test_paired_differences_take_the_seeds_that_both_have():
+    entry = lambda arm, seed, values: {"arm": arm, "seed": seed, "kernels": 4, "scores": {"d": {"per_signal": values}}}
+    runs = [entry("a", 0, [3.0, 5.0]), entry("a", 1, [1.0, 1.0]), entry("b", 0, [1.0, 2.0]), entry("b", 2, [0.0, 0.0])]
+    assert paired_differences(runs, "a", "b", "d", kernels=4).tolist() == [[2.0, 3.0]]
+    assert paired_differences(runs, "a", "b", "d", kernels=8).numel() == 0
+
+
+def test_rows_of_photographs_are_signals(device):
+    pairs = SignalPairs(family_kernels(torch.arange(3), 0), seed=4, content="photos", device=device)
+    y0, x = pairs.crops(torch.arange(12), 64)
+    assert y0.shape == x.shape == (12, 1, 1, 64) and y0.device.type == device.type
+    assert y0.std() > 0.1 and 0 < (y0 - x).abs().mean() < 0.2
+    again, _ = pairs.crops(torch.tensor([7]), 64)
+    assert torch.equal(again[0], y0[7])
+    with pytest.raises(ValueError, match="unknown content 'speech' of signals; known: signals, photos"):
+        SignalPairs(family_kernels(torch.arange(1), 0), content="speech")
+
+
+def test_the_command_goes_on_where_it_stopped(tmp_path, capsys, monkeypatch):
+    some, out = (1, 4), tmp_path / "breadth.json"
+    monkeypatch.setattr(studies, "BREADTHS", some)
+    command = [
+        "ablate",
+        "--study",
+        "breadth",
+        "--out",
+        str(out),
+        "--seeds",
+        "1",
+        "--steps",
+        "2",
+        "--count",
+        "3",
+        "--workers",
+        "1",
+        "--arms",
+    ]
+    assert main([*command, "plain"]) == 0
+    assert len(json.loads(out.read_text())["runs"]) == len(some)
+    capsys.readouterr()
+    assert main([*command, "plain", "guided"]) == 0
+    assert f"breadth: {len(some)} of {len(FORMS) * len(some)} trainings" in capsys.readouterr().out
+    runs = json.loads(out.read_text())["runs"]
+    assert [(run["kernels"], run["arm"]) for run in runs] == [(n, arm) for n in some for arm in ("plain", "guided")]
+    assert (
+        main([*command, "guided, no loss", "--workers", "2"]) == 0
+    )  # in processes of their own: in order all the same
+    runs = json.loads(out.read_text())["runs"]
+    assert [run["arm"] for run in runs] == ["plain", "guided", "guided, no loss"] * len(some)
+    assert main([*command[:2], "forms", *command[3:], "plain"]) == 2
+    assert "holds the study 'breadth'" in capsys.readouterr().err
+    assert main([*command, "nonsense"]) == 2
+    assert "unknown arm 'nonsense' of breadth; known: regression, plain" in capsys.readouterr().err
+
+
+def is_worker(process: psutil.Process) -> bool:
+    """Beside them there is multiprocessing's own resource tracker."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return "spawn_main" in " ".join(process.cmdline())
+    return False
+
+
+def test_a_killed_study_leaves_no_worker_behind(tmp_path):
+    out = tmp_path / "toy.json"
+    command = ["ablate", "--out", str(out), "--seeds", "2", "--steps", "5000", "--workers", "2", "--arms", "plain"]
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
+    study = psutil.Popen(
+        [sys.executable, "-m", "tinymsg", *command], cwd=tmp_path, env=environment, stdout=subprocess.DEVNULL
+    )
+    end, workers = time.monotonic() + 120, []
+    try:
+        while len(workers) < 2 and time.monotonic() < end:
+            time.sleep(0.2)
+            workers = [child for child in study.children() if is_worker(child)]
+    finally:
+        study.kill()
+        study.wait(60)
+    _, alive = psutil.wait_procs(workers, timeout=60)
+    for worker in alive:
+        worker.kill()
+    assert len(workers) == 2 and not alive
+
+
+def test_the_command_goes_on_with_the_same_steps_and_number_of_tests(tmp_path, capsys, monkeypatch):
+    """Files that do not say it were made with the study's own."""
+    out, old, counts = tmp_path / "new.json", tmp_path / "old.json", []
+    monkeypatch.setattr(studies, "run_study", lambda trials, workers, count: counts.append(count) or iter(()))
+    command = ["ablate", "--steps", "2", "--out"]
+    assert main([*command, str(out), "--count", "3"]) == main([*command, str(out), "--count", "3"]) == 0
+    assert read_results(out)["count"] == 3
+    assert main([*command, str(out)]) == main([*command, str(out), "--count", "4"]) == 2
+    assert "scored on 3 a domain, not 'forms' at 2 steps on 4; use another --out" in capsys.readouterr().err
+    assert main(["ablate", "--steps", "3", "--out", str(out), "--count", "3"]) == 2
+    assert (
+        "'forms' at 2 steps, scored on 3 a domain, not 'forms' at 3 steps on 3; use another --out"
+        in capsys.readouterr().err
+    )
+    write_results(old, {"study": "forms", "steps": 2, "runs": []})
+    assert main([*command, str(old), "--count", "3"]) == 2
+    assert "scored on 64 a domain" in capsys.readouterr().err
+    assert main([*command, str(old)]) == 0
+    assert read_results(old)["count"] == 64 and counts == [3, 3, 64]
+
+
+@pytest.mark.parametrize("name", ["toy", "choices", "breadth", "pictures"])
+def test_the_command_goes_on_with_the_files_that_were_shipped(name):
+    path = Path(__file__).parents[1] / "notebooks" / "results" / f"{name}.json"
+    results = read_results(path)
+    study = STUDIES[results["study"]]
+    assert _earlier_runs(path, results["study"], results["steps"], study.count) == results["runs"] != []
+
+
+@pytest.mark.parametrize("content", ["hello", "[1]", "3", "{}", b"\xff\xfe", {"rows": []}, None])
+def test_the_command_leaves_what_is_no_study(content, tmp_path, capsys):
+    out = tmp_path / "out.json"
+    if content is None:
+        out.mkdir()
+    elif isinstance(content, dict):
+        write_results(out, content)
+    else:
+        out.write_bytes(content.encode() if isinstance(content, str) else content)
+    before = None if content is None else out.read_bytes()
+    assert main(["ablate", "--out", str(out), "--steps", "2"]) == 2
+    assert capsys.readouterr().err.strip().endswith("; use another --out")
+    assert before is None or out.read_bytes() == before

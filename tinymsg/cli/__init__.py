@@ -1,0 +1,42 @@
+"""The command line, one file a command: add(commands) declares it, run(args) carries it out.
+
+Their modules import nothing heavy at the top, so that --help answers at once.
+"""
+
+import argparse
+import sys
+
+from . import ablate, deblur, evaluate, pack, paper, publish, steps, train
+from .shared import UserError
+
+COMMANDS = (deblur, pack, train, evaluate, paper, ablate, steps, publish)
+
+
+def parser() -> argparse.ArgumentParser:
+    """The whole command line."""
+    top = argparse.ArgumentParser(
+        prog="tinymsg",
+        description="Deblur photographs with structure-guided diffusion, train and evaluate it.",
+        epilog="'tinymsg COMMAND --help' explains one command.",
+    )
+    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for command in COMMANDS:
+        command.add(commands)
+    return top
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run a command; returns the exit status: 0 done, 1 some files failed, 2 a mistake in the call."""
+    args = parser().parse_args(arguments)
+    try:
+        return args.run(args)
+    except UserError as error:
+        print(f"tinymsg: {error}", file=sys.stderr)
+        return 2
+    except (RuntimeError, MemoryError) as error:
+        from ..machine import out_of_memory
+
+        if not out_of_memory(error):
+            raise
+        print("tinymsg: memory ran out; take smaller or fewer pictures, or another --device", file=sys.stderr)
+        return 2

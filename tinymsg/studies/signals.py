@@ -1,0 +1,102 @@
+"""One-dimensional pairs for the toy: images of height 1, so that the whole library serves them."""
+
+import torch
+from torch import Tensor
+
+from ..blur import convolve
+from ..data import photo_contents, to_model
+from ..machine import upload
+from ..rng import Draws
+
+
+def render_signals(index: Tensor, length: int = 128, seed: int = 0) -> Tensor:
+    """One-dimensional scenes for the toy of lessons 02 to 04: piecewise constant pieces and ramps.
+
+    Args:
+        index: int64 (n,).
+        length: samples a signal, at least 16.
+    Returns: float32 (n, 1, 1, length) in [0, 1]: images of height 1, so that the 2-D code serves them.
+    """
+    if length < 16:
+        raise ValueError(f"length must be at least 16 samples, got {length}")
+    draws = Draws(seed, index)
+    pieces = 12
+    gaps = draws.uniform(pieces, low=0.2, high=1.8)
+    edges = (gaps.cumsum(dim=1) / gaps.sum(dim=1, keepdim=True) * length)[:, :, None]
+    position = torch.arange(length, device=index.device) + 0.5
+    piece = (position > edges).sum(dim=1)  # n, length: which piece a sample lies in
+    start = torch.cat([torch.zeros_like(edges[:, :1, 0]), edges[:, :, 0]], dim=1).gather(1, piece)
+    level = draws.uniform(pieces + 1, low=0.1, high=0.9).gather(1, piece)
+    is_ramp = (draws.uniform(pieces + 1) < 0.35).gather(1, piece)
+    slope = draws.uniform(pieces + 1, low=-4.0, high=4.0).gather(1, piece)
+    signal = level + torch.where(is_ramp, slope * (position - start) / length, 0.0)
+    return signal.clamp(0, 1)[:, None, None]
+
+
+class SignalPairs:
+    """One-dimensional pairs for the toy: signals of height 1, each blurred by one of some fixed kernels.
+
+    Args:
+        kernels: (m, k), k odd, each summing to 1.
+        count: how many distinct signals.
+        seed: of signals and pairs.
+        noise: standard deviation of white noise on the blurry signal.
+        content: "signals" (procedural), or "photos": rows of scikit-image's photographs.
+    """
+
+    def __init__(
+        self,
+        kernels: Tensor,
+        count: int = 1000,
+        seed: int = 0,
+        noise: float = 0.0,
+        content: str = "signals",
+        device: torch.device | str = "cpu",
+    ):
+        if content not in ("signals", "photos"):
+            raise ValueError(f"unknown content {content!r} of signals; known: signals, photos")
+        self.kernels, self.count, self.seed, self.noise, self.content = kernels, count, seed, noise, content
+        self.device = torch.device(device)
+        self.name = f"{count} {content}, {len(kernels)} kernel(s), seed {seed}"
+
+    def crops(self, index: Tensor, size: int) -> tuple[Tensor, Tensor]:
+        """(y0, x), both (n, 1, 1, size) in [-1, 1]."""
+        draws = Draws(self.seed, index.cpu())
+        margin = self.kernels.shape[-1] // 2
+        if self.content == "photos":
+            length = size + 2 * margin
+            signal = photo_contents().crops(draws, length, self.device)[:, 1:2, length // 2 : length // 2 + 1]  # green
+        else:
+            signal = render_signals(upload(draws.integers(self.count), self.device), size + 2 * margin, self.seed)
+        kernel = upload(self.kernels[draws.integers(len(self.kernels))], self.device)
+        x = convolve(signal, kernel[:, None, :], padding="valid")
+        x = (x + self.noise * draws.on(self.device).normal(*x.shape[1:])).clamp(0, 1)
+        y0 = signal[..., margin : signal.shape[-1] - margin]
+        return to_model(y0), to_model(x)
+
+
+def box_kernels(*widths: int) -> Tensor:
+    """(m, k) box kernels of the given odd widths, zero-padded to the widest."""
+    size = max(widths)
+    if any(w % 2 == 0 or w < 1 for w in widths):
+        raise ValueError(f"box widths must be odd and positive, got {widths}")
+    kernels = torch.zeros(len(widths), size)
+    for row, width in zip(kernels, widths, strict=True):
+        row[(size - width) // 2 : (size + width) // 2] = 1 / width
+    return kernels
+
+
+def gauss_kernel(sigma: float, size: int = 25) -> Tensor:
+    """(1, size) Gaussian of standard deviation sigma samples."""
+    position = torch.arange(size) - size // 2
+    kernel = torch.exp(-(position**2) / (2 * sigma**2))
+    return (kernel / kernel.sum())[None]
+
+
+def two_bump_kernel(gap: int = 10, width: int = 5) -> Tensor:
+    """(1, k): two box bumps `gap` samples apart, as of a hand that rested twice."""
+    single = box_kernels(width)[0]
+    kernel = torch.zeros(gap + width + (gap + width + 1) % 2)
+    kernel[:width] += single / 2
+    kernel[gap : gap + width] += single / 2
+    return kernel[None]
