@@ -10,11 +10,17 @@ from urllib.error import URLError
 
 import pytest
 import torch
+from jaxtyping import install_import_hook
 
-from tinymsg.model import Config, Model, build_model, save_model
+# The shapes that the method's functions state are checked at every call: a wrong one fails the test that made it
+CHECKED = ("data", "schedule", "unet", "guidance", "model", "train", "sample", "evaluate")
+CHECKER = "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))"  # an int serves as a float
+with install_import_hook([f"tinymsg.{name}" for name in CHECKED], CHECKER):
+    import tinymsg.evaluate  # noqa: F401  and with it all the others
+    from tinymsg.model import Model, Recipe, build_model, save_model
 
-# A shell starts what runs in its background with Ctrl-C ignored, and children inherit that; tests that send it to theirs
-# would wait for nothing
+# A shell starts what runs in its background with Ctrl-C ignored, and children inherit that: tests that send it to
+# theirs would wait for nothing
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -35,14 +41,12 @@ TINY = {
 
 
 def pytest_collection_modifyitems(config, items):
-    """What is slow runs only where the command line names it."""
-    if "slow" not in (config.option.markexpr or ""):
-        slow = [item for item in items if item.get_closest_marker("slow")]
-        config.hook.pytest_deselected(items=slow)
-        items[:] = [item for item in items if item not in slow]
-    items.sort(
-        key=lambda item: not item.get_closest_marker("notebook")
-    )  # the longest first: none runs alone at the end
+    """The long ones run only where -m names them; of the others whole lessons come first, so that none ends alone."""
+    if "course" not in (config.option.markexpr or ""):
+        long = [item for item in items if item.get_closest_marker("course")]
+        config.hook.pytest_deselected(items=long)
+        items[:] = [item for item in items if not item.get_closest_marker("course")]
+    items.sort(key=lambda item: not item.get_closest_marker("notebook"))
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -85,20 +89,20 @@ def device(request) -> torch.device:
 
 
 @pytest.fixture
-def tiny_config():
-    """tiny_config(**changes) -> a Config of some ten thousand parameters."""
-    return lambda **changes: Config(**(TINY | changes))
+def tiny_recipe():
+    """tiny_recipe(**changes) -> a Recipe of some ten thousand parameters."""
+    return lambda **changes: Recipe().change(**(TINY | changes))
 
 
 @pytest.fixture
-def tiny_model(tiny_config):
+def tiny_model(tiny_recipe):
     """tiny_model(**changes) -> a Model in evaluation mode, every weight random.
 
     A new model answers with zeros (its last layers start at zero), which would hide almost any mistake.
     """
 
     def make(**changes) -> Model:
-        model = build_model(tiny_config(**changes)).eval()
+        model = build_model(tiny_recipe(**changes).network).eval()
         generator = torch.Generator().manual_seed(1)
         with torch.no_grad():
             for weight in model.parameters():
@@ -123,7 +127,7 @@ def images():
 @pytest.fixture(scope="session")
 def weights(tmp_path_factory) -> Path:
     """A tiny guided model whose output is not simply its input."""
-    model = build_model(Config(widths=(16, 16, 16, 16), guidance_width=8, guidance_blocks=1, precision="fp32"))
+    model = build_model(Recipe().change(**TINY).network)
     torch.nn.init.normal_(model.unet.conv_out.weight, std=0.05, generator=torch.Generator().manual_seed(0))
     path = tmp_path_factory.mktemp("weights") / "tiny.safetensors"
     save_model(model, path)
