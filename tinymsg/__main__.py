@@ -6,7 +6,7 @@ import sys
 from . import cli
 
 # glibc gives freed blocks of this size back to the system at once, and asks again at the next layer: keeping them made
-# one residual block 1.6 times faster on the CPU. In pages of 2 MB instead of 4 kB a training step takes another tenth less
+# one residual block 1.6 times faster on the CPU. In pages of 2 MB instead of 4 kB a step takes another tenth less
 ALLOCATOR = {
     "MALLOC_MMAP_THRESHOLD_": "4294967296",
     "MALLOC_TRIM_THRESHOLD_": "8589934592",
@@ -27,7 +27,7 @@ def use_allocator() -> bool:
 
 
 def restart_with_allocator(*command: str) -> None:
-    """Go on as `python COMMAND` with the allocator's settings: malloc reads them when a process starts, and only then."""
+    """Go on as `python COMMAND` with the allocator's settings: malloc reads them when a process starts."""
     if use_allocator():
         os.execv(sys.executable, [sys.executable, *command])
 

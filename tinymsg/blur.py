@@ -68,10 +68,7 @@ def linear_path(draws: Draws, length: Tensor, steps: int, angle: float | None = 
         angle: degrees from the x axis, counter-clockwise on screen; None draws one an image.
     Returns: (n, steps, 2) shifts (dx, dy) in pixels, mean zero.
     """
-    if angle is None:
-        theta = draws.uniform(high=math.pi)
-    else:
-        theta = torch.full_like(length, math.radians(angle))
+    theta = draws.uniform(high=math.pi) if angle is None else torch.full_like(length, math.radians(angle))
     time = torch.linspace(-0.5, 0.5, steps, device=length.device)
     direction = torch.stack([torch.cos(theta), -torch.sin(theta)], dim=-1)
     return length[:, None, None] * time[None, :, None] * direction[:, None, :]
@@ -253,7 +250,10 @@ def blend_kernels(linear: Tensor, kernels: Tensor, weights: Tensor) -> Tensor:
     """
     if not torch.allclose(weights.sum(dim=1), torch.ones_like(weights[:, 0]), atol=1e-4):
         raise ValueError("weights must sum to 1 over the kernels at every pixel")
-    return sum(convolve(linear, kernels[:, m]) * weights[:, m, None] for m in range(kernels.shape[1]))
+    blended = torch.zeros_like(linear)
+    for m in range(kernels.shape[1]):
+        blended += convolve(linear, kernels[:, m]) * weights[:, m, None]
+    return blended
 
 
 # --- sensor and file ----------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -65,18 +65,16 @@ def read_image(path: str | Path) -> Tensor:
     try:
         with Image.open(path) as image:
             if image.width * image.height > MAX_PIXELS:
-                raise ImageError(
-                    f"{path}: {image.width}x{image.height} pixels; the limit is {MAX_PIXELS // 10**6} million"
-                )
+                size = f"{image.width}x{image.height} pixels"
+                raise ImageError(f"{path}: {size}; the limit is {MAX_PIXELS // 10**6} million")
             image.load()
             image = ImageOps.exif_transpose(image)
             if image.mode.startswith(("I", "F")):  # 16-bit gray: PIL's own conversion would clip it at 255
                 gray = np.asarray(image, dtype=np.float32)
+                wide = gray.max() > 255 or image.mode.startswith("I;16")
                 fractions = image.mode == "F" and gray.max() <= 1  # floating point, already display values
-                gray = gray / (
-                    65535.0 if gray.max() > 255 or image.mode.startswith("I;16") else 1.0 if fractions else 255.0
-                )
-                return torch.from_numpy(gray.clip(0, 1)).expand(3, -1, -1).clone()
+                scale = 65535 if wide else 1 if fractions else 255
+                return torch.from_numpy((gray / scale).clip(0, 1)).expand(3, -1, -1).clone()
             if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
                 image = image.convert("RGBA")
                 white = Image.new("RGBA", image.size, (255, 255, 255, 255))
@@ -108,7 +106,7 @@ def write_image(path: str | Path, display: Tensor, like: str | Path | None = Non
 
     path = Path(path)
     pixels = (display.clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).cpu().numpy()
-    options = {"quality": 95} if path.suffix.lower() in (".jpg", ".jpeg", ".webp") else {}
+    options: dict[str, Any] = {"quality": 95} if path.suffix.lower() in (".jpg", ".jpeg", ".webp") else {}
     if like is not None:
         with Image.open(like) as source:
             if exif := ImageOps.exif_transpose(source).getexif().tobytes():
@@ -258,7 +256,7 @@ def make_contents(name: str, count: int, seed: int) -> Contents:
 
 
 def other_content(name: str) -> str:
-    """Content unlike the training's: photographs for what learnt procedural scenes, scenes for what learnt photographs."""
+    """Content unlike the training's: photographs for what learnt scenes, scenes for what learnt photographs."""
     return "photos" if name == "scenes" else "scenes"
 
 
@@ -306,6 +304,7 @@ def get_domain(name: str) -> Domain:
 # --- pairs --------------------------------------------------------------------------------------------------
 
 
+@runtime_checkable
 class Pairs(Protocol):
     """What training and evaluation ask for."""
 

@@ -13,6 +13,7 @@ from importlib import metadata
 from pathlib import Path
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from . import __version__
@@ -40,7 +41,7 @@ def ssim(estimate: Tensor, truth: Tensor) -> Tensor:
     # In TF32, cuDNN's default, a difference of squares would lose its digits: 0.89 in the place of 0.95
     with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
         found = structural_similarity_index_measure(estimate, truth, data_range=1.0, reduction="none")
-    return found.reshape(-1)
+    return torch.as_tensor(found).reshape(-1)
 
 
 @cache
@@ -129,40 +130,40 @@ def available(metrics: tuple[str, ...]) -> tuple[tuple[str, ...], dict[str, str]
     return tuple(usable), reasons
 
 
-def bootstrap_interval(values: Tensor, draws: int = 2000, seed: int = 0) -> tuple[float, float]:
-    """95 % percentile bootstrap interval of the mean (Efron 1979). values: (n,), n >= 2."""
+def bootstrap_interval(values: Float[Tensor, " n"], draws: int = 2000, seed: int = 0) -> tuple[float, float]:
+    """95 % percentile bootstrap interval of the mean (Efron 1979); n >= 2."""
     if values.ndim != 1 or len(values) < 2:
         raise ValueError(f"values must have shape (n,) with n >= 2, got {tuple(values.shape)}")
     generator = torch.Generator().manual_seed(seed)
     picks = torch.randint(len(values), (draws, len(values)), generator=generator)
-    means = values.cpu().double()[picks].mean(dim=1)
-    low, high = torch.quantile(means, torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
-    return low, high
+    return _middle_95(values.cpu().double()[picks].mean(dim=1))
 
 
-def nested_interval(values: Tensor, draws: int = 2000, seed: int = 0) -> tuple[float, float]:
-    """95 % bootstrap interval of the mean over trainings and pictures: both are drawn anew, with replacement.
+def nested_interval(values: Float[Tensor, "runs pictures"], draws: int = 2000, seed: int = 0) -> tuple[float, float]:
+    """95 % bootstrap interval of the mean over training runs and pictures, at least 2 of each: both are drawn anew.
 
-    An interval over pictures alone covers other pictures, not another training.
-    Args: values: (trainings, pictures), at least 2 of each, e.g. paired differences of two models.
+    An interval over pictures alone covers other pictures, not another training run.
     """
     if values.ndim != 2 or min(values.shape) < 2:
-        raise ValueError(f"values must have shape (trainings, pictures), at least 2 of each, got {tuple(values.shape)}")
+        raise ValueError(f"values must have shape (runs, pictures), at least 2 of each, got {tuple(values.shape)}")
     generator = torch.Generator().manual_seed(seed)
-    trainings, pictures = values.shape
-    # The same pictures for all trainings of a draw: they were tested on the same ones
-    rows = torch.randint(trainings, (draws, trainings, 1), generator=generator)
+    runs, pictures = values.shape
+    # The same pictures for all runs of a draw: they were tested on the same ones
+    rows = torch.randint(runs, (draws, runs, 1), generator=generator)
     columns = torch.randint(pictures, (draws, 1, pictures), generator=generator)
-    means = values.cpu().double()[rows, columns].mean(dim=(1, 2))
-    low, high = torch.quantile(means, torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
+    return _middle_95(values.cpu().double()[rows, columns].mean(dim=(1, 2)))
+
+
+def _middle_95(means: Tensor) -> tuple[float, float]:
+    low, high = torch.quantile(means, torch.tensor([0.025, 0.975], dtype=means.dtype)).tolist()
     return low, high
 
 
 def sign_flip_p(values: Tensor) -> float:
-    """Exact two-sided p-value of the mean of a few paired differences: were the two equals, any sign might be the other one.
+    """Exact two-sided p-value of the mean of a few paired differences, (n,), 1 <= n <= 16, e.g. one a training run.
 
-    It is the share of the 2^n ways to choose the signs whose mean is at least as far from zero (Fisher 1935).
-    Args: values: (n,), 1 <= n <= 16, e.g. one difference a training.
+    Were the two equals, any sign might be the other one: the share of the 2^n ways to choose the signs whose mean is at
+    least as far from zero (Fisher 1935).
     """
     if values.ndim != 1 or not 1 <= len(values) <= 16:
         raise ValueError(f"values must have shape (n,), n from 1 to 16, got {tuple(values.shape)}")
@@ -338,30 +339,13 @@ def choose_cell(cells: list[dict], slack: float = 0.5) -> dict:
 
 
 def table(results: dict, metric: str = "psnr") -> str:
-    """Models x domains as text: mean and half the width of the 95 % interval."""
-    domains = list(results["domains"])
-    rows = list(results["domains"][domains[0]]["scores"])
-    width = max(map(len, rows)) + 2
-    lines = [" " * width + "".join(f"{d:>17}" for d in domains)]
-    for row in rows:
-        cells = [results["domains"][d]["scores"][row][metric] for d in domains]
-        digits = 2 if metric == "psnr" else 3
-        lines.append(
-            f"{row:<{width}}"
-            + "".join(f"{c['mean']:>9.{digits}f} ± {(c['high'] - c['low']) / 2:<5.{digits}f}" for c in cells)
-        )
-    return "\n".join(lines)
-
-
-def markdown_table(results: dict, metric: str = "psnr") -> str:
-    """The same for Markdown: domains in rows, models in columns."""
+    """Scores as a Markdown table, domains in rows, models in columns: mean ± half the width of the 95 % interval."""
     rows = list(next(iter(results["domains"].values()))["scores"])
     lines = ["| domain | " + " | ".join(rows) + " |", "|---" * (len(rows) + 1) + "|"]
     for domain, entry in results["domains"].items():
         cells = [entry["scores"][row][metric] for row in rows]
-        lines.append(
-            f"| {domain} | " + " | ".join(f"{c['mean']:.2f} ± {(c['high'] - c['low']) / 2:.2f}" for c in cells) + " |"
-        )
+        texts = [f"{c['mean']:.2f} ± {(c['high'] - c['low']) / 2:.2f}" for c in cells]
+        lines.append(f"| {domain} | " + " | ".join(texts) + " |")
     return "\n".join(lines)
 
 

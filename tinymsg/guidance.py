@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from .unet import NO_FEATURES, Features, conv
+from .unet import NO_FEATURES, Features, conv, zeroed
 
 LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
 TARGETS = ("gray", "rgb", "none")
@@ -64,10 +64,9 @@ class StructureNet(nn.Module):
         super().__init__()
         self.conv_in = conv(1, width, dims)
         self.blocks = nn.Sequential(*[_Block(width, dims) for _ in range(blocks)])
-        self.head = conv(width, outputs, dims) if outputs else None
-        if self.head is not None:  # start by predicting the blurry image itself
-            nn.init.zeros_(self.head.weight)
-            nn.init.zeros_(self.head.bias)
+        self.head = (
+            zeroed(conv(width, outputs, dims)) if outputs else None
+        )  # starts by predicting the blurry image itself
 
     def forward(self, gray: Tensor) -> tuple[Tensor, Tensor | None]:
         h = self.blocks(self.conv_in(gray))

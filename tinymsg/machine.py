@@ -25,10 +25,10 @@ def synchronize(device: torch.device) -> None:
 
 
 def use_bf16(precision: str, device: torch.device) -> bool:
-    """Whether to compute in bf16: what `precision` says ("bf16", "fp32"), or for "auto" whether the device has units for it.
+    """Whether to compute in bf16: as `precision` says ("bf16", "fp32"), or for "auto" if the device has units for it.
 
-    A rule, not a race: two runs on one machine always compute alike. On a GPU "fp32" is what PyTorch makes of it: cuDNN's
-    convolutions round their inputs to TF32 unless torch.backends.cudnn.allow_tf32 is False.
+    A rule, not a race: two runs on one machine always compute alike. On a GPU "fp32" is what PyTorch makes of it:
+    cuDNN's convolutions round their inputs to TF32 unless torch.backends.cudnn.allow_tf32 is False.
     """
     if precision != "auto":
         return precision == "bf16"
@@ -57,7 +57,7 @@ def out_of_memory(error: BaseException) -> bool:
 
 @contextmanager
 def atomic_write(path: str | Path) -> Iterator[Path]:
-    """A path to write to, in place of `path`, which appears whole at the end of the block; after an error, not at all."""
+    """A path to write to instead of `path`, which appears whole at the end of the block; after an error, not at all."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.stem}.part{path.suffix}")  # the suffix tells some writers the format
@@ -79,10 +79,10 @@ def sha256(path: str | Path) -> str:
 def begin_worker() -> None:
     """First act of a pool's process: one thread, and an end with the process that asked, should that one be killed."""
     torch.set_num_threads(1)
-    parent = multiprocessing.parent_process()
+    if parent := multiprocessing.parent_process():
 
-    def follow() -> None:
-        parent.join()
-        os._exit(1)
+        def follow() -> None:
+            parent.join()
+            os._exit(1)
 
-    threading.Thread(target=follow, daemon=True).start()
+        threading.Thread(target=follow, daemon=True).start()

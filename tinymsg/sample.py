@@ -98,8 +98,7 @@ class Setting:
 
     sampler: str = "ancestral"  # a name in SAMPLERS
     steps: int = 5  # network evaluations a sample; a regression model always takes one
-    max_noise: float = 0.9  # largest beta_t, in (0, 1). Unless alpha_bar_T is below about 0.15, the chain starts from
-    # more noise than the network is told: few steps need a large one
+    max_noise: float = 0.9  # largest beta_t, in (0, 1); few steps need a large one, until alpha_bar_T is below 0.15
     grid: str = "linear"  # a name in schedule.SCHEDULES
     samples: int = 1  # draws to average (the paper's "-SA"): fewer artefacts and higher PSNR, smoother
 
@@ -144,25 +143,20 @@ def restore_steps(
     z_t is what is diffused: the noisy image, or the noisy residual. Arguments as for `restore`.
     """
     regression = model.config.kind == "regression"
-    if start is not None and start.shape != x.shape:
-        raise ValueError(f"start must be an estimate of x's shape {tuple(x.shape)}, got {tuple(start.shape)}")
-    if start is not None and regression:
-        raise ValueError("a regression model begins nowhere: start is for diffusion models")
+    if start is not None and (regression or start.shape != x.shape):
+        what = "a regression model" if regression else f"shape {tuple(start.shape)}"
+        raise ValueError(f"start is an estimate of x's shape {tuple(x.shape)}, for diffusion models only; got {what}")
     schedule = make_schedule(setting.grid, 1 if regression else setting.steps, setting.max_noise)
-    prepared = prepared or prepare(model, x)
-    h, w = x.shape[-2:]
+    prepared, (h, w) = prepared or prepare(model, x), x.shape[-2:]
     noise = torch.randn(prepared.padded.shape, generator=generator, device=x.device)
     if start is not None:
         z = model.encode(pad_to_multiple(start.float(), model.multiple, model.config.dims), prepared.padded)
         noise = q_sample(z, torch.full((len(x),), float(schedule.noise_level[-1]), device=x.device), noise)
     chain = get_sampler(setting.sampler)(prepared.denoise, schedule, noise, generator)
-    while True:
+    for _ in range(schedule.T):
         # Entered anew for each step: a context held open across a yield would leak into the caller
         with torch.inference_mode(), torch.autocast(x.device.type, torch.bfloat16, enabled=prepared.bf16):
-            step = next(chain, None)
-            if step is None:
-                return
-            t, z_t, z0_hat = step
+            t, z_t, z0_hat = next(chain)
             y0_hat = model.decode(z0_hat, prepared.padded)
         yield t, z_t[..., :h, :w], y0_hat[..., :h, :w]
 
@@ -176,13 +170,14 @@ def draw_samples(
     start: Tensor | None = None,
     prepared: Prepared | None = None,
 ) -> Iterator[Tensor]:
-    """setting.samples draws of y0 ~ p(y0 | x), (b, c, h, w) each; of a regression model its one answer. As `restore`."""
+    """setting.samples draws of y0 ~ p(y0 | x), each (b, c, h, w); of a regression model one. Arguments as `restore`."""
     steps, samples = (1, 1) if model.config.kind == "regression" else (setting.steps, setting.samples)
-    prepared = prepared or prepare(model, x)
+    prepared, sample = prepared or prepare(model, x), x
     for number in range(samples):
         for t, _, y0_hat in restore_steps(model, x, setting, generator, prepared, start):
             progress(number * steps + steps - t, samples * steps)
-        yield y0_hat  # the last step's: alpha_bar[0] = 1 leaves no noise on it
+            sample = y0_hat
+        yield sample  # alpha_bar[0] = 1 leaves no noise on it
 
 
 def restore(
@@ -197,8 +192,7 @@ def restore(
         start: (b, c, h, w) in [-1, 1], an estimate of y0 that is noised up to the schedule's end to begin from (CCDF,
             Chung 2022, Alg. 1). Choose max_noise so that alpha_bar_T is not near 0 (`schedule.max_noise_for`).
         prepared: of `prepare(model, x)`, to save repeating it.
-    Returns: float32 in [-1, 1].
-    Raises: ValueError on wrong shapes, ranges or values that are not finite.
+    Returns: float32 in [-1, 1]. Raises: ValueError on wrong shapes, ranges or values that are not finite.
     """
     total, count = torch.zeros_like(x, dtype=torch.float32), 0
     for sample in draw_samples(model, x, setting, generator, **options):

@@ -84,7 +84,7 @@ class TrainState:
         ordinary = self.device.type == "cpu" and not self.bf16 and self.network.dims == 2 and self.training.crop >= 96
         self.layout = torch.contiguous_format if ordinary else torch.channels_last
         self.model = (model or build_model(self.network, self.training.seed)).train()
-        self.model.to(self.device, memory_format=self.layout)
+        self.model.to(self.device).to(memory_format=self.layout)
         self.ema_model = copy.deepcopy(self.model).eval().requires_grad_(False)  # the weights to evaluate and to save
         self.optimizer = torch.optim.AdamW(
             self.model.parameters(), self.training.lr, (0.9, 0.99), weight_decay=self.training.weight_decay, fused=True
@@ -100,8 +100,9 @@ class TrainState:
         return c.lr * 0.5 * (1 + math.cos(math.pi * (step - c.warmup) / max(1, c.steps - c.warmup)))
 
     def noise(self, y0: Tensor) -> tuple[Tensor, Tensor]:
-        """(noise levels, eps) of this process's share of a step: a function of (seed, step) alone, so that a resumed run
-        draws what an uninterrupted one would have. Several processes draw the noise of the whole batch and take theirs.
+        """(noise levels, eps) of this process's share of a step: a function of (seed, step) alone.
+
+        A resumed run draws what an uninterrupted one would have; of several processes each takes its part of it.
         """
         rank, processes = self.share
         whole = len(y0) * processes
@@ -140,7 +141,7 @@ def fit(
     steps: int | None = None,
     network: nn.Module | None = None,
 ) -> Iterator[Record]:
-    """Train until `steps` (default: the recipe's); yields a Record after each optimiser step. Never plots, prints or saves.
+    """Train until `steps` (default: the recipe's); yields a Record after each optimiser step. Never plots or saves.
 
     Args:
         batches: step -> (y0, x), both (b, c, h, w) in [-1, 1] on the state's device: this process's share of the step's

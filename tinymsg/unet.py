@@ -30,8 +30,15 @@ NO_FEATURES = Features({}, None)
 
 def conv(inputs: int, outputs: int, dims: int, size: int = 3) -> nn.Conv2d:
     """Same-size convolution. For dims = 1 the kernel is 1 x size: signals are images of height 1."""
-    kernel = (size, size) if dims == 2 else (1, size)
-    return nn.Conv2d(inputs, outputs, kernel, padding=tuple(k // 2 for k in kernel))
+    height = size if dims == 2 else 1
+    return nn.Conv2d(inputs, outputs, (height, size), padding=(height // 2, size // 2))
+
+
+def zeroed(layer: nn.Conv2d) -> nn.Conv2d:
+    """The layer with all its weights zero: it starts as if it were not there, so that deep nets train at once."""
+    for weight in layer.parameters():
+        nn.init.zeros_(weight)
+    return layer
 
 
 class GroupNorm(nn.GroupNorm):
@@ -44,13 +51,16 @@ class GroupNorm(nn.GroupNorm):
         groups = next(g for g in range(max(1, channels // 16), 0, -1) if channels % g == 0)
         super().__init__(groups, channels)
 
-    def forward(self, h: Tensor) -> Tensor:
-        with torch.autocast(h.device.type, enabled=False):
-            return F.group_norm(h, self.num_groups, self.weight.to(h.dtype), self.bias.to(h.dtype), self.eps)
+    def forward(self, input: Tensor) -> Tensor:
+        weight, bias = self.weight.to(input.dtype), self.bias.to(input.dtype)
+        with torch.autocast(input.device.type, enabled=False):
+            return F.group_norm(input, self.num_groups, weight, bias, self.eps)
 
 
 class NoiseEmbedding(nn.Module):
     """Continuous noise level -> vector, by sines of many frequencies (Chen 2021, WaveGrad, Sec. 3.2)."""
+
+    frequency: Tensor
 
     def __init__(self, channels: int, outputs: int):
         super().__init__()
@@ -74,10 +84,8 @@ class ResBlock(nn.Module):
         self.conv_1 = conv(inputs, outputs, dims)
         self.modulate = nn.Linear(embedding, 2 * outputs)
         self.norm_2 = GroupNorm(outputs)
-        self.conv_2 = conv(outputs, outputs, dims)
+        self.conv_2 = zeroed(conv(outputs, outputs, dims))  # the block starts as the identity
         self.skip = conv(inputs, outputs, dims, size=1) if inputs != outputs else nn.Identity()
-        nn.init.zeros_(self.conv_2.weight)  # the block starts as the identity: deep nets then train at once
-        nn.init.zeros_(self.conv_2.bias)
 
     def forward(self, h: Tensor, embedding: Tensor) -> Tensor:
         scale, shift = self.modulate(embedding)[:, :, None, None].chunk(2, dim=1)
@@ -127,9 +135,7 @@ class UNet(nn.Module):
                 current = outputs
             self.up.append(level)
         self.norm_out = GroupNorm(current)
-        self.conv_out = conv(current, channels, dims)
-        nn.init.zeros_(self.conv_out.weight)
-        nn.init.zeros_(self.conv_out.bias)
+        self.conv_out = zeroed(conv(current, channels, dims))
 
     @property
     def multiple(self) -> int:
@@ -160,7 +166,7 @@ class UNet(nn.Module):
         for k, level in enumerate(self.down):
             if k > 0:
                 h = F.avg_pool2d(h, scale)
-            for block in level:
+            for block in level.children():
                 h = block(h, embedding)
                 skips.append(h)
             if k in features.add:  # Ren 2023, Fig. 12: structure joins the encoder at its own scale
@@ -168,7 +174,7 @@ class UNet(nn.Module):
         for block in self.middle:
             h = block(h, embedding)
         for k, level in zip(reversed(range(len(self.up))), self.up, strict=True):
-            for block in level:
+            for block in level.children():
                 h = block(torch.cat([h, skips.pop()], dim=1), embedding)
             if k > 0:
                 h = F.interpolate(h, scale_factor=scale, mode="nearest")
