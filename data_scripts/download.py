@@ -1,299 +1,175 @@
-"""Download one archive: mirrors in order, resume, retries, Google Drive and Dropbox. Standard library only."""
+"""Download one archive: mirrors in order, resumed where an earlier run stopped, checked before it gets its name.
 
-import errno
-import html.parser
-import http.client
-import json
+gdown fetches the bytes, from Google Drive and from plain addresses: unlike the other libraries it goes on with what an
+earlier run left. Hugging Face tells the SHA-256 of its files, which huggingface_hub reads.
+"""
+
+import hashlib
 import re
-import time
-import urllib.error
-import urllib.parse
-import urllib.request
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+import shutil
+import sys
 from pathlib import Path
 
-from archive import Archive, Damaged, FetchError, Progress, check_known, check_space, readable, write_whole
-from unpack import archive_kind
+from tqdm import tqdm
+from unpack import Damaged, FetchError, archive_kind, files_below, refuse_page
 
-WAITS = (
-    1,
-    2,
-    4,
-    8,
-    16,
-)  # seconds before each retry of a connection that broke; a retry that got something starts them again
-TIMEOUT = 60  # seconds without a byte
+from tinymsg.datasets.facts import Archive
+
+HUB = re.compile(r"/datasets/[^/]+/[^/]+/resolve/")
+RETRIES, TIMEOUT = 5, 60  # of a connection; seconds without a byte
 TOLERANCE = 0.1  # published sizes are rounded, and GB may mean GiB
-PAGE_STARTS = (b"<!doctype html", b"<html", b"<head", b"<?xml")
 
 
-class Broken(Exception):
-    """The connection broke, or the server is busy: trying again may help."""
-
-
-class Anew(Broken):
-    """What has come does not go with what the server has: it was removed, and the download starts anew."""
-
-
-@dataclass
-class State:
-    """Where the partial file comes from; kept beside it, so that bytes of different files are never joined."""
-
-    url: str = ""
-    total: int | None = None
-    validator: str | None = None  # ETag or Last-Modified, for If-Range
-    sha256: str | None = None  # what the server says of the whole file (Hugging Face does)
-
-
-@dataclass(frozen=True)
-class Fetched:
-    """An archive on the disk."""
-
-    path: Path
-    source: str  # the mirror that it came from just now, "" if it was here already
-    sha256: str
-
-
-@dataclass(frozen=True)
-class Offer:
-    """What a server answers to the request for a file."""
-
-    response: http.client.HTTPResponse
-    state: State
-    start: int  # the first byte that it sends
-
-
-def fetch_archive(archive: Archive, folder: Path, report: Callable[[str], None], any_checksum: bool = False) -> Fetched:
-    """Fetch an archive, from where an earlier attempt stopped; the file gets its name when it is whole and right.
+def fetch_archive(archive: Archive, folder: Path, any_checksum: bool = False) -> tuple[Path, str, str]:
+    """(path, the mirror that it came from just now or "", SHA-256); the file gets its name when it is whole and right.
 
     Raises: FetchError if no mirror gives it. What was there before stays, and so does the part that has come.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    target, partial = folder / archive.name, folder / (archive.name + ".part")
+    target, work, failures = folder / archive.name, folder / f".download-{archive.name}", []
     if target.exists():
-        report(f"{target} is here already")
-        return Fetched(target, "", check_known(target, archive, report, any_checksum))
-    begun = replace(archive, md5=None, sha256=None) if any_checksum else archive  # no checksum would tell a splice then
-    failures = []
-    for url in _resumable_first(archive.mirrors, partial):
-        report(f"fetching {archive.name} from {url}")
+        print(f"{target} is here already")
+        return target, "", checked(target, archive, any_checksum)
+    for url in archive.mirrors:
+        print(f"fetching {archive.name} from {url}")
         try:
-            _fetch_whole(url, begun, partial, report)
-            if not archive.plain:
-                archive_kind(partial)
-            sha256 = check_known(partial, archive, report, any_checksum, _read_state(partial).sha256)
-            partial.replace(target)
-            _state_path(partial).unlink(missing_ok=True)
-            return Fetched(target, url, sha256)
-        except Damaged as error:  # nothing to resume from
-            _discard(partial)
-            failures.append(f"{url}: {error}; removed")
+            told = _told_by_hub(url)
+            # A folder for each mirror and version: bytes of different files are never joined
+            place = work / hashlib.sha256(f"{url} {told}".encode()).hexdigest()[:12]
+            place.mkdir(parents=True, exist_ok=True)
+            try:
+                path = _transfer(url, archive, place)
+                refuse_page(path)
+                if not archive.plain:
+                    archive_kind(path)
+                sha256 = checked(path, archive, any_checksum, told)
+            except Damaged:  # nothing to resume from
+                shutil.rmtree(place)
+                raise
+            path.replace(target)
+            shutil.rmtree(work)
+            return target, url, sha256
         except FetchError as error:
             failures.append(f"{url}: {error}")
-        report(f"this mirror failed: {failures[-1]}")
-    by_hand = f", from {' or '.join(archive.pages)}" if archive.pages else ""
+            print(f"this mirror failed: {error}")
+    if not files_below(work):
+        shutil.rmtree(work, ignore_errors=True)
     raise FetchError(
-        f"no mirror worked: {'; '.join(failures)}. Run this again to go on, or fetch {archive.name} by hand"
-        f"{by_hand} and pass --from-archive FILE"
+        f"no mirror worked: {'; '.join(failures)}. Run this again to go on, or fetch {archive.name} by hand, "
+        f"from {archive.page}, and pass --from-archive FILE"
     )
 
 
-def direct_url(url: str) -> str:
-    """The address that gives the file itself, for links that people share."""
-    parts = urllib.parse.urlsplit(url)
-    host = parts.hostname or ""
-    if host == "drive.google.com" and "/folders/" in parts.path:
-        raise FetchError(
-            "Google Drive gives no file for a folder's address: open it in a browser and fetch the file by hand"
-        )
-    if host == "drive.google.com" and (found := re.match(r"/file/d/([^/]+)", parts.path)):
-        return f"https://drive.google.com/uc?export=download&id={found[1]}"
-    if host == "dropbox.com" or host.endswith(".dropbox.com"):
-        query = [(key, value) for key, value in urllib.parse.parse_qsl(parts.query) if key != "dl"]
-        return urllib.parse.urlunsplit(parts._replace(query=urllib.parse.urlencode([*query, ("dl", "1")])))
-    return url
+def checked(path: Path, archive: Archive, any_checksum: bool = False, told: str | None = None) -> str:
+    """SHA-256 of a file. any_checksum: only report a published checksum that is another; not that of a server (`told`).
+
+    Raises: Damaged if a checksum is another.
+    """
+    found = {}
+    for kind in ("sha256", "md5") if archive.md5 else ("sha256",):
+        with open(path, "rb") as file:
+            found[kind] = hashlib.file_digest(file, kind).hexdigest()
+    for wanted, kind, tolerated in (
+        (archive.md5, "md5", any_checksum),
+        (archive.sha256, "sha256", any_checksum),
+        (told, "sha256", False),
+    ):
+        if wanted and wanted != found[kind]:
+            problem = f"{kind} of {path.name} is {found[kind]} instead of {wanted}: damaged, or another version"
+            if not tolerated:
+                raise Damaged(f"{problem} (--any-checksum takes another version)" if wanted != told else problem)
+            print(f"{problem}; taken all the same, as you asked")
+    return found["sha256"]
 
 
-def _fetch_whole(url: str, archive: Archive, partial: Path, report: Callable[[str], None]) -> None:
-    """Connect again and again until the partial file is whole, or nothing more comes."""
-    failed = anew = 0
+def _told_by_hub(url: str) -> str | None:
+    """The SHA-256 that Hugging Face tells of a file; None elsewhere."""
+    if not HUB.search(url):
+        return None
+    huggingface_hub = _library("huggingface_hub")
+    try:
+        tag = huggingface_hub.get_hf_file_metadata(url, token=False, timeout=TIMEOUT).etag or ""
+    except Exception as error:  # of three libraries, without a common base
+        raise FetchError(_reason(error)) from None
+    return tag if re.fullmatch(r"[0-9a-f]{64}", tag) else None
+
+
+def _transfer(url: str, archive: Archive, place: Path) -> Path:
+    """The whole file, as the server sends it. Raises: FetchError; what has come stays for the next attempt."""
+    gdown = _library("gdown")
+    progress = _Progress(archive, place)
+    anew = False
     while True:
-        before = _have(partial)
+        have = _bytes_below(place)
         try:
-            return _fetch_more(url, archive, partial, report)
-        except (Broken, OSError, http.client.HTTPException) as error:
-            if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-                raise FetchError(f"the disk is full at {readable(_have(partial))} of {archive.name}") from None
-            problem = str(error) or type(error).__name__
-            anew += isinstance(error, Anew)
-            failed = 0 if _have(partial) > before else failed + 1
-            # A server that never gave a byte gets two chances, and so does one whose files do not go together
-            if failed > len(WAITS) or (failed > 1 and not _have(partial)) or anew > 1:
-                raise FetchError(problem) from None
-            wait = WAITS[max(failed - 1, 0)]
-            report(f"{problem}; trying again in {wait} s")
-            time.sleep(wait)
-
-
-def _fetch_more(url: str, archive: Archive, partial: Path, report: Callable[[str], None]) -> None:
-    """One connection: from the end of the partial file to the end of what the server sends."""
-    offer = _ask(url, archive, partial)
-    if offer is None:  # nothing left to send
-        return
-    with offer.response as response:
-        total = offer.state.total
-        first = response.read(512)
-        if not offer.start and first.lstrip()[:20].lower().startswith(PAGE_STARTS):
-            raise FetchError("the server sent a web page instead of the archive")
-        if total is not None:
-            check_space(partial.parent, total - offer.start)
-        if not offer.start:
-            _discard(partial)
-        write_whole(_state_path(partial), json.dumps(asdict(offer.state)))
-        progress = Progress(archive.name, total, report, offer.start)
-        try:
-            with open(partial, "ab") as file:
-                chunk = first
-                while chunk:
-                    file.write(chunk)
-                    progress.add(len(chunk))
-                    chunk = response.read1(1 << 18)
+            output = str(place / archive.name)
+            options = {"quiet": True, "use_cookies": False, "timeout": TIMEOUT, "retries": RETRIES}
+            gdown.download(url, output, resume=True, progress=progress, **options)
+            return Path(output)
+        except (gdown.exceptions.DownloadError, _library("requests").RequestException) as error:
+            if _bytes_below(place) > have:  # it goes on
+                continue
+            if not have or anew:
+                raise FetchError(_reason(error)) from None
+            # The server does not go on where the part ends, or has another file by now
+            anew = True
+            for path in files_below(place):
+                path.unlink()
         finally:
-            progress.end()
-    if total is not None and _have(partial) < total:
-        raise Broken(f"the connection ended at {_have(partial)} of {total} bytes")
+            progress.close()
 
 
-def _ask(url: str, archive: Archive, partial: Path) -> Offer | None:
-    """Send the request, for the rest of the file where that is safe. None if there is nothing left to send."""
-    old, have = _read_state(partial), _have(partial)
-    if have and old.total == have and old.url == url:
-        return None
-    # The same mirror goes on where it was. Another one may only where a checksum will find out if the bytes do not join.
-    resume = have > 0 and (old.url == url or bool(archive.md5 or archive.sha256))
-    headers = {"User-Agent": "tinymsg-data-scripts/1", "Accept-Encoding": "identity"}
-    if resume:
-        headers["Range"] = f"bytes={have}-"
-        if old.url == url and old.validator and not old.validator.startswith("W/"):
-            headers["If-Range"] = old.validator
-    response, told = _open(direct_url(url), headers)
-    if response is None:  # 416: the file ends before the range begins, so that the partial file belongs to another one
-        _discard(partial)
-        raise Anew("the server has less than was begun or promised; starting anew")
-    new = State(url, None, response.headers.get("ETag") or response.headers.get("Last-Modified"), told)
-    start, length = 0, response.headers.get("Content-Length")
-    if response.status == 206:
-        range_ = re.match(r"bytes (\d+)-\d+/(\d+|\*)", response.headers.get("Content-Range", ""))
-        start = int(range_[1]) if range_ else -1
-        new.total = int(range_[2]) if range_ and range_[2] != "*" else None
-        changed = old.url == url and old.validator and new.validator and old.validator != new.validator
-        if start != have or changed or (old.total and new.total and old.total != new.total):
-            response.close()
-            _discard(partial)
-            raise Anew("the file on the server is not the one that was begun; starting anew")
-    elif length is not None:
-        new.total = int(length)
-    new.sha256 = told or (old.sha256 if start else None)
-    if archive.size and new.total is not None and abs(new.total - archive.size) > TOLERANCE * archive.size:
-        response.close()
-        raise FetchError(
-            f"the server offers {readable(new.total)} where about {readable(archive.size)} are published: another file"
-        )
-    return Offer(response, new, start)
+def _bytes_below(place: Path) -> int:
+    return sum(path.stat().st_size for path in files_below(place))
 
 
-def _open(
-    url: str, headers: dict[str, str], confirmed: bool = False
-) -> tuple[http.client.HTTPResponse | None, str | None]:
-    """(response, SHA-256 that the server tells or None); the response is None for a range past the end."""
-    redirects = _Redirects()
-    opener = urllib.request.build_opener(redirects)
+class _Progress:
+    """A bar; and the first look at what the server offers."""
+
+    def __init__(self, archive: Archive, place: Path):
+        self.archive, self.place = archive, place
+        self.bar: tqdm | None = None
+
+    def __call__(self, have: int, total: int | None) -> None:
+        if self.bar is None:
+            self._look(have, total)
+            interval = 0.5 if sys.stdout.isatty() else 60  # seconds; a log gets a line now and then
+            options = {"unit": "B", "unit_scale": True, "mininterval": interval, "file": sys.stdout}
+            self.bar = tqdm(total=total, initial=have, desc=self.archive.name, **options)
+        self.bar.update(have - self.bar.n)
+
+    def _look(self, have: int, total: int | None) -> None:
+        published = self.archive.size
+        if total is not None and published and abs(total - published) > TOLERANCE * published:
+            raise FetchError(f"the server offers {total:,} bytes where about {published:,} are published: another file")
+        free = shutil.disk_usage(self.place).free
+        if total is not None and free < total - have:
+            raise FetchError(f"{total / 1e9:.1f} GB are needed for {self.archive.name}, {free / 1e9:.1f} GB are free")
+
+    def close(self) -> None:
+        """Leave the last state standing."""
+        if self.bar is not None:
+            self.bar.close()
+            self.bar = None
+
+
+def _reason(said: Exception) -> str:
+    """What a library says, in few words."""
+    error = said.__cause__ or said  # gdown wraps what requests says
+    response, kind = getattr(error, "response", None), type(error).__name__
+    if response is not None:
+        return f"the server answered {response.status_code}"
+    if "Timeout" in kind:
+        return f"the server sent nothing for {TIMEOUT} seconds"
+    if "Connect" in kind:
+        return "the server cannot be reached"
+    if kind == "ChunkedEncodingError":
+        return "the connection broke again and again"
+    return " ".join(str(error).split()).rstrip(".") or kind
+
+
+def _library(name: str):
+    """A package that only downloads need."""
     try:
-        response = opener.open(urllib.request.Request(url, headers=headers), timeout=TIMEOUT)
-    except urllib.error.HTTPError as error:
-        error.close()
-        if error.code == 416:
-            return None, None
-        problem = f"the server answered {error.code} {error.reason}"
-        raise (Broken if error.code in (408, 429) or error.code >= 500 else FetchError)(problem) from None
-    except urllib.error.URLError as error:
-        raise Broken(f"not reachable ({error.reason})") from None
-    if "text/html" not in response.headers.get("Content-Type", ""):
-        return response, redirects.sha256
-    with response:
-        page = response.read(1 << 20).decode("utf-8", "replace")
-    onward = None if confirmed else confirmation(page, response.url)
-    if onward is None:
-        reason = " (its quota for this file is used up; try tomorrow)" if "quota" in page.lower() else ""
-        raise FetchError(f"the server sent a web page instead of the archive{reason}")
-    return _open(onward, headers, confirmed=True)
-
-
-class _Redirects(urllib.request.HTTPRedirectHandler):
-    """Follows redirects, and keeps the SHA-256 that Hugging Face names on the way to its store (X-Linked-ETag)."""
-
-    sha256 = None
-
-    def redirect_request(self, req, fp, code, msg, headers, newurl):
-        tag = headers.get("X-Linked-ETag", "").strip('"')
-        if re.fullmatch(r"[0-9a-f]{64}", tag):
-            self.sha256 = tag
-        return super().redirect_request(req, fp, code, msg, headers, newurl)
-
-
-class _Form(html.parser.HTMLParser):
-    """The address and hidden fields of the page on which Google Drive asks to confirm a big download."""
-
-    def __init__(self):
-        super().__init__()
-        self.action, self.fields, self.inside = None, {}, False
-
-    def handle_starttag(self, tag, attrs):
-        values = dict(attrs)
-        if tag == "form" and values.get("id") == "download-form":
-            self.action, self.inside = values.get("action"), True
-        elif tag == "input" and self.inside and values.get("name"):
-            self.fields[values["name"]] = values.get("value") or ""
-
-    def handle_endtag(self, tag):
-        if tag == "form":
-            self.inside = False
-
-
-def confirmation(page: str, url: str) -> str | None:
-    """The address behind Google Drive's "too large to scan for viruses" page; None if the page is something else."""
-    form = _Form()
-    form.feed(page)
-    if not form.action:
-        return None
-    onward = urllib.parse.urljoin(url, form.action)
-    here, there = urllib.parse.urlsplit(url), urllib.parse.urlsplit(onward)
-    if there.scheme != "https" and there[:2] != here[:2]:
-        return None
-    return f"{onward}{'&' if there.query else '?'}{urllib.parse.urlencode(form.fields)}"
-
-
-def _resumable_first(mirrors: tuple[str, ...], partial: Path) -> list[str]:
-    begun = _read_state(partial).url if _have(partial) else ""
-    return sorted(mirrors, key=lambda url: url != begun)
-
-
-def _have(partial: Path) -> int:
-    return partial.stat().st_size if partial.exists() else 0
-
-
-def _state_path(partial: Path) -> Path:
-    return partial.with_name(partial.name + ".json")
-
-
-def _read_state(partial: Path) -> State:
-    try:
-        return State(**json.loads(_state_path(partial).read_text()))
-    except (OSError, ValueError, TypeError):
-        return State()
-
-
-def _discard(partial: Path) -> None:
-    partial.unlink(missing_ok=True)
-    _state_path(partial).unlink(missing_ok=True)
+        return __import__(name)
+    except ImportError:
+        raise FetchError(f'{name} is not installed: python -m pip install -e ".[data]"') from None

@@ -1,7 +1,7 @@
 """Miniature data sets with the true folders, file names, lists and quirks, for tests of everything that reads them.
 
-Each `make_*` writes the unpacked tree below a folder, as the data scripts leave it below data/, and returns that folder.
-Pictures are tiny, random but smooth, and a blurry one really is its sharp one blurred; the same call gives the same bytes.
+Each `make_*` writes the unpacked tree below a folder, as the data scripts leave it below data/, and returns that
+folder. Pictures are tiny, and a blurry one really is its sharp one blurred; the same call gives the same bytes.
 `zip_tree` and `tar_tree` make the archives that the scripts download.
 """
 
@@ -49,7 +49,7 @@ def write_picture(path: Path, pixels: np.ndarray) -> None:
 
 
 def make_gopro(folder: Path, train: int = 2, test: int = 1, frames: int = 3, size: tuple[int, int] = (48, 32)) -> Path:
-    """GOPRO_Large/{train,test}/SEQUENCE/{blur,blur_gamma,sharp}/NNNNNN.png, with `frames` pairs in each of the sequences.
+    """GOPRO_Large/{train,test}/SEQUENCE/{blur,blur_gamma,sharp}/NNNNNN.png, with `frames` pairs in each sequence.
 
     As in the real one, the same names come back in different sequences, and blur differs from blur_gamma.
     """
@@ -68,7 +68,7 @@ def make_gopro(folder: Path, train: int = 2, test: int = 1, frames: int = 3, siz
 def make_hide(
     folder: Path, train: int = 3, close_ups: int = 2, long_shot: int = 2, size: tuple[int, int] = (48, 32)
 ) -> Path:
-    """HIDE_dataset/{train/, test/test-close-ups/, test/test-long-shot/, GT/}: the sharp ones of all splits lie in GT."""
+    """HIDE_dataset/{train/, test/test-close-ups/, test/test-long-shot/, GT/}: all sharp ones lie in GT."""
     root = folder / "HIDE_dataset"
     names = {
         "train": [f"{i}fromGOPR0950.png" for i in range(train)],
@@ -89,8 +89,8 @@ def make_realblur(
 ) -> Path:
     """RealBlur/{J, R folders}/sceneNNN/{gt/gt_K.png,blur/blur_K.png} and the lists of `train` and `test` scenes.
 
-    Sizes differ from scene to scene. A line is `GT BLUR ` with a blank at its end; the last line has no newline; the lists
-    are not in the order of the names.
+    Sizes differ from scene to scene. A line is `GT BLUR ` with a blank at its end; the last line has no newline; the
+    lists are not in the order of the names.
     """
     root = folder / "RealBlur"
     for kind, top in REALBLUR_FOLDERS.items():
@@ -115,7 +115,7 @@ def make_reds(
     size: tuple[int, int] = (48, 32),
     kinds: tuple[str, ...] = ("val_sharp", "val_blur", "val_blur_jpeg"),
 ) -> Path:
-    """REDS/val/{val_sharp,val_blur,val_blur_jpeg}/CCC/FFFFFFFF.{png,png,jpg}; val-300 are the JPEGs whose frame ends in 9."""
+    """REDS/val/{val_sharp,val_blur,val_blur_jpeg}/CCC/FFFFFFFF.{png,png,jpg}; val-300 are the JPEGs ending in 9."""
     for clip in range(clips):
         for frame in range(frames):
             sharp = sharp_pixels(9000 + 100 * clip + frame, size)
@@ -140,7 +140,7 @@ def make_bsds500(folder: Path, train: int = 2, val: int = 1, test: int = 2, size
 def make_kohler(
     folder: Path, images: int = 4, kernels: int = 12, frames: int = 3, size: tuple[int, int] = (40, 40)
 ) -> Path:
-    """Kohler/{Blurry<i>_<j>.png, Image<i>/Kernel<j>/GroundTruth<i>_<j>_<k>.png}, `frames` sharp ones a shot (really 199)."""
+    """Kohler/{Blurry<i>_<j>.png, Image<i>/Kernel<j>/GroundTruth<i>_<j>_<k>.png}, `frames` of them (really 199)."""
     root = folder / "Kohler"
     for i in range(1, images + 1):
         sharp = sharp_pixels(15000 + i, size)
@@ -153,7 +153,7 @@ def make_kohler(
 
 
 def make_levin(folder: Path, images: int = 4, kernels: int = 8, size: tuple[int, int] = (40, 40)) -> Path:
-    """The PNG copy, gray: SelfDeblur-master/datasets/levin/{im<i>_kernel<k>_img.png, gt/im<i>.png, gt/kernel<k>.png}."""
+    """The gray PNG copy: SelfDeblur-master/datasets/levin/{im<i>_kernel<k>_img,gt/im<i>,gt/kernel<k>}.png."""
     root = folder / "SelfDeblur-master/datasets/levin"
     for i in range(1, images + 1):
         sharp = sharp_pixels(17000 + i, size, 1)
@@ -168,13 +168,20 @@ def make_levin(folder: Path, images: int = 4, kernels: int = 8, size: tuple[int,
 
 
 def make_levin_mat(folder: Path, images: int = 4, kernels: int = 8) -> Path:
-    """The authors' form: LevinEtalCVPR09Data/Levin09blurdata/im0<5..8>_flit0<k>.mat (headers only: nobody here reads more)."""
+    """The authors' form: LevinEtalCVPR09Data/Levin09blurdata/im0<5..8>_flit0<k>.mat (headers only)."""
     root = folder / "LevinEtalCVPR09Data/Levin09blurdata"
     root.mkdir(parents=True)
     for i in range(images):
         for k in range(1, kernels + 1):
             header = b"MATLAB 5.0 MAT-file, a miniature".ljust(124) + b"\x00\x01IM"
             (root / f"im0{5 + i}_flit0{k}.mat").write_bytes(header + bytes(64))
+    return folder
+
+
+def make_kodak24(folder: Path, size: tuple[int, int] = (48, 32)) -> Path:
+    """Kodak24/kodimNN.png: 24 sharp pictures."""
+    for i in range(1, 25):
+        write_picture(folder / f"Kodak24/kodim{i:02d}.png", sharp_pixels(19000 + i, size))
     return folder
 
 
@@ -186,6 +193,7 @@ MINIATURES = {
     "bsds500": make_bsds500,
     "kohler": make_kohler,
     "levin": make_levin,
+    "kodak24": make_kodak24,
 }
 
 

@@ -17,7 +17,7 @@ class DataSet:
     archives: tuple[str, ...]  # names in ARCHIVES
     frames: range | None = None
     note: str = ""
-    next: tuple[str, ...] = ()  # {folder}, {root} (its option, "" for data/) and {blur} are filled in
+    next: tuple[str, ...] | None = None  # {folder}, {root} (its option, "" for data/) and {blur} are filled in
 
 
 @dataclass(frozen=True)
@@ -58,13 +58,15 @@ def _read(path: Path) -> tuple[dict[str, DataSet], dict[str, Archive]]:
     facts = tomllib.loads(path.read_text(encoding="utf-8"))
     sets, archives = {}, {}
     for name, fields in facts["sets"].items():
-        frames = _numbers(fields.pop("frames")) if "frames" in fields else None
-        lists = {key: tuple(fields.pop(key)) for key in ("archives", "next") if key in fields}
-        sets[name] = DataSet(**fields, **lists, frames=frames)
+        for key in {"archives", "next"} & fields.keys():
+            fields[key] = tuple(fields[key])
+        if "frames" in fields:
+            fields["frames"] = _numbers(fields["frames"])
+        sets[name] = DataSet(**fields)
     for name, fields in facts["archives"].items():
-        contents = {pattern: _numbers(count) for pattern, count in fields.pop("contents").items()}
-        mirrors, pixels = tuple(fields.pop("mirrors")), tuple(map(tuple, fields.pop("pixels", ())))
-        archives[name] = Archive(name, **fields, mirrors=mirrors, pixels=pixels, contents=contents)
+        fields["mirrors"], fields["pixels"] = tuple(fields["mirrors"]), tuple(map(tuple, fields.get("pixels", ())))
+        fields["contents"] = {pattern: _numbers(count) for pattern, count in fields["contents"].items()}
+        archives[name] = Archive(name, **fields)
     return sets, archives
 
 

@@ -61,11 +61,6 @@ def what_is_missing(name: str, root: Path, split: str, blur: str = "blur") -> st
     return None
 
 
-def sharp_paths(pair: Pair) -> tuple[Path, ...]:
-    """The sharp picture or pictures of a pair, always as a tuple."""
-    return pair.sharp if isinstance(pair.sharp, tuple) else (pair.sharp,)
-
-
 def get_dataset(name: str) -> DataSet:
     """A registered data set."""
     if name in ("bsds500", "kodak24"):
@@ -79,7 +74,7 @@ def _pairs(name: str, root: Path, split: str, blur: str, complete: bool) -> list
     """What find_pairs returns. Raises: _Absent; ValueError for a name that stands for two pairs."""
     known = DATASETS[name]
     pairs = sorted(FINDERS[name](root, split, blur))
-    there = [pair for pair in pairs if pair.blurry.is_file() and all(path.is_file() for path in sharp_paths(pair))]
+    there = [pair for pair in pairs if pair.blurry.is_file() and all(path.is_file() for path in pair.sharp_paths)]
     _insist(known, split, pairs, there, complete)
     twice = next((a.name for a, b in zip(there, there[1:], strict=False) if a.name == b.name), None)
     if twice:
@@ -91,18 +86,18 @@ def _insist(known: DataSet, split: str, pairs: list[Pair], there: list[Pair], co
     """Raise _Absent for what is missing: always if nothing is left, and for anything if `complete`."""
     if pairs and (complete or not there) and len(there) < len(pairs):
         first = min(set(pairs) - set(there))
-        lost = next((path for path in (first.blurry, *sharp_paths(first)) if not path.is_file()), first.blurry)
+        lost = next((path for path in (first.blurry, *first.sharp_paths) if not path.is_file()), first.blurry)
         raise _Absent(f"{len(pairs) - len(there)} of {len(pairs)} pairs lack a picture, the first: {lost}")
     if not complete and there:
         return
     if len(there) != known.counts[split]:
         where = there[0].blurry.parent if there else "the folders that were found"
         raise _Absent(f"{len(there)} pairs instead of {known.counts[split]} (the first in {where})")
-    short = next((pair for pair in there if known.frames and len(sharp_paths(pair)) not in known.frames), None)
+    frames = known.frames or range(1, 2)
+    short = next((pair for pair in there if len(pair.sharp_paths) not in frames), None)
     if short:
         raise _Absent(
-            f"{len(sharp_paths(short))} sharp frames instead of {known.frames[0]} to {known.frames[-1]} "
-            f"belong to {short.blurry}"
+            f"{len(short.sharp_paths)} sharp frames instead of {frames[0]} to {frames[-1]} belong to {short.blurry}"
         )
 
 
@@ -183,18 +178,18 @@ def _realblur(letter: str, root: Path, split: str, blur: str) -> list[Pair]:
 
 
 def _realblur_pair(letter: str, base: Path, path: Path, number: int, line: str) -> Pair:
-    sides = [_REALBLUR_PATH.fullmatch(part) for part in line.split()]
-    if len(sides) != 2 or not all(sides) or [side[3] for side in sides] != ["gt", "blur"]:
+    sides = [side for part in line.split() if (side := _REALBLUR_PATH.fullmatch(part))]
+    if len(sides) != len(line.split()) or [side[3] for side in sides] != ["gt", "blur"]:
         raise _Absent(f"line {number} of {path} is not `gt_path blur_path`: {line[:200]!r}")
     if {side[1] for side in sides} != {REALBLUR[letter]}:
         raise _Absent(
             f"line {number} of {path} names a picture of {sides[0][1]}, which is not RealBlur-{letter}: the wrong list"
         )
-    (gt, gt_number), (blurry, blur_number) = ((side[2], side[4]) for side in sides)
-    if (gt, gt_number) != (blurry, blur_number):
+    (scene, picture), other = ((side[2], side[4]) for side in sides)
+    if (scene, picture) != other:
         raise _Absent(f"line {number} of {path} pairs two different pictures: {line[:200]!r}")
     sharp, blurry = (base / part[part.index(REALBLUR[letter]) :] for part in line.split())
-    return Pair(f"{gt}/{gt_number}", sharp, blurry)
+    return Pair(f"{scene}/{picture}", sharp, blurry)
 
 
 def _reds(side: str, ending: str, root: Path, split: str, blur: str) -> list[Pair]:
