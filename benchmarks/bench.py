@@ -28,7 +28,7 @@ import torch
 from loader import make_pictures
 from peers import CONTENDERS, Contender
 
-from tinymsg.__main__ import ALLOCATOR, restart_with_allocator
+from tinymsg.cli.allocator import ALLOCATOR, restart_with_allocator
 from tinymsg.datasets.packing import folder_pairs, pack
 from tinymsg.machine import use_bf16
 from tinymsg.training.runs import peak_memory

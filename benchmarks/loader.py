@@ -23,16 +23,15 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from tinymsg.__main__ import restart_with_allocator
-from tinymsg.data import Batches, Pairs, SyntheticPairs, scene_contents
+from tinymsg.cli.allocator import restart_with_allocator
+from tinymsg.data import Batches, Pair, Pairs, SyntheticPairs, scene_contents
 from tinymsg.datasets.layouts import DATASETS, find_pairs
-from tinymsg.data import Pair
 from tinymsg.datasets.packed import ListedPairs, PackedPairs, packed_folder
 from tinymsg.datasets.packing import folder_pairs, pack
-from tinymsg.training.profiles import PROFILES
 from tinymsg.model import Config
 from tinymsg.scenes import render_scenes
 from tinymsg.train import TrainState, fit
+from tinymsg.training.profiles import PROFILES
 
 GOPRO_PNG = 9.5e9 / (3 * 3214)  # bytes a picture: the archive has three of each pair
 SIZE = (720, 1280)

@@ -20,10 +20,10 @@ from torch import Tensor
 from tinymsg.data import Batches
 from tinymsg.datasets.packed import PackedPairs
 from tinymsg.datasets.packing import folder_pairs
+from tinymsg.machine import use_bf16
 from tinymsg.model import Config
 from tinymsg.sample import prepare
 from tinymsg.train import TrainState, fit, training_layout
-from tinymsg.machine import use_bf16
 
 STEPS_FOREVER = 10**7
 

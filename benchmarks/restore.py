@@ -20,11 +20,11 @@ from pathlib import Path
 import torch
 from bench import clock
 
-from tinymsg.__main__ import ALLOCATOR
-from tinymsg.training.profiles import PROFILES
+from tinymsg.cli.allocator import ALLOCATOR
+from tinymsg.machine import use_bf16
 from tinymsg.model import Config, build_model, count_parameters, pretrained, pretrained_names
 from tinymsg.sample import prepare, restore_steps
-from tinymsg.machine import use_bf16
+from tinymsg.training.profiles import PROFILES
 from tinymsg.training.runs import peak_memory
 
 HEAD = "{:<16} {:>8} {:>5} {:>8} {:>7} {:>11} {:>9} {:>9}"

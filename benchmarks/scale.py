@@ -23,13 +23,13 @@ from bench import clock, processor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from tinymsg.__main__ import restart_with_allocator
-from tinymsg.training.profiles import PROFILES
+from tinymsg.cli.allocator import restart_with_allocator
 from tinymsg.model import Config, build_model, count_parameters
-from tinymsg.training.parallel import from_first, join_processes, leave_processes
 from tinymsg.sample import prepare, restore_steps
 from tinymsg.train import TrainState, fit, loss_terms
 from tinymsg.training.estimate import gigaflops
+from tinymsg.training.parallel import from_first, join_processes, leave_processes
+from tinymsg.training.profiles import PROFILES
 
 FULL = replace(Config(), **PROFILES["full"] | {"compile": False})
 

@@ -17,7 +17,7 @@ from dataclasses import replace
 
 import torch
 
-from tinymsg.__main__ import restart_with_allocator
+from tinymsg.cli.allocator import restart_with_allocator
 from tinymsg.model import Config, count_parameters, plain_twin
 from tinymsg.train import TrainState, fit
 

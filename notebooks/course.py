@@ -55,7 +55,7 @@ def use_lesson_environment() -> None:
 
 def use_fast_allocator() -> None:
     """The command line's allocator settings, which glibc reads when a process starts: kernels inherit them."""
-    from tinymsg.__main__ import use_allocator
+    from tinymsg.cli.allocator import use_allocator
 
     use_allocator()
 

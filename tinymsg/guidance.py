@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from .schedule import Image
 from .unet import NO_FEATURES, Features, conv, zeroed
 
 LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
@@ -20,7 +21,7 @@ HOW = ("add", "concat", "both")
 _CONCAT_CHANNELS = 4  # a scale, where features (not the structure itself) are concatenated
 
 
-def to_gray(image: Float[Tensor, "b c h w"]) -> Float[Tensor, "b 1 h w"]:
+def to_gray(image: Image) -> Float[Tensor, "b 1 h w"]:
     """Luma of an RGB image; one channel passes unchanged."""
     if image.shape[1] == 1:
         return image
@@ -28,16 +29,14 @@ def to_gray(image: Float[Tensor, "b c h w"]) -> Float[Tensor, "b 1 h w"]:
     return LUMA[0] * red + LUMA[1] * green + LUMA[2] * blue
 
 
-def downsample(image: Float[Tensor, "b c h w"], k: int) -> Float[Tensor, "b c h_k w_k"]:
+def downsample(image: Image, k: int) -> Float[Tensor, "b c h_k w_k"]:
     """2^k times smaller, antialiased (phi_k of Ren 2023). Images of height 1 shrink along their width only."""
     h, w = image.shape[-2:]
     image = image.float()  # the antialiased kernel has no bf16 on the CPU
     return F.interpolate(image, size=(max(h >> k, 1), w >> k), mode="bilinear", antialias=True, align_corners=False)
 
 
-def structure_targets(
-    y0: Float[Tensor, "b c h w"], scales: tuple[int, ...], target: str = "gray"
-) -> list[Float[Tensor, "b _ _ _"]]:
+def structure_targets(y0: Image, scales: tuple[int, ...], target: str = "gray") -> list[Float[Tensor, "b _ _ _"]]:
     """The sharp image as the guidance must predict it: one tensor a scale, gray or RGB."""
     y0 = to_gray(y0) if target != "rgb" else y0
     return [downsample(y0, k) for k in scales]
@@ -123,7 +122,7 @@ class MultiscaleGuidance(nn.Module):
         per_scale = _CONCAT_CHANNELS if inject == "features" else structure
         self.concat_channels = len(scales) * per_scale if how in ("concat", "both") else 0
 
-    def forward(self, x: Float[Tensor, "b c h w"]) -> tuple[Features, tuple[Tensor, ...]]:
+    def forward(self, x: Image) -> tuple[Features, tuple[Tensor, ...]]:
         gray = to_gray(x)
         injected, predictions = [], []
         for k, net in zip(self.scales, self.nets, strict=True):

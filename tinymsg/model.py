@@ -8,11 +8,11 @@ from pathlib import Path
 
 import torch
 import torch.nn as nn
-from jaxtyping import Float
 from torch import Tensor
 
 from .guidance import MultiscaleGuidance, NoGuidance
 from .machine import atomic_write
+from .schedule import Image, Level
 from .unet import UNet
 
 WEIGHTS = Path(__file__).parent / "weights"
@@ -198,24 +198,20 @@ class Model(nn.Module):
     def multiple(self) -> int:
         return self.config.multiple
 
-    def forward(
-        self, z_t: Float[Tensor, "b c h w"], x: Float[Tensor, "b c h w"], noise_level: Float[Tensor, " b"]
-    ) -> tuple[Float[Tensor, "b c h w"], tuple[Tensor, ...]]:
+    def forward(self, z_t: Image, x: Image, noise_level: Level) -> tuple[Image, tuple[Tensor, ...]]:
         """(network output, guidance predictions): one training pass."""
         features, predictions = self.guidance(x)
         return self.unet(z_t, x, noise_level, features), predictions
 
-    def encode(self, y0: Float[Tensor, "b c h w"], x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+    def encode(self, y0: Image, x: Image) -> Image:
         """Sharp image -> z0."""
         return self.config.residual_scale * (y0 - x) if self.config.residual else y0
 
-    def decode(self, z0: Float[Tensor, "b c h w"], x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+    def decode(self, z0: Image, x: Image) -> Image:
         """z0 -> sharp image, clipped to [-1, 1]."""
         return (x + z0 / self.config.residual_scale if self.config.residual else z0).clamp(-1, 1)
 
-    def target(
-        self, z0: Float[Tensor, "b c h w"], eps: Float[Tensor, "b c h w"], noise_level: Float[Tensor, " b"]
-    ) -> Float[Tensor, "b c h w"]:
+    def target(self, z0: Image, eps: Image, noise_level: Level) -> Image:
         """What the network is asked for: eps (Ho 2020), z0, or v = level eps - sqrt(1-level^2) z0 (Salimans 2022)."""
         if self.config.predict == "eps":
             return eps
@@ -224,9 +220,7 @@ class Model(nn.Module):
         level = noise_level[:, None, None, None]
         return level * eps - torch.sqrt(1 - level**2) * z0
 
-    def predict_z0(
-        self, output: Float[Tensor, "b c h w"], z_t: Float[Tensor, "b c h w"], noise_level: Float[Tensor, " b"]
-    ) -> Float[Tensor, "b c h w"]:
+    def predict_z0(self, output: Image, z_t: Image, noise_level: Level) -> Image:
         """z0_hat from the network's output, whatever was asked for: the inverse of `target`."""
         if self.config.predict == "x0":
             return output
@@ -236,7 +230,7 @@ class Model(nn.Module):
             return (z_t - noise * output) / level
         return level * z_t - noise * output
 
-    def denoiser(self, x: Float[Tensor, "b c h w"]) -> Denoise:
+    def denoiser(self, x: Image) -> Denoise:
         """denoise(z_t, noise_level) -> z0_hat for the samplers, with the guidance of x computed once.
 
         The image that z0_hat stands for is clipped to [-1, 1], as the data are (Ho 2020, Sec. 3.2). A regression model

@@ -11,13 +11,12 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from .data import check_images, pad_to_multiple
 from .machine import use_bf16
 from .model import Denoise, Model
-from .schedule import Schedule, make_schedule, q_sample
+from .schedule import Image, Schedule, make_schedule, q_sample
 
 Steps = Iterator[tuple[int, Tensor, Tensor]]
 
@@ -180,9 +179,7 @@ def draw_samples(
         yield sample  # alpha_bar[0] = 1 leaves no noise on it
 
 
-def restore(
-    model: Model, x: Tensor, setting: Setting = Setting(), generator=None, **options
-) -> Float[Tensor, "b c h w"]:
+def restore(model: Model, x: Tensor, setting: Setting = Setting(), generator=None, **options) -> Image:
     """Deblur: draw y0 ~ p(y0 | x), or the mean of several draws.
 
     Args:

@@ -13,10 +13,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+Image = Float[Tensor, "b c h w"]
+Level = Float[Tensor, " b"]  # noise levels, sqrt(alpha_bar) in [0, 1]
 
-def q_sample(
-    y0: Float[Tensor, "b c h w"], noise_level: Float[Tensor, " b"], eps: Float[Tensor, "b c h w"]
-) -> Float[Tensor, "b c h w"]:
+
+def q_sample(y0: Image, noise_level: Level, eps: Image) -> Image:
     """Draw y_t from q(y_t | y_0) (Ho 2020, eq. 4).
 
     Args:
@@ -40,10 +41,8 @@ class Schedule:
     def __post_init__(self):
         ab = self.alpha_bar
         if ab.ndim == 1 and len(ab) > 1 and ab[-1] < 1e-60:  # samplers divide float32 images by its root
-            raise ValueError(
-                f"alpha_bar ends at {float(ab[-1]):.0e}, below 1e-60: so much noise cannot be undone; "
-                "use fewer steps or a smaller max_noise"
-            )
+            end = f"alpha_bar ends at {float(ab[-1]):.0e}, below 1e-60"
+            raise ValueError(f"{end}: so much noise cannot be undone; use fewer steps or a smaller max_noise")
         if ab.ndim != 1 or len(ab) < 2 or ab[0] != 1 or not (ab.diff() < 0).all():
             raise ValueError("alpha_bar must be one-dimensional and fall strictly from exactly 1 to above 0")
 
@@ -63,9 +62,7 @@ class Schedule:
         beta[1:] = 1 - self.alpha_bar[1:] / self.alpha_bar[:-1]
         return beta
 
-    def posterior(
-        self, t: int, y_t: Float[Tensor, "*shape"], y0_hat: Float[Tensor, "*shape"]
-    ) -> tuple[Float[Tensor, "*shape"], float]:
+    def posterior(self, t: int, y_t: Image, y0_hat: Image) -> tuple[Image, float]:
         """Mean and variance of q(y_{t-1} | y_t, y_0), t = 1 .. T (Ho 2020, eqs. 6 and 7)."""
         ab, ab_before, beta = float(self.alpha_bar[t]), float(self.alpha_bar[t - 1]), float(self.beta[t])
         mean = (math.sqrt(ab_before) * beta * y0_hat + math.sqrt(1 - beta) * (1 - ab_before) * y_t) / (1 - ab)

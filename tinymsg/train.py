@@ -15,19 +15,13 @@ from torch import Tensor
 from .guidance import structure_targets
 from .machine import upload, use_bf16
 from .model import Model, Recipe, build_model
-from .schedule import linear, q_sample
+from .schedule import Image, Level, linear, q_sample
 
 DISTANCES = {"l1": F.l1_loss, "l2": F.mse_loss}  # of the denoising loss
 
 
 def loss_terms(
-    model: Model,
-    y0: Float[Tensor, "b c h w"],
-    x: Float[Tensor, "b c h w"],
-    noise_level: Float[Tensor, " b"],
-    eps: Float[Tensor, "b c h w"],
-    loss: str = "l1",
-    network: Callable | None = None,
+    model: Model, y0: Image, x: Image, noise_level: Level, eps: Image, loss: str = "l1", network: Callable | None = None
 ) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
     """(denoising loss, guidance loss) of L = L_denoise + lambda * sum_k mse(pred_k, target_k).
 

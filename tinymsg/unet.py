@@ -13,6 +13,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from .schedule import Image, Level
+
 
 class Features(NamedTuple):
     """What guidance hands to the UNet; both parts may be empty.
@@ -70,7 +72,7 @@ class NoiseEmbedding(nn.Module):
         self.register_buffer("frequency", frequency, persistent=False)
         self.mlp = nn.Sequential(nn.Linear(2 * half, outputs), nn.SiLU(), nn.Linear(outputs, outputs))
 
-    def forward(self, noise_level: Float[Tensor, " b"]) -> Float[Tensor, "b outputs"]:
+    def forward(self, noise_level: Level) -> Float[Tensor, "b outputs"]:
         angle = noise_level[:, None].float() * self.frequency
         return self.mlp(torch.cat([angle.sin(), angle.cos()], dim=-1))
 
@@ -153,9 +155,7 @@ class UNet(nn.Module):
         if self.concat and features.concat is None:
             raise ValueError(f"this UNet expects {self.concat} guidance channels at its input, got none")
 
-    def forward(
-        self, y_t: Tensor, x: Tensor, noise_level: Tensor, features: Features = NO_FEATURES
-    ) -> Float[Tensor, "b c h w"]:
+    def forward(self, y_t: Tensor, x: Tensor, noise_level: Tensor, features: Features = NO_FEATURES) -> Image:
         """Predict, from the noisy y_t and the blurry x, both (b, c, h, w); noise_level (b,) is sqrt(alpha_bar)."""
         self._check(y_t, x, noise_level, features)
         embedding = F.silu(self.embed(noise_level))
