@@ -77,6 +77,7 @@ def weights_check(capsys, **changes) -> str:
         "torch": torch,
         "school": school,
         "sample": sample,
+        "setting": sample.Setting(),
         "device": "cpu",
         "pretrained": pretrained,
         "pretrained_names": lambda: ["scenes-guided"],
