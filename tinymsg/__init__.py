@@ -1,3 +1,3 @@
-"""tinymsg: multiscale structure guided diffusion for image deblurring (Ren et al., ICCV 2023), small and whole."""
+"""tinymsg: multiscale structure guided diffusion for image deblurring (Ren et al., ICCV 2023), small but complete."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
