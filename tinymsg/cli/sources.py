@@ -1,6 +1,8 @@
 """What a training learns from, and what it is validated on."""
 
+from collections.abc import Sized
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 
@@ -10,11 +12,11 @@ from ..datasets.packed import open_pairs
 from ..model import Recipe
 from ..training.parallel import rank_and_processes
 from ..training.validation import (
+    RealPairs,
     Validation,
     WithoutHeldOut,
     centre_crops,
     choose_held_out,
-    picture_names,
     synthetic_validation,
 )
 
@@ -42,55 +44,47 @@ def open_data(
     """The data of a run: real pairs, or the recipe's synthetic domain.
 
     Args:
-        source: the name of a data set, a packed folder or a folder of pairs; None: the recipe's content
-            and domain (or the data set, where its content is the name of one).
+        source: the name of a data set, a packed folder or a folder of pairs; None: the recipe's content and domain (or
+            the data set, where its content is the name of one).
         validate: validate on real pairs that are held out, or on synthetic ones (see `synthetic_validation`).
         validation: where those come from instead: another source (of a data set's name: its test split).
         pictures, size: how many, and how many pixels of their centres.
     Raises: ValueError, one sentence, for what is missing.
     """
-    c = recipe.training
+    c, (rank, processes) = recipe.training, rank_and_processes()
+    if c.batch % (processes * c.accumulate):
+        what = f"{c.batch} does not divide among {processes} x {c.accumulate}"
+        raise ValueError(f"batch is the total over all processes and micro-batches: {what}")
+    watched = None
     if source is None and c.content in DATASETS:  # profile full
         source = c.content
     if source is None:
         contents = make_contents(c.content, c.content_count, seed=0)
-        gray = recipe.network.channels == 1
-        pairs: Pairs = SyntheticPairs(contents, c.domain, c.seed, device, gray)
+        pairs: Pairs = SyntheticPairs(contents, c.domain, c.seed, device, gray=recipe.network.channels == 1)
+        identity = describe(pairs)
+        if validate and validation is None:
+            watched = synthetic_validation(recipe, pictures, device)
     else:
-        pairs = open_pairs(source, "train", blur, c.seed, device, root)
-    identity = describe(pairs) | ({"blur": blur} if source is not None else {})
-    watched = None
+        real = pairs = cast(RealPairs, open_pairs(source, "train", blur, c.seed, device, root))
+        identity = describe(pairs) | {"blur": blur}
+        if validate and validation is None:
+            held_out, words = choose_held_out(real.names)
+            name = f"{min(pictures, len(held_out))} of {words}"
+            watched = Validation(centre_crops(real, held_out, pictures, size), name)
+            pairs = WithoutHeldOut(real, held_out)
+            identity["held_out"] = words
     if validate and validation is not None:
         kind = "blur" if validation in DATASETS and validation != "gopro" else blur  # a choice of GoPro alone
-        other = open_pairs(validation, "test", kind, 0, device, root)
+        other = cast(RealPairs, open_pairs(validation, "test", kind, 0, device, root))
         watched = Validation(centre_crops(other, list(range(len(other))), pictures, size), f"pictures of {other.name}")
-    elif validate and source is None:
-        watched = synthetic_validation(recipe, pictures, device)
-    elif validate:
-        held_out, words = choose_held_out(picture_names(pairs))
-        watched = Validation(
-            centre_crops(pairs, held_out, pictures, size), f"{min(pictures, len(held_out))} of {words}"
-        )
-        pairs = WithoutHeldOut(pairs, held_out)
-        identity["held_out"] = words
-    return Data(_share(pairs, recipe), identity, watched)
+    return Data(Batches(pairs, c.batch, c.crop, rank, processes), identity, watched)
 
 
 def describe(pairs: Pairs) -> dict:
     """What a source of pairs is: its name, its number of pairs, the hash of its manifest, as far as it has them."""
     known = {
         "name": pairs.name,
-        "pairs": len(pairs) if hasattr(pairs, "__len__") else None,
+        "pairs": len(pairs) if isinstance(pairs, Sized) else None,
         "manifest_sha256": getattr(pairs, "manifest", {}).get("identity"),
     }
     return {key: value for key, value in known.items() if value is not None}
-
-
-def _share(pairs: Pairs, recipe: Recipe) -> Batches:
-    c, (rank, processes) = recipe.training, rank_and_processes()
-    if c.batch % (processes * c.accumulate):
-        raise ValueError(
-            f"batch is the total over all processes and micro-batches: {c.batch} does not divide among "
-            f"{processes} x {c.accumulate}"
-        )
-    return Batches(pairs, c.batch, c.crop, rank, processes)

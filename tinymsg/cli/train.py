@@ -8,116 +8,63 @@ from pathlib import Path
 
 from .shared import DEVICE_HELP, UserError, load_weights, pick_device, positive
 
+ARMS = ("guided", "control", "plain", "regression")
+ARM_HELP = """guided: the whole method; control: its guidance branch without the regression loss; plain: without
+guidance, widened to as many parameters; regression: as plain, without diffusion (default: %(default)s)"""
+DATA_HELP = """train on real pairs instead of synthetic ones: the name of a data set (gopro, ...), a packed folder, or a
+folder of pairs"""
+START_HELP = """begin with trained weights instead of random ones (fine-tuning): shipped ones by name, or a .safetensors
+file of the same network"""
+WATCH_HELP = """steps between validations (default: none). With --data, the last training sequence is held out for it;
+the test set is not looked at"""
+ACCEPT_HELP = """go on from a checkpoint although the data, or settings of the optimisation (lr, steps, ...), have
+changed"""
+# How gloo, NCCL and the store say that another process is gone or silent
+LOST = ("connection closed", "connection reset", "connection refused", "timed out", "timeout", "broken pipe", "nccl")
+
 
 def add(commands: argparse._SubParsersAction) -> None:
     """Declare the command and its arguments."""
     sub = commands.add_parser("train", help="train a model; the same command goes on after an interruption")
-    sub.add_argument("--out", metavar="FOLDER", help="where checkpoints, logs and final weights go")
-    sub.add_argument(
-        "--arm",
-        choices=("guided", "control", "plain", "regression"),
-        default="guided",
-        help="guided: the whole method; control: its guidance branch without the regression loss; plain: without "
-        "guidance, widened to as many parameters; regression: as plain, without diffusion (default: %(default)s)",
-    )
-    sub.add_argument(
-        "--start",
-        metavar="WEIGHTS",
-        help="begin with trained weights instead of random ones (fine-tuning): shipped "
-        "ones by name, or a .safetensors file of the same network",
-    )
-    sub.add_argument(
-        "--profile", choices=("cpu", "gpu", "full"), default="cpu", help="sizes and budget (default: %(default)s)"
-    )
-    sub.add_argument(
-        "--set",
-        nargs="+",
-        metavar="KEY=VALUE",
-        help="change single settings, e.g. --set steps=500 batch=8 widths=32,64,96",
-    )
-    sub.add_argument("--device", default="auto", help=DEVICE_HELP)
-    sub.add_argument(
-        "--estimate",
-        action="store_true",
-        help="print time, memory and the batch sizes that fit common cards; train nothing",
-    )
-    data = sub.add_argument_group("data")
-    data.add_argument(
-        "--data",
-        metavar="DATA",
-        help="train on real pairs instead of synthetic ones: the name of a data set "
-        "(gopro, ...), a packed folder, or a folder of pairs",
-    )
-    data.add_argument(
-        "--root",
-        default="data",
-        metavar="FOLDER",
-        help="where data sets lie that are given by name (default: %(default)s)",
-    )
-    data.add_argument(
-        "--blur",
-        choices=("blur", "blur_gamma"),
-        default="blur",
-        help="GoPro's choice of blurry pictures (default: %(default)s)",
-    )
-    watch = sub.add_argument_group("validation, by the first process: out/validation.csv, out/validation/STEP.png")
-    watch.add_argument(
-        "--validate-every",
-        type=positive,
-        metavar="N",
-        help="steps between validations (default: none). With --data, the last training sequence is held out "
-        "for it; the test set is not looked at",
-    )
-    watch.add_argument("--validation", metavar="DATA", help="validate on these pairs instead")
-    watch.add_argument(
-        "--validation-count", type=positive, default=6, metavar="N", help="pictures (default: %(default)s)"
-    )
-    watch.add_argument(
-        "--validation-size",
-        type=positive,
-        default=256,
-        metavar="PIXELS",
-        help="of their centres (default: %(default)s; synthetic ones have the training crop's)",
-    )
-    keep = sub.add_argument_group("logs and checkpoints")
-    keep.add_argument(
-        "--log-every",
-        type=positive,
-        default=100,
-        metavar="N",
-        help="steps between lines of log.csv (default: %(default)s)",
-    )
-    keep.add_argument("--tensorboard", action="store_true", help="log for TensorBoard too, to out/tensorboard")
-    keep.add_argument(
-        "--save-every", type=positive, default=500, metavar="N", help="steps between checkpoints (default: %(default)s)"
-    )
-    keep.add_argument(
-        "--save-minutes",
-        type=float,
-        default=15,
-        metavar="M",
-        help="and minutes, for slow steps; 0 turns that off (default: %(default)s)",
-    )
-    keep.add_argument(
-        "--accept-changes",
-        action="store_true",
-        help="go on from a checkpoint although the data, or settings of the optimisation (lr, steps, ...), "
-        "have changed",
-    )
-    keep.add_argument(
-        "--timeout-minutes",
-        type=float,
-        default=10,
-        metavar="M",
-        help="under torchrun: how long they wait for one that is silent (default: %(default)s)",
-    )
+    option = sub.add_argument
+    option("--out", metavar="FOLDER", help="where checkpoints, logs and final weights go")
+    option("--arm", choices=ARMS, default="guided", help=ARM_HELP)
+    option("--start", metavar="WEIGHTS", help=START_HELP)
+    option("--profile", choices=("cpu", "gpu", "full"), default="cpu", help="sizes and budget (default: %(default)s)")
+    option("--set", nargs="+", metavar="KEY=VALUE", help="change settings, e.g. --set steps=500 widths=32,64,96")
+    option("--device", default="auto", help=DEVICE_HELP)
+    option("--estimate", action="store_true", help="print time, memory and what fits common cards; train nothing")
+
+    option = sub.add_argument_group("data").add_argument
+    option("--data", metavar="DATA", help=DATA_HELP)
+    what = "where data sets lie that are given by name (default: %(default)s)"
+    option("--root", default="data", metavar="FOLDER", help=what)
+    option("--blur", choices=("blur", "blur_gamma"), default="blur", help="which of GoPro's (default: %(default)s)")
+
+    title = "validation, by the first process: out/validation.csv, out/validation/STEP.png"
+    option = sub.add_argument_group(title).add_argument
+    option("--validate-every", type=positive, metavar="N", help=WATCH_HELP)
+    option("--validation", metavar="DATA", help="validate on these pairs instead")
+    option("--validation-count", type=positive, default=6, metavar="N", help="pictures (default: %(default)s)")
+    what = "of their centres (default: %(default)s; synthetic ones have the training crop's)"
+    option("--validation-size", type=positive, default=256, metavar="PIXELS", help=what)
+
+    option = sub.add_argument_group("logs and checkpoints").add_argument
+    what = "steps between lines of log.csv (default: %(default)s)"
+    option("--log-every", type=positive, default=100, metavar="N", help=what)
+    option("--tensorboard", action="store_true", help="log for TensorBoard too, to out/tensorboard")
+    what = "steps between checkpoints (default: %(default)s)"
+    option("--save-every", type=positive, default=500, metavar="N", help=what)
+    what = "and minutes, for slow steps; 0 turns that off (default: %(default)s)"
+    option("--save-minutes", type=float, default=15, metavar="M", help=what)
+    option("--accept-changes", action="store_true", help=ACCEPT_HELP)
+    what = "under torchrun: how long they wait for one that is silent (default: %(default)s)"
+    option("--timeout-minutes", type=float, default=10, metavar="M", help=what)
     sub.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
     """Carry it out; returns the exit status."""
-    from ..machine import out_of_memory
-    from ..train import NotFiniteError
     from ..training import parallel
     from ..training.checkpoint import training_lock
 
@@ -128,38 +75,52 @@ def run(args: argparse.Namespace) -> int:
         raise UserError("--out FOLDER is missing: where checkpoints, logs and final weights go")
     if args.validation is not None and args.validate_every is None:
         raise UserError("--validation needs --validate-every N")
+    device = pick_device(args.device)
     try:
-        device = parallel.join_processes(pick_device(args.device), args.timeout_minutes)
-    except ValueError as error:
-        raise UserError(str(error)) from None
-    rank, processes = parallel.rank_and_processes()
-    try:
+        device = parallel.join_processes(device, args.timeout_minutes)
         with contextlib.ExitStack() as held:
             parallel.from_first(lambda: held.enter_context(training_lock(args.out)))
             return _train(args, recipe, device)
     except KeyboardInterrupt:
         print("\nstopped at once; the same command goes on from the last checkpoint", file=sys.stderr)
         return 130
-    except OSError as error:
-        raise UserError(f"{args.out}: {error.strerror or error}; the last checkpoint there is intact") from None
-    except (NotFiniteError, ValueError) as error:
-        raise UserError(str(error)) from None
-    except RuntimeError as error:
-        if out_of_memory(error):
-            what = f"out of memory on {device}: raise accumulate (--set accumulate=4), or lower batch or crop; "
-            raise UserError(what + "--estimate says what fits") from None
-        if recipe.training.compile and (why := _compilation(error)):
-            what = f"torch.compile failed ({why}): it needs a C compiler and Python's headers; install them or use "
-            raise UserError(what + "--set compile=") from None
-        if processes == 1 or not _lost_a_process(error):
+    except (OSError, ValueError, RuntimeError) as error:
+        sentence = _sentence(error, args, device, *parallel.rank_and_processes())
+        if sentence is None:
             raise
-        who = f"process {rank}" if rank else "the first process"
-        raise UserError(
-            f"{who} stops: another process of this training ended or does not answer "
-            f"({str(error).splitlines()[0][:200]}); the last checkpoint is intact"
-        ) from None
+        raise UserError(sentence) from None
     finally:
         parallel.leave_processes()
+
+
+def _sentence(error: Exception, args: argparse.Namespace, device, rank: int, processes: int) -> str | None:
+    """What went wrong and what to do, in one sentence; None for an error of the program itself."""
+    from ..machine import out_of_memory
+    from ..train import NotFiniteError
+
+    text = str(error)
+    if isinstance(error, OSError):
+        return f"{args.out}: {error.strerror or error}; the last checkpoint there is intact"
+    if isinstance(error, NotFiniteError | ValueError):
+        return text
+    if out_of_memory(error):
+        advice = "raise accumulate (--set accumulate=4), or lower batch or crop; --estimate says what fits"
+        return f"out of memory on {device}: {advice}"
+    from torch._dynamo.exc import TorchDynamoException  # takes a second to import
+
+    if isinstance(error, TorchDynamoException) or "Failed to find C compiler" in text:
+        cause = getattr(error, "inner_exception", error)
+        why = f"{type(cause).__name__}: {str(cause)[:200]}".partition("\n")[0]
+        advice = "it needs a C compiler and Python's headers; install them or use --set compile="
+        return f"torch.compile failed ({why}): {advice}"
+    if processes > 1:
+        from torch.distributed import DistError
+
+        if isinstance(error, DistError) or any(sign in text.lower() for sign in LOST):
+            who, why = f"process {rank}" if rank else "the first process", text.splitlines()[0][:200]
+            what = f"another process of this training ended or does not answer ({why})"
+            return f"{who} stops: {what}; the last checkpoint is intact"
+    return None
 
 
 def _train(args: argparse.Namespace, recipe, device) -> int:
@@ -172,19 +133,10 @@ def _train(args: argparse.Namespace, recipe, device) -> int:
     from ..training.parallel import rank_and_processes
     from .sources import open_data
 
-    start, identity = _start(args.start, recipe)
-    state = TrainState(recipe, device, start)
-    data = open_data(
-        recipe,
-        device,
-        args.data,
-        args.blur,
-        args.root,
-        args.validate_every is not None,
-        args.validation,
-        args.validation_count,
-        args.validation_size,
-    )
+    model, identity = _start(args.start, recipe)
+    state = TrainState(recipe, device, model)
+    validate, watched = args.validate_every is not None, (args.validation, args.validation_count, args.validation_size)
+    data = open_data(recipe, device, args.data, args.blur, args.root, validate, *watched)
     state.data = data.identity | identity
     path, passed_over = resume(args.out, state, args.accept_changes)
     rank, processes = rank_and_processes()
@@ -203,8 +155,8 @@ def _train(args: argparse.Namespace, recipe, device) -> int:
     plan = runs.Plan(args.log_every, args.save_every, args.save_minutes, args.validate_every or 0, args.tensorboard)
     stopped = runs.run(state, data.batches, Path(args.out), plan, data.validation)
     if stopped and rank == 0:
-        what = f"\nstopped at step {state.step} by {signal.Signals(stopped).name}, checkpoint written; "
-        print(what + "the same command goes on from there", file=sys.stderr)
+        what = f"stopped at step {state.step} by {signal.Signals(stopped).name}, checkpoint written"
+        print(f"\n{what}; the same command goes on from there", file=sys.stderr)
     return 128 + stopped if stopped else 0
 
 
@@ -221,11 +173,9 @@ def _start(name: str | None, recipe) -> tuple:
         model.load_state_dict(trained.state_dict())
     except RuntimeError:
         theirs, ours = trained.config.to_dict(), recipe.network.to_dict()
-        differing = [key for key in ours if ours[key] != theirs[key] and key != "precision"]
-        raise UserError(
-            f"--start {name} is another network: it differs in {', '.join(differing)}; give the --arm and --set that "
-            "it was trained with"
-        ) from None
+        differing = ", ".join(key for key in ours if ours[key] != theirs[key] and key != "precision")
+        advice = "give the --arm and --set that it was trained with"
+        raise UserError(f"--start {name} is another network: it differs in {differing}; {advice}") from None
     return model, {"started_from": f"{name}, SHA-256 {sha256(weights_path(name))}"}
 
 
@@ -251,53 +201,23 @@ def _estimate(args: argparse.Namespace, recipe) -> int:
     return 0
 
 
-def _compilation(error: RuntimeError) -> str:
-    """What torch.compile failed of, as where no compiler is found, in its first line; empty for other errors."""
-    from torch._dynamo.exc import TorchDynamoException
-
-    if not isinstance(error, TorchDynamoException) and "Failed to find C compiler" not in str(error):
-        return ""
-    cause = getattr(error, "inner_exception", error)
-    return f"{type(cause).__name__}: {str(cause)[:200]}".partition("\n")[0]
-
-
-def _lost_a_process(error: RuntimeError) -> bool:
-    """Whether an error is how gloo, NCCL or the store say that another process is gone or silent."""
-    import torch
-
-    signs = (
-        "connection closed",
-        "connection reset",
-        "connection refused",
-        "timed out",
-        "timeout",
-        "broken pipe",
-        "nccl",
-    )
-    return isinstance(error, torch.distributed.DistError) or any(sign in str(error).lower() for sign in signs)
-
-
 def _recipe(args: argparse.Namespace):
     """Profile, then --set, then the arm."""
-    from ..model import plain_twin
+    from ..model import Recipe, plain_twin
     from ..training.profiles import profile
 
     try:
-        recipe = profile(args.profile)
-        known = recipe.settings()
-        changes = {}
+        recipe, changes = profile(args.profile), {}
         for item in args.set or []:
             key, _, text = item.partition("=")
-            if key not in known:
-                raise UserError(f"--set {item}: unknown setting {key!r}; known: {', '.join(known)}")
-            changes[key] = _parse(item, text, type(known[key]))
+            changes[key] = _parse(item, text, type(recipe.settings().get(key, "")))
         if args.arm == "control":
             changes["target"] = "none"
         recipe = recipe.change(**changes)
         if args.arm in ("guided", "control"):
             return recipe
-        twin = plain_twin(recipe.network, "regression" if args.arm == "regression" else "diffusion")
-        return type(recipe)(twin, recipe.training)
+        kind = "regression" if args.arm == "regression" else "diffusion"
+        return Recipe(plain_twin(recipe.network, kind), recipe.training)
     except ValueError as error:
         raise UserError(str(error)) from None
 

@@ -20,25 +20,15 @@ from .parallel import from_first, rank_and_processes
 
 KEEP = 2  # checkpoints: should the newest be damaged, the one before it serves
 LOCK, HOLDER = "lock", "holder.json"  # in the run's folder: the lock, and which process holds it
-# May differ from the checkpoint's: the result is the same but for rounding
+# Settings that may differ from the checkpoint's: these always, since the result is the same but for rounding ...
 FREE = ("accumulate", "compile")
-# May differ where that is asked for (accept_changes): the network is the same, its training goes on otherwise
-TUNABLE = (
-    "steps",
-    "batch",
-    "lr",
-    "warmup",
-    "weight_decay",
-    "ema",
-    "clip",
-    "clip_guidance",
-    "guidance_weight",
-    "precision",
-)
+# ... and these where that is asked for (accept_changes): the network is the same, its training goes on otherwise
+OPTIMISER = ("lr", "warmup", "weight_decay", "ema", "clip", "clip_guidance")
+TUNABLE = ("steps", "batch", "precision", "guidance_weight", *OPTIMISER)
 
 
-class CheckpointError(ValueError):
-    """What was read is not a checkpoint of this program, or does not hold what it should."""
+class OtherTrainingError(ValueError):
+    """The checkpoint belongs to other settings or other data."""
 
 
 def state_dict(state: TrainState) -> dict:
@@ -56,58 +46,42 @@ def state_dict(state: TrainState) -> dict:
 def load_state(state: TrainState, saved: dict, accept_changes: bool = False) -> None:
     """Take over what `state_dict` gave; nothing is changed where that fails.
 
-    Args:
-        accept_changes: the settings in TUNABLE, and the data, may differ from the checkpoint's.
-    Raises: CheckpointError if it is not one of ours; ValueError if it belongs to other settings or data.
+    accept_changes: the settings in TUNABLE, and the data, may differ from the checkpoint's.
+    Raises: OtherTrainingError; whatever comes of reading what is not ours.
     """
-    if not isinstance(saved, dict) or set(saved) != set(state_dict(state)):
-        raise CheckpointError("it holds other things than a training's state")
-    try:
-        recipe, data, step = json.loads(saved["recipe"]), json.loads(saved["data"]), int(saved["step"])
-        before, now = Recipe.from_dict(recipe).settings(), state.recipe.settings()
-        data.keys()
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise CheckpointError(f"its settings cannot be read: {error}") from None
-    different = [k for k, v in before.items() if v != now[k] and k not in FREE]
-    _refuse(different, "settings", TUNABLE if accept_changes else ())
-    known = data.keys() | state.data.keys() if data and state.data else ()  # one that says nothing is not asked
-    changes = [
-        f"{k} is {state.data.get(k)!r} and was {data.get(k)!r}"
-        for k in sorted(known)
-        if data.get(k) != state.data.get(k)
-    ]
-    _refuse(changes, "data", tuple(changes) if accept_changes else ())
-    for name, module in (("model", state.model), ("ema", state.ema_model)):
-        shapes = {k: v.shape for k, v in module.state_dict().items()}
-        if shapes != {k: v.shape for k, v in saved[name].items()}:
-            raise CheckpointError(f"the weights of its {name} do not fit its settings")
-    try:
-        state.optimizer.load_state_dict(saved["optimizer"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"its optimiser's state cannot be used: {error}") from None
+    before, step = Recipe.from_dict(json.loads(saved["recipe"])).settings(), int(saved["step"])
+    now, allowed = state.recipe.settings(), (*FREE, *TUNABLE) if accept_changes else FREE
+    _refuse("settings", [name for name in before if before[name] != now[name] and name not in allowed])
+    data = dict(json.loads(saved["data"]))
+    if data and state.data and not accept_changes:  # one that says nothing of its data is not asked
+        was_and_is = {name: (data.get(name), state.data.get(name)) for name in sorted(data | state.data)}
+        _refuse("data", [f"{name} is {b!r} and was {a!r}" for name, (a, b) in was_and_is.items() if a != b])
+    modules = {"model": state.model, "ema": state.ema_model}
+    for part, module in modules.items():
+        if {k: v.shape for k, v in saved[part].items()} != {k: v.shape for k, v in module.state_dict().items()}:
+            raise ValueError(f"the weights of its {part} do not fit its settings")
+    state.optimizer.load_state_dict(saved["optimizer"])
     for group in state.optimizer.param_groups:
         group["weight_decay"] = state.training.weight_decay
     for weight, moments in state.optimizer.state.items():
-        for name in (
-            "exp_avg",
-            "exp_avg_sq",
-        ):  # the fused optimiser walks through memory as it lies: all must lie alike
+        # The fused optimiser walks through memory as it lies: moments must lie as their weight does
+        for name in ("exp_avg", "exp_avg_sq"):
             moments[name] = torch.empty_like(weight).copy_(moments[name])
-    state.model.load_state_dict(saved["model"])
-    state.ema_model.load_state_dict(saved["ema"])
+    for part, module in modules.items():
+        module.load_state_dict(saved[part])
     state.step = step
 
 
-def _refuse(different: list[str], what: str, allowed: tuple[str, ...]) -> None:
-    if refused := [name for name in different if name not in allowed]:
-        raise ValueError(
-            f"the checkpoint was written with other {what}: {', '.join(refused)}; use the same, or another --out folder "
-            "(--accept-changes allows other data or settings of the optimisation)"
+def _refuse(what: str, differing: list[str]) -> None:
+    if differing:
+        raise OtherTrainingError(
+            f"the checkpoint was written with other {what}: {', '.join(differing)}; use the same, or another --out "
+            "folder (--accept-changes allows other data or settings of the optimisation)"
         )
 
 
 def save_checkpoint(folder: str | Path, state: TrainState) -> Path:
-    """Write checkpoint-STEP.pt: to a temporary file, synced, renamed; older ones than the last two are removed.
+    """Write checkpoint-STEP.pt; older ones than the last two are removed.
 
     A kill at any moment leaves the previous checkpoints intact.
     Raises: NotFiniteError if the state is spoilt.
@@ -119,13 +93,24 @@ def save_checkpoint(folder: str | Path, state: TrainState) -> Path:
         left.unlink()
     with atomic_write(path) as partial:
         torch.save(state_dict(state), partial)
-    _sync_folder(folder)  # the new name itself survives a power cut
+    _sync_folder(folder)
     whole = 1
     for old in reversed([p for p in checkpoints(folder) if p.name < path.name]):
         if whole >= KEEP:
             old.unlink()
-        whole += is_whole(old) if old.exists() else 0
+        elif is_whole(old):
+            whole += 1
     return path
+
+
+def _sync_folder(folder: Path) -> None:
+    """A new name itself reaches the disk, before the older file goes."""
+    with contextlib.suppress(OSError):  # Windows cannot open a folder
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
 
 def checkpoints(folder: str | Path) -> list[Path]:
@@ -143,14 +128,11 @@ def is_whole(path: Path) -> bool:
 
 
 def resume(folder: str | Path, state: TrainState, accept_changes: bool = False) -> tuple[Path | None, list[str]]:
-    """Load the newest usable checkpoint of a folder into `state`.
+    """Load the newest usable checkpoint of a folder into `state`; accept_changes as for `load_state`.
 
     Of several processes, the first reads and the others are told: the machines need not share a disk.
-
-    Args:
-        accept_changes: see `load_state`.
     Returns: its path (None if there is none), and one sentence for each unusable one that was passed over.
-    Raises: ValueError if the checkpoint belongs to other settings or other data.
+    Raises: OtherTrainingError.
     """
     path, saved, passed_over = from_first(lambda: _newest(Path(folder), state, accept_changes))
     if saved is not None and rank_and_processes()[0] > 0:
@@ -167,26 +149,13 @@ def _newest(folder: Path, state: TrainState, accept_changes: bool) -> tuple[Path
         try:
             saved = torch.load(path, map_location="cpu", weights_only=True)
             load_state(state, saved, accept_changes)
-        except CheckpointError as error:
-            passed_over.append(f"{path.name} is not a checkpoint of this program ({error}) and was passed over")
-        except ValueError:
-            raise
-        except Exception as error:  # whatever a foreign file makes torch.load raise: the next older one is tried
-            passed_over.append(
-                f"{path.name} cannot be read as a checkpoint ({type(error).__name__}) and was passed over"
-            )
-        else:
             return path, saved, passed_over
+        except OtherTrainingError:
+            raise
+        except Exception as error:  # whatever another program's file makes of that: the next older one is tried
+            what = f"{type(error).__name__}: {error}".splitlines()[0]
+            passed_over.append(f"{path.name} is not a checkpoint of this program ({what}) and was passed over")
     return None, None, passed_over
-
-
-def _sync_folder(folder: Path) -> None:
-    with contextlib.suppress(OSError):  # Windows cannot open a folder
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
 
 
 # --- one training a folder ----------------------------------------------------------------------------------
@@ -200,17 +169,20 @@ def training_lock(folder: str | Path) -> Iterator[None]:
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / LOCK, timeout=1)  # `training_process` holds it for a moment when it looks
     try:
-        with FileLock(folder / LOCK, timeout=1):  # `training_process` holds it for a moment when it looks
-            (folder / HOLDER).write_text(json.dumps({"pid": os.getpid(), "host": socket.gethostname()}))
-            try:
-                yield
-            finally:
-                (folder / HOLDER).unlink(missing_ok=True)
+        lock.acquire()
     except Timeout:
+        pid, host = _holder(folder) or ("?", "?")
         raise ValueError(
-            f"{folder}: {_holder(folder)} trains there already; stop it first, or use another --out folder"
+            f"{folder}: process {pid} on {host} trains there already; stop it first, or use another --out folder"
         ) from None
+    try:
+        (folder / HOLDER).write_text(json.dumps({"pid": os.getpid(), "host": socket.gethostname()}))
+        yield
+    finally:
+        (folder / HOLDER).unlink(missing_ok=True)
+        lock.release()
 
 
 def training_process(folder: str | Path) -> int | None:
@@ -221,21 +193,21 @@ def training_process(folder: str | Path) -> int | None:
     folder = Path(folder)
     if not (folder / LOCK).is_file():
         return None
-    for _ in range(20):  # taken, but its name not yet written, or no longer: then it is about to let go
+    for _ in range(20):  # taken, but its holder not yet named, or no longer: then it is about to let go
         with contextlib.suppress(Timeout), FileLock(folder / LOCK, timeout=0):
+            (folder / HOLDER).unlink(missing_ok=True)  # of a process that was killed
             return None
-        with contextlib.suppress(OSError, ValueError):
-            holder = json.loads((folder / HOLDER).read_text())
-            if holder["host"] != socket.gethostname():
-                raise RuntimeError(f"{folder}: {_holder(folder)} trains there; stop it there")
-            return holder["pid"]
+        if (holder := _holder(folder)) is not None:
+            pid, host = holder
+            if host != socket.gethostname():
+                raise RuntimeError(f"{folder}: process {pid} on {host} trains there; stop it there")
+            return pid
         time.sleep(0.05)
     raise RuntimeError(f"{folder}: some process holds {LOCK}, without its number beside it")
 
 
-def _holder(folder: Path) -> str:
-    try:
+def _holder(folder: Path) -> tuple[int, str] | None:
+    with contextlib.suppress(OSError, ValueError):
         holder = json.loads((folder / HOLDER).read_text())
-        return f"process {holder['pid']} on {holder['host']}"
-    except (OSError, ValueError):
-        return "another process"
+        return holder["pid"], holder["host"]
+    return None

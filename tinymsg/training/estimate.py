@@ -1,10 +1,12 @@
 """Before a training starts: how much memory it takes, what fits which card, and how long it will be.
 
-Memory is computed: autograd's saved tensors are counted in two forward passes of tensors without content, of one crop and of
-two, with the number types that the device would use; weights, gradients, optimiser and EMA are counted from their sizes.
-torch.compile recomputes part of what eager mode saves: compiled trainings take less than the figure.
+Memory is computed: autograd's saved tensors are counted in two forward passes of tensors without content, of one crop
+and of two, with the number types that the device would use; weights, gradients, optimiser and EMA are counted from
+their sizes. torch.compile recomputes part of what eager mode saves: compiled trainings take less than the figure.
 """
 
+import contextlib
+import math
 import time
 from dataclasses import dataclass
 
@@ -39,12 +41,17 @@ class Memory:
         return next((n for n in range(share, 0, -1) if share % n == 0 and self.total(n, share) <= room), 0)
 
 
+def _shape(recipe: Recipe, crops: int) -> tuple[int, int, int, int]:
+    """Of a batch of the recipe's crops; signals have height 1."""
+    size = recipe.training.crop
+    return crops, recipe.network.channels, size if recipe.network.dims == 2 else 1, size
+
+
 def saved_bytes(recipe: Recipe, crops: int, bf16: bool) -> tuple[int, int]:
     """(all, the largest single one): bytes of the tensors that autograd keeps between forward and backward pass."""
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     sizes: dict[int, int] = {}
-    height = recipe.training.crop if recipe.network.dims == 2 else 1
     # Shapes alone: the full network's tensors take 1.3 GB and 8 seconds
     with FakeTensorMode(), torch.random.fork_rng(devices=[]):
         model = Model(recipe.network).train()
@@ -56,8 +63,7 @@ def saved_bytes(recipe: Recipe, crops: int, bf16: bool) -> tuple[int, int]:
                 sizes[storage._cdata] = storage.nbytes()
             return tensor
 
-        images = torch.zeros(2, crops, recipe.network.channels, height, recipe.training.crop).unbind()
-        y0, x = (image.contiguous(memory_format=torch.channels_last) for image in images)
+        y0, x = (torch.zeros(_shape(recipe, crops)).contiguous(memory_format=torch.channels_last) for _ in range(2))
         with (
             torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor),
             torch.autocast("cpu", torch.bfloat16, enabled=bf16),
@@ -71,34 +77,26 @@ def memory_model(recipe: Recipe, bf16: bool = True) -> Memory:
     """The memory of a training step of this recipe."""
     (one, largest), (two, _) = (saved_bytes(recipe, crops, bf16) for crops in (1, 2))
     per_crop = two - one
-    # In the backward pass the gradients of one layer's input and output stand beside what was saved
-    image = (
-        4 * recipe.network.channels * recipe.training.crop * (recipe.training.crop if recipe.network.dims == 2 else 1)
-    )
     with torch.device("meta"):
-        parameters = count_parameters(Model(recipe.network))
-    fixed = _STATE_BYTES * parameters + max(one - per_crop, 0)
-    return Memory(fixed, per_crop + 2 * largest, 3 * image)  # three images: y0, x, eps
+        fixed = _STATE_BYTES * count_parameters(Model(recipe.network)) + max(one - per_crop, 0)
+    # In the backward pass the gradients of one layer's input and output stand beside what was saved.
+    # Three images in fp32 wait for their micro-batch: y0, x, eps
+    return Memory(fixed, per_crop + 2 * largest, 3 * 4 * math.prod(_shape(recipe, 1)))
 
 
 def batch_table(recipe: Recipe, cards: tuple[int, ...] = CARDS, processes: tuple[int, ...] = (1, 8)) -> list[dict]:
     """What fits: one row a card, {"card", and for each number of processes "micro_batch", "accumulate", "gb"}.
 
-    The total batch stays recipe.training.batch: micro_batch x accumulate x processes.
+    The total batch stays recipe.training.batch: micro_batch x accumulate x processes. micro_batch is 0 if none fits.
     """
-    memory = memory_model(recipe)
-    rows = []
+    memory, rows = memory_model(recipe), []
     for card in cards:
         row: dict = {"card": card}
-        for n in processes:
-            if recipe.training.batch % n == 0:
-                share = recipe.training.batch // n
-                micro = memory.fitting(card * 1e9, share)
-                row[n] = {
-                    "micro_batch": micro,
-                    "accumulate": share // micro if micro else None,
-                    "gb": (memory.total(micro, share) + CONTEXT) / 1e9 if micro else None,
-                }
+        for n in (n for n in processes if recipe.training.batch % n == 0):
+            share = recipe.training.batch // n
+            micro = memory.fitting(card * 1e9, share)
+            gb = (memory.total(micro, share) + CONTEXT) / 1e9
+            row[n] = {"micro_batch": micro, "accumulate": share // micro if micro else None, "gb": gb}
         rows.append(row)
     return rows
 
@@ -110,28 +108,20 @@ def table_text(recipe: Recipe, cards: tuple[int, ...] = CARDS) -> str:
     heads = [f"on {n} {'card' if n == 1 else 'cards'}: crops at a time x accumulate | memory" for n in processes]
     lines = ["| card | " + " | ".join(heads) + " |", "|---" * (1 + 2 * len(processes)) + "|"]
     for row in rows:
-        cells = []
+        cells = [f"{row['card']} GB"]
         for fit in (row[n] for n in processes):
-            fits = (
-                f"{fit['micro_batch']} x {fit['accumulate']} | {fit['gb']:.1f} GB"
-                if fit["micro_batch"]
-                else "does not fit | -"
-            )
-            cells.append(fits)
-        lines.append(f"| {row['card']} GB | " + " | ".join(cells) + " |")
+            fits = f"{fit['micro_batch']} x {fit['accumulate']} | {fit['gb']:.1f} GB"
+            cells.append(fits if fit["micro_batch"] else "does not fit | -")
+        lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
 def gigaflops(recipe: Recipe) -> float:
-    """10^9 floating-point operations to train on one crop, as torch counts them; a backward pass counts as two forward ones."""
+    """10^9 floating-point operations to train on one crop, as torch counts them; backward counts as two forward."""
     from torch.utils.flop_counter import FlopCounterMode
 
     with torch.device("meta"):
-        model = Model(recipe.network)
-        image = torch.zeros(
-            1, recipe.network.channels, recipe.training.crop if recipe.network.dims == 2 else 1, recipe.training.crop
-        )
-        level = torch.full((1,), 0.5)
+        model, image, level = Model(recipe.network), torch.zeros(_shape(recipe, 1)), torch.full((1,), 0.5)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model(image, image, level)
     return 3 * counter.get_total_flops() / 1e9
@@ -143,13 +133,13 @@ def seconds_a_step(state: TrainState, processes: int = 1, crops: int | None = No
     Weights, optimiser and step are left as they were.
 
     Args:
-        crops: how many to time with (default: a micro-batch, at most 4 on the CPU); half as many, and so on, where they do
-            not fit: which micro-batch does is what an estimate is asked for.
+        crops: how many to time with (default: a micro-batch, at most 4 on the CPU); half as many, and so on, where they
+            do not fit: which micro-batch does is what an estimate is asked for.
     Raises: torch.OutOfMemoryError if one crop does not fit.
     """
-    recipe, device = state.recipe, state.device
-    share = recipe.training.batch // processes
-    crops = crops or min(share // recipe.training.accumulate or 1, 4 if device.type == "cpu" else 64)
+    c, device = state.training, state.device
+    share = c.batch // processes
+    crops = crops or min(share // c.accumulate or 1, 4 if device.type == "cpu" else 64)
     while True:
         try:
             return _seconds(state, crops, repeats) * share / crops
@@ -159,28 +149,22 @@ def seconds_a_step(state: TrainState, processes: int = 1, crops: int | None = No
         # Here the error is gone, and with it all that its pass had kept
         state.model.zero_grad(set_to_none=True)
         if device.type != "cpu":
-            torch.accelerator.empty_cache()
+            with contextlib.suppress(RuntimeError):  # before torch 2.14, Apple's GPUs refuse
+                torch.accelerator.empty_cache()
         crops //= 2
 
 
 def _seconds(state: TrainState, crops: int, repeats: int) -> float:
     """Of a forward and a backward pass, the fastest."""
-    recipe, device = state.recipe, state.device
-    shape = (
-        crops,
-        recipe.network.channels,
-        recipe.training.crop if recipe.network.dims == 2 else 1,
-        recipe.training.crop,
-    )
-    y0 = torch.zeros(shape, device=device).contiguous(memory_format=state.layout)
-    level = torch.full((crops,), 0.5, device=device)
+    y0 = torch.zeros(_shape(state.recipe, crops), device=state.device).contiguous(memory_format=state.layout)
+    level = torch.full((crops,), 0.5, device=state.device)
     times = []
     for _ in range(1 + repeats):  # the first warms up
         start = time.perf_counter()
-        with torch.autocast(device.type, torch.bfloat16, enabled=state.bf16):
+        with torch.autocast(state.device.type, torch.bfloat16, enabled=state.bf16):
             denoise, guidance = loss_terms(state.model, y0, y0, level, y0)
         (denoise + guidance).backward()
-        synchronize(device)
+        synchronize(state.device)
         times.append(time.perf_counter() - start)
         state.model.zero_grad(set_to_none=True)
     return min(times[1:])
@@ -188,16 +172,12 @@ def _seconds(state: TrainState, crops: int, repeats: int) -> float:
 
 def estimate_line(state: TrainState, processes: int = 1) -> str:
     """One sentence: time and memory of what is left of a run, on this device."""
-    recipe = state.recipe
-    seconds = seconds_a_step(state, processes)
-    memory = memory_model(recipe, state.bf16)
-    share = recipe.training.batch // processes
-    gb = memory.total(share // recipe.training.accumulate, share) / 1e9
-    left = recipe.training.steps - state.step
-    compiled = "; compiled, less of both" if recipe.training.compile else ""
-    rate = f"{recipe.training.batch / seconds:,.0f} crops/s"
+    c, seconds = state.training, seconds_a_step(state, processes)
+    share, left = c.batch // processes, c.steps - state.step
+    gb = memory_model(state.recipe, state.bf16).total(share // c.accumulate, share) / 1e9
+    rate, compiled = c.batch / seconds, "; compiled, less of both" if c.compile else ""
     return (
-        f"estimate: {duration(left * seconds)} for {left:,} steps of {seconds:.3g} s ({rate}), "
+        f"estimate: {duration(left * seconds)} for {left:,} steps of {seconds:.3g} s ({rate:,.0f} crops/s), "
         f"{gb:.2g} GB a process beside PyTorch itself{compiled}"
     )
 

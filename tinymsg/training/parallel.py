@@ -3,22 +3,23 @@
 import datetime
 import os
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
+import torch.distributed as dist
 import torch.nn as nn
 
 from ..train import TrainState
 
 T = TypeVar("T")
-_control = None  # a group on the CPU: what the processes agree on between steps never waits for a GPU
+_control: Any = None  # a group on the CPU: what the processes agree on between steps never waits for a GPU
 
 
 def rank_and_processes() -> tuple[int, int]:
     """(this process's number over all machines, how many there are); (0, 1) without torchrun."""
-    if not torch.distributed.is_initialized():
+    if not (dist.is_available() and dist.is_initialized()):
         return 0, 1
-    return torch.distributed.get_rank(), torch.distributed.get_world_size()
+    return dist.get_rank(), dist.get_world_size()
 
 
 def join_processes(device: torch.device, timeout_minutes: float = 10) -> torch.device:
@@ -28,31 +29,29 @@ def join_processes(device: torch.device, timeout_minutes: float = 10) -> torch.d
     Raises: ValueError for more processes than GPUs on this machine.
     """
     global _control
-    if "LOCAL_RANK" not in os.environ or torch.distributed.is_initialized():
+    if "LOCAL_RANK" not in os.environ or dist.is_initialized():
         return device
     if device.type != "cpu":  # LOCAL_RANK counts on one machine, RANK (read by torch) over all of them
         device, count = torch.device(device.type, int(os.environ["LOCAL_RANK"])), torch.accelerator.device_count()
         here = max(int(os.environ.get("LOCAL_WORLD_SIZE", 1)), device.index + 1)
         if here > count:  # said by every process: none waits for those without a GPU
-            advice = f"give torchrun --nproc-per-node {count}" if count else "give --device cpu"
             raise ValueError(
-                f"each process needs a GPU of its own: {here} processes were started on this machine, which has {count}: "
-                + advice
+                f"each process needs a GPU of its own: {here} were started on this machine, which has {count}: "
+                + (f"give torchrun --nproc-per-node {count}" if count else "give --device cpu")
             )
         torch.accelerator.set_device_index(device.index)
     timeout = datetime.timedelta(minutes=timeout_minutes)
-    backend = torch.distributed.get_default_backend_for_device(device)
-    bound = None if device.type == "cpu" else device
-    torch.distributed.init_process_group(backend, timeout=timeout, device_id=bound)
-    _control = torch.distributed.new_group(backend="gloo", timeout=timeout)
+    backend = dist.get_default_backend_for_device(device)
+    dist.init_process_group(backend, timeout=timeout, device_id=None if device.type == "cpu" else device)
+    _control = dist.new_group(backend="gloo", timeout=timeout)
     return device
 
 
 def leave_processes() -> None:
     """Undo `join_processes`."""
     global _control
-    if torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
+    if _control is not None:
+        dist.destroy_process_group()
     _control = None
 
 
@@ -64,17 +63,18 @@ def from_first(produce: Callable[[], T]) -> T:
     rank, processes = rank_and_processes()
     if processes == 1:
         return produce()
-    answer, error = [None, None], None
+    answer: list[Any] = [None, ""]  # what it gives, what went wrong
+    error = None
     if rank == 0:
         try:
-            answer = [produce(), None]
+            answer[0] = produce()
         except Exception as raised:  # whatever it is: the others wait for an answer
-            plain = isinstance(raised, ValueError | OSError)
-            answer, error = [None, str(raised) if plain else f"{type(raised).__name__}: {raised}"], raised
-    torch.distributed.broadcast_object_list(answer, src=0, group=_control)
+            plain, error = isinstance(raised, ValueError | OSError), raised
+            answer[1] = str(raised) if plain else f"{type(raised).__name__}: {raised}"
+    dist.broadcast_object_list(answer, src=0, group=_control)
     if error is not None:
         raise error
-    if answer[1] is not None:
+    if answer[1]:
         raise ValueError(answer[1])
     return answer[0]
 
@@ -84,7 +84,7 @@ def highest(value: int) -> int:
     if rank_and_processes()[1] == 1:
         return value
     values = torch.tensor([value])
-    torch.distributed.all_reduce(values, torch.distributed.ReduceOp.MAX, group=_control)
+    dist.all_reduce(values, dist.ReduceOp.MAX, group=_control)
     return int(values)
 
 
@@ -93,18 +93,20 @@ def mean_over_processes(value: torch.Tensor) -> torch.Tensor:
     _, processes = rank_and_processes()
     if processes > 1:
         value = value / processes
-        torch.distributed.all_reduce(value)
+        dist.all_reduce(value)
     return value
 
 
 def training_network(state: TrainState) -> nn.Module:
-    """What `fit` calls instead of state.model: compiled where the recipe says so, its gradients shared under torchrun."""
-    network, c = state.model, state.training
+    """What `fit` calls instead of state.model: compiled if the recipe says so, its gradients shared under torchrun."""
+    network: nn.Module = state.model
+    c = state.training
     if c.compile:
         # torch keeps 8 compiled forms of a function and refuses a ninth: they would be those of earlier trainings here
         torch.compiler.reset()
-        network = torch.compile(network, mode=c.compile, fullgraph=True, dynamic=False)  # a training has one shape
-    if not torch.distributed.is_initialized():
+        compiled = torch.compile(network, mode=c.compile, fullgraph=True, dynamic=False)  # a training has one shape
+        network = cast(nn.Module, compiled)
+    if rank_and_processes()[1] == 1:
         return network
     # static_graph counts the backward passes of a step: it does not go with no_sync. There are no buffers that change
     return nn.parallel.DistributedDataParallel(

@@ -1,11 +1,12 @@
 """A whole training run: its logs, its checkpoints, and a clean end when it is told to stop."""
 
+import contextlib
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from ..data import Batches, read_image
 from ..evaluate import provenance, write_results
 from ..machine import atomic_write
 from ..model import save_model
-from ..train import Record, TrainState, fit
+from ..train import TrainState, fit
 from .checkpoint import save_checkpoint
 from .parallel import highest, mean_over_processes, rank_and_processes, training_network
 from .validation import Validation
@@ -33,51 +34,139 @@ class Plan:
     tensorboard: bool = False
 
 
+def run(
+    state: TrainState, batches: Batches, out: Path, plan: Plan = Plan(), validation: Validation | None = None
+) -> int:
+    """Drain `fit`: progress bar, logs, validation, checkpoints, and at the end out/weights.safetensors (the EMA).
+
+    Of several processes, the first writes. SIGTERM and Ctrl-C end the step in hand, write a checkpoint and return;
+    a second Ctrl-C interrupts at once.
+    Returns: 0 when the training is complete, or the number of the signal that stopped it.
+    """
+    from tqdm import tqdm
+
+    state.share = rank_and_processes()
+    first, last = state.share[0] == 0, state.training.steps
+    clock, saved = _Clock(batches, state.device), time.monotonic()
+
+    def due(every: int) -> bool:
+        return bool(every) and (state.step % every == 0 or state.step == last)
+
+    with contextlib.ExitStack() as opened:
+        logs = None
+        if first:
+            out.mkdir(parents=True, exist_ok=True)
+            _write_run(state, batches, out, validation)
+            logs = opened.enter_context(contextlib.closing(Logs(out, state.step, plan.tensorboard)))
+        received = opened.enter_context(_signals())
+        records = fit(state, clock, network=training_network(state))
+        quiet = None if first else True  # None: where there is no terminal
+        bar = opened.enter_context(
+            tqdm(records, total=last, initial=state.step, unit="step", mininterval=1, disable=quiet)
+        )
+        for record in bar:
+            if due(plan.log_every):
+                record.denoise, record.guidance = mean_over_processes(torch.stack([record.denoise, record.guidance]))
+                if logs is not None:
+                    values = record.to_dict()
+                    logs.write("log", values)
+                    logs.write("speed", clock.read(record.step, state.training.batch))
+                    bar.set_postfix(denoise=f"{values['denoise']:.4f}", guidance=f"{values['guidance']:.4f}")
+            if logs is not None and validation is not None and due(plan.validate_every):
+                before = time.perf_counter()
+                state.check_finite()
+                logs.write("validation", validation(state, out / "validation"))
+                logs.picture(out / "validation" / f"{record.step:08d}.png", record.step)
+                clock.start += time.perf_counter() - before  # looking is not learning
+            stop = 0
+            if state.share[1] == 1 or state.device.type == "cpu" or state.step % 10 == 0:
+                stop = highest(received[0] if received else 0)  # beside GPUs, the answer takes a tenth of a millisecond
+            too_long = plan.save_minutes and time.monotonic() - saved > 60 * plan.save_minutes
+            if logs is not None and (stop or too_long or due(plan.save_every)):
+                logs.sync()
+                save_checkpoint(out, state)
+                saved = time.monotonic()
+            if stop and record.step < last:
+                highest(0)  # nobody leaves before the checkpoint is written
+                return stop
+    if first:
+        save_model(state.ema_model, out / "weights.safetensors")
+    return 0
+
+
+def _write_run(state: TrainState, batches: Batches, out: Path, validation: Validation | None) -> None:
+    """run.json: what was trained, on what, by which versions."""
+    c = state.training
+    record = {
+        "data": batches.pairs.name,
+        "source": state.data,
+        "validation": validation.name if validation else None,
+        "seed": c.seed,
+        "steps": c.steps,
+        "images_seen": c.steps * c.batch,
+        "device": state.device.type,
+        "processes": state.share[1],
+        "bf16": state.bf16,
+        "config": state.recipe.to_dict(),
+    }
+    write_results(out / "run.json", provenance() | record)
+
+
+@contextlib.contextmanager
+def _signals() -> Iterator[list[int]]:
+    """The list fills with SIGTERM or SIGINT when one arrives; the first only notes it, a second acts as ever."""
+    received: list[int] = []
+    before = {}
+
+    def note(number: int, frame) -> None:
+        received.append(number)
+        signal.signal(number, before[number])
+
+    if threading.current_thread() is threading.main_thread():
+        before.update({int(number): signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)})
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
 # --- logs ---------------------------------------------------------------------------------------------------
-
-
-class _Table:
-    """A CSV file that grows by a row at a time; what an earlier run wrote beyond `step` is dropped and written anew."""
-
-    def __init__(self, path: Path, step: int):
-        rows = _rows_before(path, step)
-        with atomic_write(path) as partial:  # a kill here leaves the old file or the new one
-            partial.write_text("".join(rows))
-        self.file, self.empty = open(path, "a"), not rows
-
-    def write(self, values: dict[str, float]) -> None:
-        header = ",".join(values) + "\n" if self.empty else ""
-        self.file.write(header + ",".join(f"{value:.6g}" for value in values.values()) + "\n")
-        self.file.flush()
-        self.empty = False
-
-
-def _rows_before(path: Path, step: int) -> list[str]:
-    """Lines of an earlier log up to `step`: what came after the checkpoint will be written anew."""
-    header, *rows = (path.read_text().splitlines(keepends=True) if path.exists() else []) or [""]
-    if step == 0 or not header.endswith("\n"):
-        return []
-    return [header, *(row for row in rows if row.endswith("\n") and int(float(row.split(",")[0])) <= step)]
 
 
 class Logs:
     """log.csv (losses), speed.csv, validation.csv, and the same for TensorBoard.
 
-    The losses stand alone, so that two runs can be compared byte by byte.
+    The losses stand alone, so that two runs can be compared byte by byte. What an earlier process wrote beyond `step`
+    is dropped: it will be written anew.
     """
 
     def __init__(self, out: Path, step: int, tensorboard: bool):
-        self.out = out
-        self.writer = _summary_writer(out / "tensorboard", step + 1) if tensorboard else None
-        self.tables = {name: _Table(out / f"{name}.csv", step) for name in ("log", "speed", "validation")}
+        self.writer, self.files, self._opened = None, {}, contextlib.ExitStack()
+        if tensorboard:
+            try:
+                from torch.utils.tensorboard import SummaryWriter
+            except ImportError:
+                what = "TensorBoard is not installed here: pip install tensorboard, or leave out --tensorboard"
+                raise ValueError(what) from None
+            # Hides what an earlier process logged beyond `step`
+            self.writer = self._opened.enter_context(SummaryWriter(str(out / "tensorboard"), purge_step=step + 1))
+        for name in ("log", "speed", "validation"):
+            path = out / f"{name}.csv"
+            rows = _rows_before(path, step)
+            with atomic_write(path) as partial:  # a kill here leaves the old file or the new one
+                partial.write_text("".join(rows))
+            self.files[name] = self._opened.enter_context(path.open("a"))
 
     def write(self, table: str, values: dict[str, float]) -> None:
         """Add a row, {"step": ..., ...}."""
-        self.tables[table].write(values)
+        file = self.files[table]
+        header = "" if file.tell() else ",".join(values) + "\n"
+        file.write(header + ",".join(f"{value:.6g}" for value in values.values()) + "\n")
+        file.flush()
         if self.writer is not None:
-            for name, value in values.items():
-                if name != "step":
-                    self.writer.add_scalar(f"{table}/{name}", value, values["step"])
+            for name in values.keys() - {"step"}:
+                self.writer.add_scalar(f"{table}/{name}", values[name], values["step"])
 
     def picture(self, path: Path, step: int) -> None:
         """Show a validation strip in TensorBoard too."""
@@ -86,34 +175,28 @@ class Logs:
 
     def sync(self) -> None:
         """Onto the disk, before a checkpoint relies on it."""
-        for table in self.tables.values():
-            os.fsync(table.file.fileno())
+        for file in self.files.values():
+            os.fsync(file.fileno())
         if self.writer is not None:
             self.writer.flush()
 
     def close(self) -> None:
         """Close the files."""
-        for table in self.tables.values():
-            table.file.close()
-        if self.writer is not None:
-            self.writer.close()
+        self._opened.close()
 
 
-def _summary_writer(folder: Path, purge_step: int):
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        raise ValueError(
-            "TensorBoard is not installed here: pip install tensorboard, or leave out --tensorboard"
-        ) from None
-    return SummaryWriter(str(folder), purge_step=purge_step)  # hides what an earlier process logged from there on
+def _rows_before(path: Path, step: int) -> list[str]:
+    """Lines of an earlier log up to `step`, without one that a kill has torn."""
+    lines = path.read_text().splitlines(keepends=True) if step and path.exists() else []
+    whole = [line for line in lines if line.endswith("\n")]
+    return whole[:1] + [row for row in whole[1:] if int(float(row.split(",")[0])) <= step]
 
 
 class _Clock:
     """Wraps the batches and times them: crops a second, and the share of the time spent waiting for data.
 
-    On a GPU that share holds for pairs from files. Synthetic ones wait while they are made, and so for the kernels of the
-    step before, which are counted as waiting; to wait for those here would part every step from the next.
+    On a GPU that share holds for pairs from files. Synthetic ones may wait while they are made, and so for the kernels
+    of the step before, which are counted as waiting; to wait for those here would part every step from the next.
     """
 
     def __init__(self, batches: Callable[[int], tuple[Tensor, Tensor]], device: torch.device):
@@ -128,7 +211,7 @@ class _Clock:
         return batch
 
     def read(self, step: int, batch: int) -> dict[str, float]:
-        """The row since the last reading; sets the clock back."""
+        """The row since the last reading, `batch` crops a step; sets the clock back."""
         now = time.perf_counter()
         seconds = now - self.start
         row = {
@@ -143,139 +226,14 @@ class _Clock:
 
 
 def peak_memory(device: torch.device) -> int:
-    """Highest memory so far in bytes: allocated on a GPU, or resident of this process."""
+    """Highest memory so far in bytes: allocated on a GPU, or resident of this process; 0 where none can be told."""
     if device.type != "cpu":
-        return torch.accelerator.max_memory_allocated(device)
-    status = Path("/proc/self/status")
-    if status.exists():  # Linux: getrusage also counts what the process was forked from, a notebook's kernel for one
-        return 1024 * int(status.read_text().split("VmHWM:")[1].split()[0])
-    try:
+        with contextlib.suppress(RuntimeError):  # before torch 2.14, Apple's GPUs: their memory is the process's
+            return torch.accelerator.max_memory_allocated(device)
+    with contextlib.suppress(OSError):  # Linux: getrusage also counts what the process was forked from
+        return 1024 * int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0])
+    with contextlib.suppress(ImportError):  # Windows
         import resource
-    except ImportError:  # Windows
-        return 0
-    import sys
 
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-
-
-# --- the run ------------------------------------------------------------------------------------------------
-
-
-def run(
-    state: TrainState, batches: Batches, out: Path, plan: Plan = Plan(), validation: Validation | None = None
-) -> int:
-    """Drain `fit`: progress bar, logs, validation, checkpoints, and at the end out/weights.safetensors (the EMA).
-
-    Of several processes, the first writes. SIGTERM and Ctrl-C end the step in hand, write a checkpoint and return;
-    a second Ctrl-C interrupts at once.
-    Returns: 0 when the training is complete, or the number of the signal that stopped it.
-    """
-    from tqdm import tqdm
-
-    state.share = rank_and_processes()
-    first = state.share[0] == 0
-    if first:
-        out.mkdir(parents=True, exist_ok=True)
-        _write_run(state, batches, out, validation)
-    logs = Logs(out, state.step, plan.tensorboard) if first else None
-    clock = _Clock(batches, state.device)
-    saved = time.monotonic()
-    with (
-        nullcontext() if logs is None else closing(logs),
-        _signals() as received,
-        tqdm(
-            fit(state, clock, network=training_network(state)),
-            total=state.training.steps,
-            initial=state.step,
-            unit="step",
-            mininterval=1,
-            disable=None if first else True,
-        ) as bar,
-    ):
-        for record in bar:
-            if _due(record.step, plan.log_every, state):
-                record.denoise, record.guidance = mean_over_processes(torch.stack([record.denoise, record.guidance]))
-            if logs is not None:
-                _log(record, state, logs, clock, plan, validation, bar)
-            stop = _agreed_stop(state, received)
-            too_long = plan.save_minutes and time.monotonic() - saved > 60 * plan.save_minutes
-            if logs is not None and (stop or too_long or _due(record.step, plan.save_every, state)):
-                logs.sync()
-                save_checkpoint(out, state)
-                saved = time.monotonic()
-            if stop and record.step < state.training.steps:
-                highest(0)  # nobody leaves before the checkpoint is written
-                return stop
-    if first:
-        save_model(state.ema_model, out / "weights.safetensors")
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     return 0
-
-
-def _due(step: int, every: int, state: TrainState) -> bool:
-    return bool(every) and (step % every == 0 or step == state.training.steps)
-
-
-def _log(
-    record: Record, state: TrainState, logs: Logs, clock: _Clock, plan: Plan, validation: Validation | None, bar
-) -> None:
-    if _due(record.step, plan.log_every, state):
-        values = record.to_dict()
-        logs.write("log", values)
-        logs.write("speed", clock.read(record.step, state.training.batch))
-        bar.set_postfix(denoise=f"{values['denoise']:.4f}", guidance=f"{values['guidance']:.4f}")
-    if validation is not None and _due(record.step, plan.validate_every, state):
-        before = time.perf_counter()
-        state.check_finite()
-        row = validation(state, logs.out / "validation")
-        logs.write("validation", row)
-        logs.picture(logs.out / "validation" / f"{record.step:08d}.png", record.step)
-        clock.start += time.perf_counter() - before  # looking is not learning
-
-
-def _write_run(state: TrainState, batches: Batches, out: Path, validation: Validation | None) -> None:
-    c, (_, processes) = state.training, rank_and_processes()
-    write_results(
-        out / "run.json",
-        provenance()
-        | {
-            "data": batches.pairs.name,
-            "source": state.data,
-            "validation": validation.name if validation else None,
-            "seed": c.seed,
-            "steps": c.steps,
-            "images_seen": c.steps * c.batch,
-            "device": state.device.type,
-            "processes": processes,
-            "bf16": state.bf16,
-            "config": state.recipe.to_dict(),
-        },
-    )
-
-
-@contextmanager
-def _signals() -> Iterator[list[int]]:
-    """The list fills with SIGTERM or SIGINT when one arrives; the first only notes it, a second acts as ever."""
-    received: list[int] = []
-    before = {}
-
-    def note(number: int, frame) -> None:
-        received.append(number)
-        signal.signal(number, before[number])
-
-    if threading.current_thread() is threading.main_thread():
-        before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield received
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def _agreed_stop(state: TrainState, received: list[int]) -> int:
-    """The signal that ends the training after this step in every process; 0 for none.
-
-    On GPUs the processes ask each other every tenth step: an answer costs about a tenth of a millisecond.
-    """
-    if rank_and_processes()[1] > 1 and state.device.type != "cpu" and state.step % 10:
-        return 0
-    return highest(received[0] if received else 0)

@@ -6,6 +6,7 @@ pictures, otherwise cut and blurred: such scores do not tell learning from knowi
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -21,16 +22,24 @@ LEVELS = (0.1, 0.3, 0.5, 0.7, 0.9)  # noise levels (sqrt(alpha_bar)) of the deno
 METRICS = ("psnr", "ssim")
 
 
+class RealPairs(Pairs, Protocol):
+    """Pairs of whole pictures, whose crops draw the picture first, from Draws(seed, index)."""
+
+    seed: int
+    names: list[str]  # SEQUENCE/NAME
+
+    def __len__(self) -> int: ...
+
+    def image(self, i: int) -> tuple[Tensor, Tensor]: ...
+
+
 class WithoutHeldOut:
     """Training pairs without some pictures: an index that draws one of those is replaced by another.
 
-    Works for every source whose crops draw the picture first, from Draws(seed, index): PairedImages and PackedPairs.
-
-    Args:
-        held_out: numbers of pictures.
+    held_out: numbers of pictures.
     """
 
-    def __init__(self, pairs: Pairs, held_out: list[int]):
+    def __init__(self, pairs: RealPairs, held_out: list[int]):
         if not held_out or len(held_out) >= len(pairs):
             raise ValueError(
                 f"{pairs.name}: cannot hold out {len(held_out)} of {len(pairs)} pairs for validation; "
@@ -45,21 +54,13 @@ class WithoutHeldOut:
     def crops(self, index: Tensor, size: int) -> tuple[Tensor, Tensor]:
         """(y0, x), as of the source, never from a picture that is held out."""
         index = index.cpu()
-        attempt = index
-        while (taken := torch.isin(Draws(self.pairs.seed, attempt).integers(len(self.pairs)), self.held_out)).any():
-            attempt = torch.where(taken, attempt + 2**40, attempt)  # beyond any index of a training
-        return self.pairs.crops(attempt, size)
-
-
-def picture_names(pairs: Pairs) -> list[str]:
-    """SEQUENCE/NAME of every pair."""
-    if hasattr(pairs, "names"):
-        return list(pairs.names)
-    return [f"{blurry.parent.parent.name}/{blurry.stem}" for _, blurry in pairs.paths]
+        while (taken := torch.isin(Draws(self.pairs.seed, index).integers(len(self.pairs)), self.held_out)).any():
+            index = torch.where(taken, index + 2**40, index)  # beyond any index of a training
+        return self.pairs.crops(index, size)
 
 
 def choose_held_out(names: list[str]) -> tuple[list[int], str]:
-    """(numbers of the pairs to hold out, the same in words).
+    """(numbers of the pairs to hold out, the same in words), for names SEQUENCE/NAME.
 
     The last sequence: neighbouring frames show the same scene, so single frames held out would be known from
     their neighbours. Where names tell no sequences, or the last is over a fifth of all, the last twentieth.
@@ -72,21 +73,21 @@ def choose_held_out(names: list[str]) -> tuple[list[int], str]:
     return last, f"the last {len(last)} of {len(names)} training pairs"
 
 
-def centre_crops(pairs: Pairs, numbers: list[int], count: int, size: int, multiple: int = 8) -> tuple[Tensor, Tensor]:
+def centre_crops(pairs: RealPairs, numbers: list[int], count: int, size: int) -> tuple[Tensor, Tensor]:
     """(y0, x), both (n, 3, s, s): `count` of the given whole pictures, evenly spaced, cut to their centres.
 
-    s is `size`, or less where a picture is smaller, rounded down to a multiple of `multiple`.
+    s is `size`, or less where a picture is smaller, rounded down to a multiple of 8.
     """
     count = min(count, len(numbers))
     images = [torch.cat(pairs.image(numbers[i * len(numbers) // count])) for i in range(count)]
-    side = min(size, *(edge for image in images for edge in image.shape[-2:])) // multiple * multiple
+    side = min(size, *(edge for image in images for edge in image.shape[-2:])) // 8 * 8
     if side == 0:
-        raise ValueError(f"{pairs.name}: pictures under {multiple} pixels cannot be restored")
-    places = [((image.shape[-2] - side) // 2, (image.shape[-1] - side) // 2) for image in images]
-    y0, x = torch.stack(
-        [image[..., top : top + side, left : left + side] for image, (top, left) in zip(images, places, strict=True)],
-        dim=1,
-    )
+        raise ValueError(f"{pairs.name}: pictures under 8 pixels cannot be restored")
+    cut = []
+    for image in images:
+        top, left = ((edge - side) // 2 for edge in image.shape[-2:])
+        cut.append(image[..., top : top + side, left : left + side])
+    y0, x = torch.stack(cut, dim=1)
     return y0, x
 
 
@@ -111,26 +112,21 @@ class Validation:
         y0, x = self.pictures
         generator = torch.Generator(x.device).manual_seed(VALIDATION_SEED)
         restored = restore(model, x, self.setting, generator)
-        usable, _ = available(METRICS)
-        scores = {name: sum(values) / len(x) for name, values in measure(restored, y0, usable).items()}
-        row = (
-            {"step": state.step}
-            | {name: scores.get(name, float("nan")) for name in METRICS}
-            | self._losses(state, model)
-        )
+        scores = measure(restored, y0, available(METRICS)[0])
+        means = {name: sum(scores[name]) / len(x) if name in scores else float("nan") for name in METRICS}
         strip = torch.cat([torch.cat(list(images), dim=-2) for images in (x, restored, y0)], dim=-1)
         write_image(Path(folder) / f"{state.step:08d}.png", to_display(strip).expand(3, -1, -1))
-        return row
+        return {"step": state.step} | means | self._losses(state, model)
 
+    @torch.inference_mode()
     def _losses(self, state: TrainState, model: Model) -> dict[str, float]:
         y0, x = self.pictures
-        eps = torch.randn(
-            y0.shape, generator=torch.Generator(x.device).manual_seed(VALIDATION_SEED + 1), device=x.device
-        )
+        generator = torch.Generator(x.device).manual_seed(VALIDATION_SEED + 1)
+        eps = torch.randn(y0.shape, generator=generator, device=x.device)
         row, guidance = {}, 0.0
         for value in LEVELS:
             level = torch.full((len(x),), value, device=x.device)
-            with torch.inference_mode(), torch.autocast(x.device.type, torch.bfloat16, enabled=state.bf16):
+            with torch.autocast(x.device.type, torch.bfloat16, enabled=state.bf16):
                 denoise, guidance = loss_terms(model, y0, x, level, eps, state.training.loss)
             row[f"denoise_{value}"] = float(denoise)
         return {"denoise": sum(row.values()) / len(row), "guidance": float(guidance)} | row  # guidance sees no noise
@@ -142,14 +138,8 @@ def synthetic_validation(recipe: Recipe, count: int, device: torch.device) -> Va
     Scenes are others than training's. Photographs, or the pictures of a folder, are a few: crop, motion and camera are
     drawn anew, from the very pictures that are learned from.
     """
-    pairs = domain_pairs(
-        recipe.training.domain,
-        recipe.training.content,
-        count,
-        VALIDATION_SEED,
-        device,
-        gray=recipe.network.channels == 1,
-    )
-    fresh = recipe.training.content == "scenes" or pairs.domain.new_content
+    c, gray = recipe.training, recipe.network.channels == 1
+    pairs = domain_pairs(c.domain, c.content, count, VALIDATION_SEED, device, gray=gray)
+    fresh = c.content == "scenes" or pairs.domain.new_content
     what, rest = ("fresh crops", "") if fresh else ("crops", ", of training's own pictures blurred anew")
-    return Validation(pairs.crops(torch.arange(count), recipe.training.crop), f"{count} {what} of {pairs.name}{rest}")
+    return Validation(pairs.crops(torch.arange(count), c.crop), f"{count} {what} of {pairs.name}{rest}")
