@@ -17,6 +17,7 @@ CHECKED = ("data", "schedule", "unet", "guidance", "model", "train", "sample", "
 CHECKER = "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))"  # an int serves as a float
 with install_import_hook([f"tinymsg.{name}" for name in CHECKED], CHECKER):
     import tinymsg.evaluate  # noqa: F401  and with it all the others
+    from gpu_cases import stand_in  # noqa: F401  a fixture
     from tinymsg.model import Model, Recipe, build_model, save_model
 
 # A shell starts what runs in its background with Ctrl-C ignored, and children inherit that: tests that send it to

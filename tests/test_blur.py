@@ -6,7 +6,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 from tinymsg import blur
 from tinymsg.blur import PATHS, RESPONSES, Camera, Motion
@@ -103,12 +102,12 @@ def test_motion_ranges_and_roll():
 @pytest.mark.parametrize(
     "changes, message",
     [
-        ({"path": "spiral"}, "unknown path 'spiral'; known: linear, smooth, walk"),
+        ({"path": "spiral"}, "spiral.*linear.*smooth.*walk"),
         ({"length": (5.0, 3.0)}, "low, high"),
         ({"length": (-1.0, 3.0)}, "low >= 0"),
-        ({"angle": 20.0}, "linear paths only"),
+        ({"angle": 20.0}, "linear"),
         ({"steps": 1}, "at least 2"),
-        ({"kernels": 0}, "at least 1 or None"),
+        ({"kernels": 0}, "at least 1"),
     ],
 )
 def test_motion_says_what_is_wrong(changes, message):
@@ -144,10 +143,10 @@ def test_kernel_centroid_and_border():
     assert abs((kernel.sum(dim=0) * axis).sum() - path[0, :, 0].mean()) < 1e-5
     assert abs((kernel.sum(dim=1) * axis).sum() - path[0, :, 1].mean()) < 1e-5
     assert torch.equal(blur.path_to_kernel(torch.zeros(1, 4, 3), 1), torch.ones(1, 1, 1))
-    with pytest.raises(ValueError, match="reaches 3.0 px, a kernel of 5 holds 2"):
+    with pytest.raises(ValueError, match="3.0 px.* 5 .* 2"):
         blur.path_to_kernel(path, 5)
     for size in (4, 0, -1):
-        with pytest.raises(ValueError, match="odd and positive"):
+        with pytest.raises(ValueError, match="odd"):
             blur.path_to_kernel(path, size)
 
 
@@ -178,11 +177,11 @@ def test_convolve_of_images_smaller_than_the_kernel():
         linear = torch.full((1, 3, h, w), 0.4)
         kernel = torch.full((1, 9, 9), 1 / 81)
         torch.testing.assert_close(blur.convolve(linear, kernel), linear)
-    with pytest.raises(ValueError, match="smaller than the kernel"):
+    with pytest.raises(ValueError, match="smaller"):
         blur.convolve(torch.zeros(1, 3, 5, 20), torch.zeros(1, 7, 7), "valid")
-    with pytest.raises(ValueError, match="must be odd"):
+    with pytest.raises(ValueError, match="odd"):
         blur.convolve(torch.zeros(1, 3, 20, 20), torch.zeros(1, 4, 7))
-    with pytest.raises(ValueError, match="known: reflect, replicate, valid"):
+    with pytest.raises(ValueError, match="reflect, replicate, valid"):
         blur.convolve(torch.zeros(1, 3, 20, 20), torch.zeros(1, 3, 3), "wrap")
 
 
@@ -249,7 +248,7 @@ def test_sensor_noise_has_the_variance_it_states(device):
     assert (residual.mean(dim=1).abs() < 5 * torch.sqrt(expected / n)).all()
     assert torch.equal(blur.sensor_noise(linear, 0.0, 0.0, streams(3, device=device)), linear)
     for shot, read in ((-0.1, 0.0), (0.0, -0.1)):
-        with pytest.raises(ValueError, match="must be >= 0"):
+        with pytest.raises(ValueError, match=">= 0"):
             blur.sensor_noise(linear, shot, read, streams(3, device=device))
 
 
@@ -303,7 +302,7 @@ def test_jpeg_says_what_is_wrong():
     for quality in (0, 101):
         with pytest.raises(ValueError, match="1 to 100"):
             blur.jpeg(torch.zeros(1, 3, 8, 8), quality)
-    with pytest.raises(ValueError, match="3 colour channels, got 1"):
+    with pytest.raises(ValueError, match="3 .* 1"):
         blur.jpeg(torch.zeros(1, 1, 8, 8), 50)
 
 
@@ -323,31 +322,28 @@ def test_photograph_follows_its_chain(device):
     """Light is averaged before the response, not the display values."""
     sharp = blur.quantise(noise_image(2, 3, 32, 32)).to(device)
     motion = Motion("linear", length=(6.0, 6.0), angle=0.0)
-    y0, x = blur.photograph(sharp, motion, Camera("gamma"), streams(2, device=device), margin=8)
+    y0, x = blur.photograph(sharp, motion, Camera("gamma"), streams(2), margin=8)
     assert y0.shape == x.shape == (2, 3, 16, 16)
     torch.testing.assert_close(y0, sharp[..., 8:-8, 8:-8], rtol=0, atol=1e-6)
-    kernel = blur.path_to_kernel(motion.draw(streams(2, device=device)), 15)
+    kernel = blur.path_to_kernel(motion.draw(streams(2)), 15).to(device)
     expected = blur.convolve(sharp**2.2, kernel)[..., 8:-8, 8:-8] ** (1 / 2.2)
     torch.testing.assert_close(x, expected, rtol=0, atol=1.01 / 255)
     naive = blur.convolve(sharp, kernel)[..., 8:-8, 8:-8]
     assert (x - naive).abs().mean() > 0.02
 
 
-def test_the_same_index_gives_the_same_photograph_on_a_gpu_too(monkeypatch):
-    """Kernels are added up on the CPU, whose order is fixed; shown by tensors that have a device and no content."""
-    seen = []
-    monkeypatch.setattr(
-        blur, "path_to_kernel", lambda path, n: seen.append(path.device.type) or path.new_ones(len(path), n, n)
-    )
-    motion = Motion("linear", length=(5.0, 5.0))
-    with FakeTensorMode():
-        _, x = blur.photograph(torch.zeros(2, 3, 24, 24, device="cuda"), motion, Camera(), streams(2, device="cuda"))
+def test_kernels_are_made_on_the_cpu(monkeypatch, stand_in):
+    """Its order of adding is fixed, so that the same index gives the same photograph on a GPU, each time."""
+    seen, make = [], blur.path_to_kernel
+    monkeypatch.setattr(blur, "path_to_kernel", lambda path, n: seen.append(path.device.type) or make(path, n))
+    with stand_in():
+        _, x = blur.photograph(torch.zeros(2, 3, 24, 24, device="cuda"), Motion("linear"), Camera(), streams(2))
     assert seen == ["cpu"] and x.device.type == "cuda"
 
 
 def test_photographs_can_be_taken_again(device):
     sharp, motion = blur.quantise(noise_image(8, 3, 48, 48)).to(device), Motion("walk", length=(5.0, 15.0))
-    first, *others = (blur.photograph(sharp, motion, Camera(), streams(8, device=device))[1] for _ in range(4))
+    first, *others = (blur.photograph(sharp, motion, Camera(), streams(8))[1] for _ in range(4))
     assert all(torch.equal(first, other) for other in others)
 
 
@@ -380,5 +376,5 @@ def test_a_lamp_leaves_a_bright_streak():
 
 
 def test_unknown_response_lists_the_known():
-    with pytest.raises(ValueError, match="unknown response 'film'; known: gamma, measured, none"):
+    with pytest.raises(ValueError, match="film.*gamma, measured, none"):
         Camera("film")

@@ -7,8 +7,27 @@ from PIL import Image
 
 from tinymsg import data
 from tinymsg.blur import Camera, Motion
-from tinymsg.data import CONTENTS, DOMAINS, PHOTOS, TEST_DOMAINS, Batches, Contents, Domain, ImageError, SignalPairs, SyntheticPairs, box_kernels, folder_contents, make_contents, photo, picture_files, read_image, scene_contents, to_display, to_model, write_image
-from tinymsg.datasets.folders import PairedImages
+from tinymsg.data import (
+    CONTENTS,
+    DOMAINS,
+    PHOTOS,
+    TEST_DOMAINS,
+    Batches,
+    Contents,
+    Domain,
+    ImageError,
+    SyntheticPairs,
+    folder_contents,
+    make_contents,
+    pad_to_multiple,
+    photo,
+    picture_files,
+    read_image,
+    scene_contents,
+    to_display,
+    to_model,
+    write_image,
+)
 from tinymsg.evaluate import domain_pairs
 from tinymsg.rng import Draws
 
@@ -121,7 +140,7 @@ def test_what_cannot_be_read_is_one_sentence(tmp_path, monkeypatch):
     assert "unreadable" in one_sentence(tmp_path / "folder.png")
     Image.fromarray(pixels(20, 20)).save(tmp_path / "large.png")
     monkeypatch.setattr(data, "MAX_PIXELS", 399)
-    with pytest.raises(ImageError, match="20x20 pixels; the limit is"):
+    with pytest.raises(ImageError, match="20x20"):
         read_image(tmp_path / "large.png")
     monkeypatch.setattr(data, "MAX_PIXELS", 400)
     assert read_image(tmp_path / "large.png").shape == (3, 20, 20)
@@ -231,7 +250,7 @@ def test_pictures_of_equal_and_of_different_sizes_are_all_used():
         contents = Contents(pictures + extra, "some")
         crops = contents.crops(Draws(0, torch.arange(60)), 8)
         assert len((crops[:, 0, 0, 0] * 255).round().unique()) == len(contents) == 3 + len(extra)
-    with pytest.raises(ValueError, match="no sharp pictures in nothing"):
+    with pytest.raises(ValueError, match="nothing"):
         Contents([], "nothing")
 
 
@@ -258,11 +277,11 @@ def test_contents_contract(name):
 
 
 def test_unknown_names_list_the_known():
-    with pytest.raises(ValueError, match="known: scenes, photos"):
+    with pytest.raises(ValueError, match="paintings.*scenes, photos"):
         make_contents("paintings", 1, 0)
-    with pytest.raises(ValueError, match="unknown photo 'dog'; known: astronaut"):
+    with pytest.raises(ValueError, match="dog.*astronaut"):
         photo("dog")
-    with pytest.raises(ValueError, match="unknown domain 'rain'; known: gopro_like"):
+    with pytest.raises(ValueError, match="rain.*gopro_like"):
         SyntheticPairs(scene_contents(8), "rain")
 
 
@@ -367,98 +386,6 @@ def test_one_kernel_domains_use_one_kernel():
     assert (poses - poses[:1]).abs().max() == 0
     y0, x = SyntheticPairs(contents, "one_kernel").crops(torch.arange(2), 24)
     assert (y0 - x).abs().mean() > 0.003
-
-
-def test_signal_pairs(device):
-    pairs = SignalPairs(box_kernels(9), count=20, seed=1, device=device)
-    index = torch.arange(30)
-    y0, x = pairs.crops(index, 64)
-    assert y0.shape == x.shape == (30, 1, 1, 64) and y0.device.type == device.type
-    assert y0.abs().max() <= 1 and x.abs().max() <= 1
-    expected = torch.nn.functional.avg_pool1d(y0[:, :, 0], 9, stride=1)
-    torch.testing.assert_close(x[:, :, 0, 4:-4], expected, rtol=0, atol=1e-4)
-    again = pairs.crops(index[7:9], 64)
-    torch.testing.assert_close(again[1], x[7:9], rtol=0, atol=1e-5)
-    assert len(torch.unique(y0.flatten(1), dim=0)) <= 20
-    noisy = SignalPairs(box_kernels(9), count=20, seed=1, noise=0.05, device=device).crops(index, 64)
-    assert torch.equal(noisy[0], y0) and 0.08 < (noisy[1] - x).std() < 0.102  # 0.1 in [-1, 1], a little clipped
-
-
-def test_signal_pairs_use_every_kernel():
-    y0, x = SignalPairs(box_kernels(1, 15), seed=0).crops(torch.arange(40), 64)
-    sharp = (y0 - x).abs().flatten(1).amax(dim=1) < 1e-4
-    assert 8 < sharp.sum() < 32
-
-
-def test_box_kernels():
-    kernels = box_kernels(3, 7, 1)
-    assert kernels.shape == (3, 7)
-    torch.testing.assert_close(kernels.sum(dim=1), torch.ones(3))
-    torch.testing.assert_close(kernels[0], torch.tensor([0, 0, 1, 1, 1, 0, 0]) / 3)
-    with pytest.raises(ValueError, match="odd and positive"):
-        box_kernels(4)
-
-
-def save_pair(folder, blur: str, sharp: str, name: str, seed: int, h: int = 20, w: int = 30) -> None:
-    for side, shift in ((sharp, 0), (blur, 100)):
-        (folder / side).mkdir(parents=True, exist_ok=True)
-        Image.fromarray(pixels(h, w, seed + shift)).save(folder / side / name)
-
-
-@pytest.mark.parametrize("blur", ["blur", "blur_gamma"])
-def test_gopro_layout(tmp_path, blur):
-    for sequence in ("GOPR2", "GOPR1"):
-        for i in range(2):
-            save_pair(tmp_path / sequence, blur, "sharp", f"{i}.png", seed=i)
-    save_pair(tmp_path / "GOPR1", "other", "sharp", "9.png", seed=9)  # sharp pictures without a blurry one: no pair
-    pairs = PairedImages(tmp_path, blur)
-    assert len(pairs) == 4 and pairs.name == f"4 pairs of {tmp_path.name} ({blur})"
-    assert [p.parent.parent.name for p, _ in pairs.paths] == ["GOPR1", "GOPR1", "GOPR2", "GOPR2"]
-    y0, x = pairs.image(1)
-    assert torch.equal(y0[0], to_model(as_tensor(pixels(20, 30, 1))))
-    assert torch.equal(x[0], to_model(as_tensor(pixels(20, 30, 101))))
-    if blur == "blur_gamma":
-        with pytest.raises(ValueError, match="no pairs below"):
-            PairedImages(tmp_path, "blur")
-
-
-@pytest.mark.parametrize("sides", [("blur", "sharp"), ("input", "target")])
-def test_flat_layouts(tmp_path, sides):
-    for i in range(3):
-        save_pair(tmp_path, *sides, f"{i}.png", seed=i)
-    (tmp_path / sides[0] / "._0.png").write_bytes(b"left by a Mac: no picture")  # without a sharp one beside it
-    assert len(PairedImages(tmp_path)) == 3
-
-
-def test_paired_crops_match_and_depend_on_the_index_alone(tmp_path, device):
-    for i in range(3):
-        save_pair(tmp_path, "blur", "sharp", f"{i}.png", seed=i)
-        Image.fromarray(255 - pixels(20, 30, i)).save(tmp_path / "blur" / f"{i}.png")
-    pairs = PairedImages(tmp_path, device=device, seed=4)
-    y0, x = pairs.crops(torch.arange(20), 12)
-    assert y0.shape == (20, 3, 12, 12) and y0.device.type == device.type
-    torch.testing.assert_close(y0, -x, rtol=0, atol=1e-6)  # cut, mirrored and turned alike
-    again = pairs.crops(torch.tensor([7]), 12)
-    assert torch.equal(again[0][0], y0[7]) and torch.equal(again[1][0], x[7])
-    assert len(torch.unique(y0.flatten(1), dim=0)) > 15
-    assert pairs.crops(torch.arange(2), 20)[0].shape == (2, 3, 20, 20)  # the whole height
-    with pytest.raises(ImageError, match="20x30 is smaller than the crop of 21"):
-        pairs.crops(torch.arange(2), 21)
-
-
-def test_pairs_that_do_not_match_say_so(tmp_path):
-    save_pair(tmp_path / "a", "blur", "sharp", "1.png", seed=1)
-    save_pair(tmp_path / "a", "blur", "sharp", "2.png", seed=1)
-    (tmp_path / "a" / "sharp" / "2.png").unlink()
-    with pytest.raises(ValueError, match=r"sharp lacks 1 of 2 pictures, the first: 2.png"):
-        PairedImages(tmp_path)
-    Image.fromarray(pixels(20, 31)).save(tmp_path / "a" / "sharp" / "2.png")
-    with pytest.raises(ImageError, match="sizes of the pair differ"):
-        PairedImages(tmp_path).image(1)
-    with pytest.raises(ValueError, match="is not a folder"):
-        PairedImages(tmp_path / "nowhere")
-    with pytest.raises(ValueError, match="no pairs below"):
-        PairedImages(tmp_path / "a" / "sharp")
 
 
 def test_batches_are_a_function_of_the_step():

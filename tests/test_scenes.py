@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from tinymsg import scenes as module
-from tinymsg.scenes import render_scenes, render_signals
+from tinymsg.scenes import render_scenes
 
 
 @pytest.fixture(scope="module")
@@ -43,29 +43,8 @@ def test_any_index_and_the_smallest_size():
 
 
 def test_too_small_says_so():
-    with pytest.raises(ValueError, match="at least 8 pixels, got 7"):
+    with pytest.raises(ValueError, match="at least 8 .* 7"):
         render_scenes(torch.arange(1), 7)
-    with pytest.raises(ValueError, match="at least 16 samples, got 15"):
-        render_signals(torch.arange(1), 15)
-
-
-def test_signals_are_pieces_and_ramps(device):
-    signals = render_signals(torch.arange(50, device=device), 128).cpu()
-    assert signals.shape == (50, 1, 1, 128)
-    assert signals.min() >= 0 and signals.max() <= 1
-    step = signals.diff(dim=-1).abs()
-    assert (step < 1e-6).float().mean() > 0.4  # constant pieces
-    assert ((step > 1e-3) & (step < 0.04)).float().mean() > 0.1  # ramps
-    jumps = (step > 0.05).flatten(1).sum(dim=1)
-    assert jumps.float().mean() > 4 and jumps.max() <= 12  # twelve pieces and the one after the last edge
-
-
-def test_signals_are_a_function_of_seed_and_index():
-    index = torch.tensor([4, 11, 4])
-    signals = render_signals(index, 64, seed=2)
-    assert torch.equal(signals[0], signals[2]) and not torch.equal(signals[0], signals[1])
-    assert torch.allclose(render_signals(index[1:2], 64, seed=2), signals[1:2])
-    assert not torch.allclose(render_signals(index, 64, seed=3), signals)
 
 
 def test_a_leaf_covers_its_inside(monkeypatch):

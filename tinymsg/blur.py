@@ -306,7 +306,7 @@ _RGB_TO_YCC = torch.tensor([[0.299, 0.587, 0.114], [-0.168736, -0.331264, 0.5], 
 def _jpeg_constants(device: torch.device) -> tuple[Tensor, ...]:
     """Colour matrix and its inverse, and the tables of Y, Cb and Cr, once a device."""
     constants = (_RGB_TO_YCC, torch.linalg.inv(_RGB_TO_YCC), _JPEG_LUMA, _JPEG_CHROMA, _JPEG_CHROMA)
-    return tuple(constant.to(device) for constant in constants)
+    return tuple(upload(constant, device) for constant in constants)
 
 
 def _quantise_blocks(plane: Tensor, table: Tensor) -> Tensor:
