@@ -40,8 +40,8 @@ test-course: setup
 	$(PYTEST) -m course
 
 lint: setup
-	$(VENV_PYTHON) -m ruff format --check
-	$(VENV_PYTHON) -m ruff check
+	$(VENV_PYTHON) -m ruff format --check --output-format concise
+	$(VENV_PYTHON) -m ruff check --output-format concise
 	$(VENV_PYTHON) -m basedpyright --pythonpath $(VENV_PYTHON)
 
 site: setup
