@@ -118,12 +118,12 @@ def table_text(recipe: Recipe, cards: tuple[int, ...] = CARDS) -> str:
 
 def gigaflops(recipe: Recipe) -> float:
     """10^9 floating-point operations to train on one crop, as torch counts them; backward counts as two forward."""
+    from torch._subclasses.fake_tensor import FakeTensorMode
     from torch.utils.flop_counter import FlopCounterMode
 
-    with torch.device("meta"):
-        model, image, level = Model(recipe.network), torch.zeros(_shape(recipe, 1)), torch.full((1,), 0.5)
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        model(image, image, level)
+    with FakeTensorMode(), FlopCounterMode(display=False) as counter, torch.no_grad():
+        image = torch.zeros(_shape(recipe, 1))
+        Model(recipe.network)(image, image, torch.full((1,), 0.5))
     return 3 * counter.get_total_flops() / 1e9
 
 
