@@ -84,7 +84,7 @@ def test_results_are_read_by_the_reader_that_finds_changes(lesson):
 
 # Runs before a lesson's own cells: every exercise check then proves itself
 PROVER = """
-import tinymsg.checks as checks
+import tinymsg.course.checks as checks
 plain_check, plain_check_value = checks.check, checks.check_value
 
 def must_fail(message, check, *arguments, **options):
