@@ -243,7 +243,9 @@ class Model(nn.Module):
                 z_t, noise_level = torch.zeros_like(z_t), torch.zeros_like(noise_level)
             output = self.unet(z_t, x, noise_level, features)
             z0_hat = self.predict_z0(output.float(), z_t, noise_level)
-            return self.encode(self.decode(z0_hat, x), x)
+            # Between the z0 of a black picture and of a white one: what needs no clipping keeps all its digits
+            white = torch.ones_like(x)
+            return z0_hat.clamp(self.encode(-white, x), self.encode(white, x))
 
         return denoise
 
