@@ -2,6 +2,7 @@
 
 import argparse
 import ast
+import contextlib
 import copy
 import hashlib
 import importlib.util
@@ -73,7 +74,7 @@ class Result:
 
 
 class Watch(threading.Thread):
-    """Follows the kernels that this process starts from now on: their peak memory, and an end to them at the time limit."""
+    """Follows the kernels that this process starts from now on: their peak memory, and an end at the time limit."""
 
     def __init__(self, limit: float | None):
         super().__init__(daemon=True)
@@ -122,10 +123,8 @@ def _peak_bytes(process: psutil.Process) -> int:
 
 
 def _kill(process: psutil.Process) -> None:
-    try:
+    with contextlib.suppress(psutil.Error):
         process.kill()
-    except psutil.Error:
-        pass
 
 
 def parameter_names(notebook: nbformat.NotebookNode) -> set[str]:
@@ -210,7 +209,8 @@ TEMPLATE = """
 {%- macro picture(output) -%}
 {%- for kind in ('image/png', 'image/jpeg') if kind in output.data -%}
 {%- if loop.first -%}
-<img alt="{{ output.metadata.get(kind, {}).get('alt', '') | e }}" src="data:{{ kind }};base64,{{ output.data[kind] | trim }}">
+<img alt="{{ output.metadata.get(kind, {}).get('alt', '') | e }}"
+ src="data:{{ kind }};base64,{{ output.data[kind] | trim }}">
 {%- endif -%}
 {%- else -%}
 <pre>{{ output.data.get('text/plain', '') | e }}</pre>
@@ -289,7 +289,7 @@ def _mathml(tex: str, display: str) -> str:
         formula = convert(tex, display=display)
     except Exception:  # the converter has no common class for what it does not know
         return f"<code>{escape(tex)}</code>"
-    # As in TeX: norm bars do not grow by themselves, and a closing bracket with an exponent is as large as the opening one
+    # As in TeX: norm bars do not grow by themselves; a closing bracket with an exponent is as large as the opening one
     formula = formula.replace("<mo>&#x02016;</mo>", '<mo stretchy="false">&#x02016;</mo>')
     return re.sub(
         r"(<msu[bp]+>)(<mo minsize[^>]*)(>[^<]*</mo>)", r'\1<mrow>\2 stretchy="true" form="postfix"\3</mrow>', formula
@@ -357,7 +357,7 @@ def stated(notebook: nbformat.NotebookNode) -> tuple[int, float] | None:
 
 
 def state(notebook: nbformat.NotebookNode, result: Result) -> nbformat.NotebookNode:
-    """Write into the first cell what the run took, rounded up to 10 seconds and half a GB: the next run says the same."""
+    """Write into the first cell what the run took, rounded up to 10 seconds and half a GB, as the next run will."""
     seconds, gigabytes = 10 * math.ceil(result.seconds / 10), math.ceil(2 * result.peak) / 2
     said = f"**Machine:** {seconds} seconds and {gigabytes:.1f} GB on two CPU cores"
     notebook.cells[0].source = MACHINE.sub(said, notebook.cells[0].source)
@@ -457,7 +457,8 @@ def bare_numbers(source: str) -> list[str]:
     return [
         " ".join(m[0].split())
         for m in re.finditer(
-            r"(?:\d[\d.,]*\s*(?:dB|%|GB|MB|kB|seconds?|ms|crops? a second)(?!\w))|(?:PSNR|SSIM|LPIPS)\s+(?:of\s+)?\d[\d.]*",
+            r"(?:\d[\d.,]*\s*(?:dB|%|GB|MB|kB|seconds?|ms|crops? a second)(?!\w))"
+            r"|(?:PSNR|SSIM|LPIPS)\s+(?:of\s+)?\d[\d.]*",
             prose,
         )
     ]

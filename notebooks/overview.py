@@ -1,20 +1,21 @@
-"""Writes results/overview.png, the README's picture: blurry, restored, sharp; a known blur above, an unknown one below."""
+"""Writes results/overview.png, the README's picture: blurry, restored, sharp; a known blur above, a new one below."""
 
 from pathlib import Path
 
 import torch
 
 from tinymsg.blur import photograph
-from tinymsg.data import DOMAINS, photo, to_model
-from tinymsg.sample import Setting
 from tinymsg.course.figures import frame_bytes, image_grid, score_text, use_style
+from tinymsg.data import DOMAINS, photo, to_model
 from tinymsg.model import model_card, pretrained
 from tinymsg.rng import Draws
+from tinymsg.sample import Setting, restore
 
 CROPS = {"astronaut": (40, 130), "chelsea": (60, 160)}  # top, left of a 192-pixel square
 
 use_style()
-model, setting = pretrained("photos-guided"), Setting(**model_card("photos-guided")["setting"])
+model = pretrained("photos-guided")
+setting = Setting(**model_card("photos-guided")["setting"] | {"samples": 1})
 rows, notes = {}, []
 for label, domain in (("like training", "gopro_like"), ("camera shake", "camera_shake")):
     row, scores = [], []
@@ -22,7 +23,7 @@ for label, domain in (("like training", "gopro_like"), ("camera shake", "camera_
         sharp = photo(name)[None, :, top : top + 192, left : left + 192].float() / 255
         y0, x = photograph(sharp, DOMAINS[domain].motion, DOMAINS[domain].camera, Draws(3, torch.tensor([5])))
         y0, x = to_model(y0), to_model(x)
-        y0_hat, _ = setting.restore(model, x, torch.Generator().manual_seed(0))
+        y0_hat = restore(model, x, setting, torch.Generator().manual_seed(0))
         row += [x, y0_hat, y0]
         scores += [score_text(x, y0), score_text(y0_hat, y0), ""]
     rows[label] = row

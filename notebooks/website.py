@@ -1,4 +1,4 @@
-"""The static site of the course, a folder that needs no server and no other host: website.py [--profile cpu] [--out FOLDER]."""
+"""The static site of the course, a folder that needs no server and no other host."""
 
 import argparse
 import json
@@ -41,7 +41,7 @@ class Page:
 
 
 def is_fresh(lesson: Path, executed: Path, profile: str) -> bool:
-    """Whether `executed` is this lesson, run to its end in this profile, after the last change of what it depends on."""
+    """Whether `executed` is this lesson, run to its end in this profile after the last change of what it uses."""
     if not executed.exists():
         return False
     used = [path for path in (ROOT / "tinymsg").rglob("*") if path.suffix in (".py", ".json", ".safetensors")]

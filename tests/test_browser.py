@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 import urllib.request
+from functools import partial
 from pathlib import Path
 
 import course
@@ -20,7 +21,11 @@ from PIL import Image
 from tinymsg.course.photo import FILE, ONLY_DEFAULT
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-pytestmark = [pytest.mark.browser, pytest.mark.skipif(BROWSER is None, reason="no Chromium here: apt install chromium")]
+pytestmark = [
+    pytest.mark.course,
+    pytest.mark.browser,
+    pytest.mark.skipif(BROWSER is None, reason="no Chromium here: apt install chromium"),
+]
 FLAGS = [
     "--no-sandbox",
     "--disable-gpu",
@@ -120,11 +125,11 @@ def move_all(page, view, sliders: str, groups: str) -> int:
             ways if float(slider.get_attribute("aria-valuenow") or slider.input_value()) < most else ways[::-1]
         )
         slider.focus()
-        assert changes(page, view, lambda: page.keyboard.press(there)), (
+        assert changes(page, view, partial(page.keyboard.press, there)), (
             f"{view.inner_text()!r}: a slider changes nothing"
         )
         check_pictures(view)
-        assert changes(page, view, lambda: page.keyboard.press(back), to=first)
+        assert changes(page, view, partial(page.keyboard.press, back), to=first)
         moved += 1
     for group in view.locator(groups).all():
         buttons = group.get_by_role("button").all()

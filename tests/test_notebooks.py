@@ -59,6 +59,7 @@ def test_lesson_closes_with_a_limitation_and_has_three_exercises(lesson):
     assert re.search("limit", cells[-1].source, re.I)
 
 
+@pytest.mark.course
 @pytest.mark.notebook
 @pytest.mark.parametrize("lesson, results", [("04_ablations", "toy.json"), ("05_evaluation", "scores.json")])
 def test_a_results_file_changed_by_one_digit_stops_the_lesson(lesson, results, tmp_path):
@@ -109,7 +110,8 @@ def proving_check_value(mine, expected, tolerance, name="your answer"):
     assert plain_check_value(mine, expected, tolerance, name) is False
     assert plain_check_value(expected, expected, tolerance, name) is True
     for sign, word in ((1, "too large"), (-1, "too small")):
-        must_fail(word, plain_check_value, expected + sign * (1.5 * tolerance + 1e-6 * max(1, abs(expected))), expected, tolerance, name)
+        off = expected + sign * (1.5 * tolerance + 1e-6 * max(1, abs(expected)))
+        must_fail(word, plain_check_value, off, expected, tolerance, name)
     print("PROVED 2")
     return False
 
@@ -157,7 +159,7 @@ def smoke_run(lesson: Path, tmp_path_factory) -> tuple[str | None, Path]:
 @pytest.mark.notebook
 @each_lesson
 def test_lesson_runs_in_the_smoke_profile_and_its_checks_are_right(lesson, tmp_path, tmp_path_factory):
-    """No warning; and of every exercise: the stub is not attempted, the solution passes, mistakes get their own message."""
+    """No warning; and of every exercise: the stub is not attempted, the solution passes, mistakes are told apart."""
     problem, executed = smoke_run(lesson, tmp_path_factory)
     assert problem is None
     target = Path(shutil.copy(executed, tmp_path))
@@ -170,6 +172,7 @@ def test_lesson_runs_in_the_smoke_profile_and_its_checks_are_right(lesson, tmp_p
     assert not re.search(r"<(script|img|iframe)[^>]*src=.https?:|<link[^>]*stylesheet[^>]*https?:", page)
 
 
+@pytest.mark.course
 @pytest.mark.notebook
 @pytest.mark.parametrize("name", TWICE)
 def test_two_runs_of_a_lesson_give_the_same_bytes(name, tmp_path, tmp_path_factory):
@@ -183,6 +186,7 @@ def test_two_runs_of_a_lesson_give_the_same_bytes(name, tmp_path, tmp_path_facto
     assert nbformat.writes(first) == nbformat.writes(second)
 
 
+@pytest.mark.course
 @pytest.mark.notebook
 @each_lesson
 def test_committed_outputs_come_out_again(lesson, tmp_path):
@@ -232,8 +236,11 @@ def _nbval(notebook: Path, tmp_path: Path) -> subprocess.CompletedProcess:
 # A red dot, 1x1
 PNG = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAIAAACQd1PeAAAADElEQVR4nGP4z8AAAAMBAQDJ/pLvAAAAAElFTkSuQmCC"
 SHOW = f"""from IPython.display import display
-display({{"image/png": "{PNG}", "text/plain": "a dot"}}, raw=True, metadata={{"image/png": {{"alt": 'a "red" <dot>'}}}})"""
-OPENING = "# Dots\nAfter this lesson you can see dots. Prerequisites: none. 1 minute. **Machine:** 990 seconds and 0.1 GB on two CPU cores."
+words = {{"image/png": {{"alt": 'a "red" <dot>'}}}}
+display({{"image/png": "{PNG}", "text/plain": "a dot"}}, raw=True, metadata=words)"""
+OPENING = """# Dots
+After this lesson you can see dots. Prerequisites: none. 1 minute.
+**Machine:** 990 seconds and 0.1 GB on two CPU cores."""
 
 
 def make(path: Path, *sources: str, opening: str = OPENING, profile: str = 'PROFILE = "cpu"') -> Path:
@@ -306,6 +313,7 @@ def test_build_leaves_a_notebook_in_order(built):
     assert course.clean(course.read(built)) == course.read(built)
 
 
+@pytest.mark.course
 def test_two_builds_give_the_same_bytes(built, tmp_path):
     again = tmp_path / built.name
     again.write_bytes(built.read_bytes())
@@ -317,6 +325,7 @@ def test_two_builds_give_the_same_bytes(built, tmp_path):
     assert first == second
 
 
+@pytest.mark.course
 def test_nbval_accepts_it_and_rejects_a_changed_output(built, tmp_path):
     done = _nbval(built, tmp_path)
     assert done.returncode == 0, done.stdout
@@ -342,6 +351,7 @@ def test_run_goes_on_after_a_failure_and_names_the_cell(tmp_path, capsys, built)
     assert "injected-parameters" in (tmp_path / "out" / "00_dot.ipynb").read_text()
 
 
+@pytest.mark.course
 def test_a_slow_lesson_is_ended(tmp_path, capsys):
     slow = make(tmp_path / "03_slow.ipynb", "import time\ntime.sleep(100)")
     assert course.run([slow], tmp_path / "out", {"PROFILE": "smoke"}, limit=8) == 1

