@@ -1,15 +1,18 @@
-"""Which pictures the paper's evaluation is of: published test sets, a folder of one's own, and pictures to choose on."""
+"""Which pictures the paper's evaluation is of: published test sets, folders of one's own, crops to choose on."""
 
+from importlib.util import find_spec
 from pathlib import Path
+from typing import cast
 
 import torch
 
 from ..data import Pair
 from ..datasets.folders import PairedImages
 from ..datasets.layouts import find_pairs, get_dataset
-from ..paper.choose import Centres
-from ..paper.protocol import TestSet, choose_protocol, spread
-from ..training.validation import choose_held_out
+from ..datasets.packed import open_pairs
+from ..paper.choose import HeldOut
+from ..paper.protocol import PROTOCOL_OF, TestSet
+from ..training.validation import RealPairs, centre_crops, choose_held_out
 
 
 def open_set(
@@ -21,36 +24,35 @@ def open_set(
     protocol: str | None = None,
 ) -> TestSet:
     """A published test set. limit: so many of its pictures, evenly spread. Raises: ValueError as `find_pairs`."""
-    found = get_dataset(name)
-    pairs = find_pairs(name, root, "test", blur if name == "gopro" else "blur", complete=complete)
+    found, protocol = get_dataset(name), protocol or PROTOCOL_OF.get(name, "plain")
+    if protocol == "realblur" and find_spec("cv2") is None:
+        raise ValueError("RealBlur's protocol needs opencv-python-headless; --align plain does without it")
+    pairs = find_pairs(name, root, "test", blur if name == "gopro" else "blur", complete)
     identity = f"{name} ({blur})" if name == "gopro" else name
-    return TestSet(
-        name, found.title, identity, spread(pairs, limit), found.counts["test"], choose_protocol(name, protocol)
-    )
+    return TestSet(name, found.title, identity, _spread(pairs, limit), found.counts["test"], protocol)
 
 
 def open_folder(
     folder: str | Path, blur: str = "blur", limit: int | None = None, protocol: str | None = None
 ) -> TestSet:
-    """One's own pairs, in one of the layouts of `data.PairedImages`. Raises: ValueError as there."""
-    folder = Path(folder)
-    pairs = sorted(
-        Pair(b.relative_to(folder).with_suffix("").as_posix(), s, b) for s, b in PairedImages(folder, blur).paths
-    )
-    name = folder.resolve().name
-    identity = f"{folder.resolve()} ({blur})"
-    return TestSet(name, name, identity, spread(pairs, limit), len(pairs), choose_protocol("", protocol))
+    """One's own pairs, in one of the layouts of PairedImages. Raises: ValueError as there."""
+    folder = Path(folder).resolve()
+    paths = PairedImages(folder, blur).paths
+    pairs = sorted(Pair(b.relative_to(folder).with_suffix("").as_posix(), s, b) for s, b in paths)
+    identity = f"{folder} ({blur})"
+    return TestSet(folder.name, folder.name, identity, _spread(pairs, limit), len(pairs), protocol or "plain")
 
 
-def validation_pairs(
-    count: int, root: str | Path = "data", blur: str = "blur", complete: bool = True, device: torch.device | str = "cpu"
-) -> Centres:
-    """`count` pairs of GoPro's *training* split, evenly spread: no test set's pictures choose the setting.
+def validation_crops(
+    count: int, size: int, root: str | Path, blur: str, complete: bool, device: torch.device
+) -> HeldOut:
+    """`count` crops of GoPro's *training* split, of the pairs that a training with --validate-every holds out."""
+    pairs = cast(RealPairs, open_pairs("gopro", "train", blur, 0, device, root, complete))
+    numbers, words = choose_held_out(pairs.names)
+    y0, x = centre_crops(pairs, numbers, count, size)
+    return HeldOut(y0, x, f"{len(x)} of {words}, GoPro ({blur})")
 
-    They are of the part that a training with --validate-every holds out; whether one did, `doubt` says.
-    """
-    pairs = find_pairs("gopro", root, "train", blur, complete=complete)
-    numbers, words = choose_held_out([pair.name for pair in pairs])
-    kept = [pairs[number] for number in numbers]
-    name = f"{min(count, len(kept))} of {len(kept)} pairs held out of GoPro train ({blur})"
-    return Centres(list(spread(kept, count)), name, device, words)
+
+def _spread(pairs: list[Pair], limit: int | None) -> tuple[Pair, ...]:
+    count = min(limit or len(pairs), len(pairs))
+    return tuple(pairs[i * len(pairs) // count] for i in range(count))

@@ -4,8 +4,7 @@ fid          FID and KID, of whole sets of pictures
 niqe         a metric without a sharp original
 align        scores after alignment: RealBlur's protocol, shifts, many truths
 published    what others published, with its source
-ledger       results on disk that survive a kill
-protocol     the test sets, restored and scored picture by picture
+protocol     the test sets, restored and scored picture by picture, on a ledger that survives a kill
 choose       the sampler's setting, on pictures that are in no test set
 report       the table
 """

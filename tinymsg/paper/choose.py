@@ -1,73 +1,36 @@
-"""The sampler's setting for the paper's evaluation: a grid search on pictures that are in no test set, resumable by cell."""
+"""The sampler's setting for the paper's evaluation: a grid search on held-out crops, resumable by cell."""
 
+import hashlib
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from ..data import ImageError, Pair, read_image, to_model
-from ..evaluate import best_cell, choose_cell, grid_search, lpips_distance
+from ..evaluate import available, best_cell, choose_cell, grid_search
 from ..sample import Setting
-from ..schedule import make_schedule
-from .ledger import Ledger, digest
-from .protocol import Entry
+from .protocol import Ledger, Row
 
 # DvSR (Whang 2022), supplement Sec. 6; the paper searches a grid too, which one is not known
 GRID_STEPS = (10, 20, 30, 50, 100, 200, 300, 500)
 GRID_MAX_NOISE = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5)
-CHOICES = ("compromise", "psnr", "ssim", "lpips", "spectral")  # by what the grid's best is chosen
 
 
-class Centres:
-    """The middle of each picture, as pairs for the grid search.
+@dataclass
+class HeldOut:
+    """Crops that are in no test set, (n, 3, s, s) in [-1, 1]: pairs of one size."""
 
-    Args:
-        pairs: (sharp, blurry) paths by name.
-        held_out: which part of the training data they are from, as a training that holds it out records it.
-    """
-
-    def __init__(self, pairs: list[Pair], name: str, device: torch.device | str = "cpu", held_out: str = ""):
-        self.pairs, self.name, self.device, self.held_out = pairs, name, device, held_out
+    y0: Tensor
+    x: Tensor
+    name: str
 
     def crops(self, index: Tensor, size: int) -> tuple[Tensor, Tensor]:
-        """(y0, x), both (n, 3, size, size) in [-1, 1]. Raises: ImageError for a smaller picture."""
-        sides = ([], [])
-        for i in index.tolist():
-            for side, path in zip(sides, (self.pairs[i].sharp_paths[0], self.pairs[i].blurry), strict=True):
-                image = read_image(path)
-                h, w = image.shape[1:]
-                if min(h, w) < size:
-                    raise ImageError(f"{path}: {w}x{h} is smaller than the {size} pixels of the grid search's crops")
-                top, left = (h - size) // 2, (w - size) // 2
-                side.append(to_model(image[:, top : top + size, left : left + size]))
-        return tuple(torch.stack(side).to(self.device) for side in sides)
-
-
-def doubt(record: dict | None, pairs: Centres) -> str | None:
-    """None if a training did not see the grid's pictures, as far as its record says; else a sentence.
-
-    record: run.json of the training, or the card of shipped weights; None: there is none.
-    """
-    if record is None:
-        return "there is no run.json beside the weights: whether their training saw the grid's pictures is not known"
-    source = record.get("source") or {}
-    if "held_out" in source:
-        same = source["held_out"] == pairs.held_out
-        return (
-            None
-            if same
-            else f"their training held out {source['held_out']}, and the grid's pictures are of {pairs.held_out}"
-        )
-    if "blur" in source or not source:  # only of real pairs is a blur recorded: synthetic ones are not GoPro's
-        return "their training recorded no held-out pictures: if it was on GoPro without --validate-every, it saw the grid's pictures"
-    return None
+        return self.y0[index], self.x[index]
 
 
 def choose_setting(
-    entry: Entry,
-    pairs: Centres,
-    size: int,
+    row: Row,
+    pairs: HeldOut,
     choice: str,
     ledger: Ledger,
     steps: tuple[int, ...] = GRID_STEPS,
@@ -76,42 +39,32 @@ def choose_setting(
 ) -> tuple[Setting, list[dict]]:
     """(the setting to freeze, the grid's cells). Cells that are in the ledger are not computed again.
 
-    Args:
-        size: pixels of the crops, in the middle of the pictures.
-        choice: of CHOICES; "compromise" is `evaluate.choose_cell`.
+    choice: a metric, or "compromise" (`evaluate.choose_cell`).
+    Raises: ValueError if the metric cannot be computed, or no cell can be sampled.
     """
-    if choice not in CHOICES:
-        raise ValueError(f"unknown choice {choice!r}; known: {', '.join(CHOICES)}")
-    metrics = tuple(dict.fromkeys(("psnr", "spectral") if choice == "compromise" else ("psnr", choice)))
-    if choice == "lpips":
-        lpips_distance(torch.zeros(1, 3, 64, 64), torch.zeros(1, 3, 64, 64))  # raises where it is not to be had
-    names = [pair.name for pair in pairs.pairs]
+    if row.model is None:
+        raise ValueError(f"{row.label} has no sampler whose setting could be chosen")
+    n, _, _, size = pairs.x.shape
+    metrics = tuple(dict.fromkeys(("psnr", "spectral" if choice == "compromise" else choice)))
+    for name, reason in available(metrics)[1].items():
+        raise ValueError(f"the setting cannot be chosen by {name}: {reason}")
+    pictures = hashlib.sha256(torch.stack([pairs.y0, pairs.x]).cpu().numpy().tobytes()).hexdigest()
     cells = []
-    for n in steps:
+    for t in steps:
         for noise in max_noise:
-            key = {
-                "grid": pairs.name,
-                "images": digest(names),
-                "size": size,
-                "weights": entry.weights,
-                "steps": n,
-                "max_noise": noise,
-                "sampler": entry.setting.sampler,
-                "precision": entry.model.config.precision,
-                **entry.noise_key,
-            }
             try:
-                make_schedule("linear", n, noise)
+                setting = replace(row.setting, steps=t, max_noise=noise, samples=1)
             except ValueError as error:  # 500 steps up to 0.5: so much noise cannot be undone
-                progress(f"steps {n}, max_noise {noise}: left out, {error}")
+                progress(f"steps {t}, max_noise {noise}: left out, {error}")
                 continue
+            key = {"grid": pictures} | replace(row, setting=setting).key()
             if not set(metrics) <= set(ledger.get(key)):
-                sampler = entry.setting.sampler
-                (cell,) = grid_search(entry.model, pairs, len(names), size, (n,), (noise,), sampler, metrics=metrics)
-                ledger.add(key, cell)
-                progress(f"steps {n}, max_noise {noise}: " + ", ".join(f"{m} {cell[m]}" for m in metrics))
-            cells.append({k: v for k, v in ledger.get(key).items() if k != "seconds"})
+                (cell,) = grid_search(
+                    row.model, pairs, n, size, (t,), (noise,), setting.sampler, metrics=metrics, progress=progress
+                )
+                ledger.add(key, {name: value for name, value in cell.items() if name != "seconds"})
+            cells.append(ledger.get(key))
     if not cells:
         raise ValueError("no cell of the grid can be sampled: fewer steps or less noise are needed")
     best = choose_cell(cells) if choice == "compromise" else best_cell(cells, choice)
-    return replace(entry.setting, steps=best["steps"], max_noise=best["max_noise"]), cells
+    return replace(row.setting, steps=best["steps"], max_noise=best["max_noise"]), cells
