@@ -7,7 +7,6 @@ import argparse
 import sys
 
 from . import ablate, deblur, evaluate, pack, paper, publish, steps, train
-from .shared import UserError
 
 COMMANDS = (deblur, pack, train, evaluate, paper, ablate, steps, publish)
 
@@ -26,17 +25,19 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run a command; returns the exit status: 0 done, 1 some files failed, 2 a mistake in the call."""
+    """Run a command; returns the exit status: 0 done, 1 some files failed, 2 a mistake in the call.
+
+    A mistake is a ValueError, here and in the library: one sentence, printed without a traceback.
+    """
     args = parser().parse_args(arguments)
     try:
         return args.run(args)
-    except UserError as error:
+    except ValueError as error:
         print(f"tinymsg: {error}", file=sys.stderr)
-        return 2
     except (RuntimeError, MemoryError) as error:
         from ..machine import out_of_memory
 
         if not out_of_memory(error):
             raise
         print("tinymsg: memory ran out; take smaller or fewer pictures, or another --device", file=sys.stderr)
-        return 2
+    return 2

@@ -4,7 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from .shared import DEVICE_HELP, UserError, load_weights, pick_device, positive, share
+from .shared import UserError, common, load_weights, pick_device, positive, share
 
 
 def add(commands: argparse._SubParsersAction) -> None:
@@ -12,40 +12,26 @@ def add(commands: argparse._SubParsersAction) -> None:
     sub = commands.add_parser(
         "deblur",
         help="deblur pictures or folders of pictures",
-        epilog=(
-            "Example: python -m tinymsg deblur photo.jpg -o sharp.png. The shipped weights are small. They are good for short, "
-            "smooth motion blur of about 3 to 11 pixels, as of a moving hand in daylight; longer shake they leave nearly as it is, and "
-            "fine noise or night lights may come out slightly worse than they went in. --samples 4 is smoother and safer."
-        ),
+        epilog="Example: tinymsg deblur photo.jpg -o sharp.png. The shipped weights are small. They are good for short "
+        "and smooth motion blur of about 3 to 11 pixels, as of a moving hand in daylight; longer shake they leave "
+        "nearly as it is, and fine noise or night lights may come out slightly worse than they went in. --samples 4 "
+        "is smoother and safer.",
     )
     sub.add_argument("inputs", nargs="+", metavar="IN", help="pictures, or folders of them")
     sub.add_argument("-o", "--output", required=True, metavar="OUT", help="a picture for one input, else a folder")
-    sub.add_argument(
-        "--weights",
-        default="photos-guided",
-        metavar="NAME",
-        help="shipped weights or a .safetensors file (default: %(default)s)",
-    )
-    sub.add_argument(
-        "--steps",
-        type=positive,
-        metavar="N",
-        help="network evaluations a sample: more is sharper and slower (default: the weights' own best)",
-    )
-    sub.add_argument(
-        "--max-noise", type=share, metavar="B", help="largest noise step, between 0 and 1 (default: likewise)"
-    )
-    sub.add_argument(
-        "--samples", type=positive, metavar="N", help="draws to average: more is smoother and safer (default: 1)"
-    )
-    sub.add_argument(
-        "--sampler", choices=("ancestral", "ddim", "dpm_solver"), help="how noise is taken away (default: likewise)"
-    )
-    sub.add_argument(
-        "--seed", type=int, default=0, metavar="N", help="the same seed gives the same picture (default: %(default)s)"
-    )
+    common(sub, "weights", default="photos-guided")
+    group = sub.add_argument_group("the sampler's setting", "by default the weights' own best, but one sample")
+    steps = "network evaluations a sample: more is sharper and slower"
+    group.add_argument("--steps", type=positive, metavar="N", help=steps)
+    group.add_argument("--max-noise", type=share, metavar="B", help="largest noise step, between 0 and 1")
+    group.add_argument("--grid", metavar="NAME", help="noise levels between the ends: linear or cosine")
+    group.add_argument("--sampler", metavar="NAME", help="how noise is taken away: ancestral, ddim or dpm_solver")
+    samples = "draws to average: more is smoother and safer"
+    group.add_argument("--samples", type=positive, default=1, metavar="N", help=samples)
+    seed = "the same seed gives the same picture (default: %(default)s)"
+    sub.add_argument("--seed", type=int, default=0, metavar="N", help=seed)
     sub.add_argument("--overwrite", action="store_true", help="replace output files that exist")
-    sub.add_argument("--device", default="auto", help=DEVICE_HELP)
+    common(sub, "device")
     sub.set_defaults(run=run)
 
 
@@ -57,7 +43,10 @@ def run(args: argparse.Namespace) -> int:
     jobs = _jobs([Path(p) for p in args.inputs], Path(args.output))
     device = pick_device(args.device)
     model, card = load_weights(args.weights, device)
-    setting = _setting(args, Setting(**card.get("setting", {"max_noise": 0.9})))
+    asked = {name: getattr(args, name) for name in ("sampler", "steps", "max_noise", "grid", "samples")}
+    if model.config.kind == "regression":
+        asked["steps"] = 1  # whatever is asked for
+    setting = Setting(**card.get("setting", {}) | {name: value for name, value in asked.items() if value is not None})
     failed = []
     for source, target in jobs:
         try:
@@ -88,24 +77,24 @@ def _deblur(model, source: Path, target: Path, setting, seed: int, device) -> No
 
     size = ""
     try:
-        image = to_model(read_image(source))[None]
-        size = f" for {image.shape[-1]}x{image.shape[-2]} pixels"
-        x = image.to(device)
+        x = to_model(read_image(source))[None]
+        size = f" for {x.shape[-1]}x{x.shape[-2]} pixels"
+        x = x.to(device)
         check_memory(source, x, model.config)
         # Seeded a file: a picture's result does not depend on which others were given
         generator = torch.Generator(device).manual_seed(seed)
         with tqdm(desc=source.name, unit="step", leave=False) as bar:
-            y0_hat = restore(model, x, setting, generator, progress=lambda done, total: _advance(bar, done, total))
+
+            def advance(done: int, total: int) -> None:
+                bar.total = total
+                bar.update(done - bar.n)
+
+            y0_hat = restore(model, x, setting, generator, progress=advance)
         write_image(target, to_display(y0_hat[0]), like=source)
     except (RuntimeError, MemoryError) as error:
         if not out_of_memory(error):
             raise
         raise ImageError(f"{source}: not enough memory on {device}{size}; make it smaller") from None
-
-
-def _advance(bar, done: int, total: int) -> None:
-    bar.total = total
-    bar.update(done - bar.n)
 
 
 def _jobs(inputs: list[Path], output: Path) -> list[tuple[Path, Path]]:
@@ -116,74 +105,42 @@ def _jobs(inputs: list[Path], output: Path) -> list[tuple[Path, Path]]:
         return [(inputs[0], output)]
     if output.exists() and not output.is_dir():
         raise UserError(f"{output} is a file; several pictures or a folder need an output folder")
-    jobs = []
+    jobs: dict[Path, Path] = {}  # target: source
     for path in inputs:
-        if path.is_dir():
-            found = picture_files(path, recursive=True)
-            if not found:
-                raise UserError(f"no pictures ({', '.join(IMAGE_SUFFIXES)}) in the folder {path}")
-            jobs += [(p, output / p.relative_to(path)) for p in found]
-        else:
-            name = path.name if path.suffix.lower() in IMAGE_SUFFIXES else path.name + ".png"
-            jobs.append((path, output / name))
-    targets = [target for _, target in jobs]
-    twice = next((t for t in targets if targets.count(t) > 1), None)
-    if twice is not None:
-        raise UserError(f"two inputs would both be written to {twice}; deblur them in two calls")
-    return jobs
+        found = picture_files(path, recursive=True) if path.is_dir() else [path]
+        if not found:
+            raise UserError(f"no pictures ({', '.join(IMAGE_SUFFIXES)}) in the folder {path}")
+        for source in found:
+            name = source.relative_to(path) if path.is_dir() else Path(path.name)
+            target = output / (name if name.suffix.lower() in IMAGE_SUFFIXES else f"{name}.png")
+            if target in jobs:
+                raise UserError(f"two inputs would both be written to {target}; deblur them in two calls")
+            jobs[target] = source
+    return [(source, target) for target, source in jobs.items()]
 
 
-def _setting(args: argparse.Namespace, own):
-    """The weights' own setting with what the command line says, refused before any picture is read; one sample unless asked."""
-    from bisect import bisect_left
-    from dataclasses import replace
-
-    def mistake(steps: int) -> str:
-        try:
-            replace(own, **asked | {"steps": steps})
-        except ValueError as error:
-            return str(error)
-        return ""
-
-    names = ("sampler", "steps", "max_noise", "samples")
-    asked = {"samples": 1} | {name: getattr(args, name) for name in names if getattr(args, name) is not None}
-    steps = asked.get("steps", own.steps)
-    if what := mistake(steps):
-        most = bisect_left(range(1, steps), True, key=lambda n: bool(mistake(n)))
-        allowed = f"; with this noise --steps may be {most} at most" if most else ""
-        raise UserError(f"--steps {steps} with --max-noise {asked.get('max_noise', own.max_noise)}: {what}{allowed}")
-    return replace(own, **asked)
-
-
-# Peak of a restoration per pixel and channel of the first level, above what the process holds before it. Measured on the
-# CPU in bf16: 41 (the shipped networks) and 48 (the full ones); in fp32 at 1280x720: 54
+# Peak of a restoration per pixel and channel of the first level, above what the process holds before it. Measured on
+# the CPU in bf16: 41 (the shipped networks) and 48 (the full ones); in fp32 at 1280x720: 54
 _BYTES_PER_PIXEL_AND_CHANNEL = {True: 50, False: 65}
 
 
 def check_memory(source: Path, x, config) -> None:
-    """Refuse, before the system would kill us, a picture that cannot fit."""
+    """Refuse, before the system would kill us, a picture that cannot fit. Raises: ImageError."""
     import torch
 
     from ..data import ImageError
     from ..machine import use_bf16
 
-    need = (
-        x.shape[-1]
-        * x.shape[-2]
-        * config.widths[0]
-        * _BYTES_PER_PIXEL_AND_CHANNEL[use_bf16(config.precision, x.device)]
-    )
+    height, width = x.shape[-2:]
+    need = height * width * config.widths[0] * _BYTES_PER_PIXEL_AND_CHANNEL[use_bf16(config.precision, x.device)]
     if x.device.type != "cpu":
         # What torch keeps of earlier pictures is not free to others, but to us
         kept = torch.accelerator.memory_reserved(x.device) - torch.accelerator.memory_allocated(x.device)
         free = torch.accelerator.get_memory_info(x.device)[0] + kept
-    elif Path("/proc/meminfo").exists():
-        lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
-        free = int(lines["MemAvailable"].split()[0]) * 1024
+    elif (table := Path("/proc/meminfo")).exists():
+        free = int(table.read_text().split("MemAvailable:")[1].split()[0]) * 1024
     else:
         return
     if need > free:
-        raise ImageError(
-            f"{source}: {x.shape[-1]}x{x.shape[-2]} pixels need about {need / 1e9:.0f} GB of memory, "
-            f"{free / 1e9:.0f} GB are free; make the picture smaller"
-        )
+        what = f"{width}x{height} pixels need about {need / 1e9:.0f} GB of memory, {free / 1e9:.0f} GB are free"
+        raise ImageError(f"{source}: {what}; make the picture smaller")

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from .shared import DEVICE_HELP, UserError, at_least, load_named_weights, pick_device, positive
+from .shared import UserError, at_least, common, load_named_weights, pick_device, positive, say
 
 
 def add(commands: argparse._SubParsersAction) -> None:
@@ -11,71 +11,30 @@ def add(commands: argparse._SubParsersAction) -> None:
     sub = commands.add_parser(
         "evaluate",
         help="score weights on in-domain and out-of-domain pairs",
-        epilog=(
-            "The sampler's steps and noise are searched on a validation split of the training domain and then frozen."
-        ),
+        epilog="The sampler's steps and noise are searched on a validation split of the training domain and then "
+        "frozen. Test crops are drawn at random with replacement: one picture may come twice and another never.",
     )
-    sub.add_argument(
-        "--weights",
-        nargs="+",
-        default=["scenes-guided", "scenes-plain", "scenes-regression"],
-        metavar="[ROW=]NAME",
-        help="shipped weights or .safetensors files, each with a name for its row (default: %(default)s)",
-    )
-    sub.add_argument("--out", required=True, metavar="FILE", help="results file (JSON)")
+    weights = "shipped weights or .safetensors files, each with a name for its row (default: %(default)s)"
+    three = ["scenes-guided", "scenes-plain", "scenes-regression"]
+    common(sub, "weights", nargs="+", default=three, metavar="[ROW=]NAME", help=weights)
+    common(sub, "out")
     sub.add_argument("--domains", nargs="+", metavar="NAME", help="default: the training domain and all test domains")
-    sub.add_argument(
-        "--pairs",
-        metavar="FOLDER",
-        help="real pairs (GoPro layout, or input/ and target/) instead of synthetic domains",
-    )
-    sub.add_argument(
-        "--blur", metavar="NAME", help="with --pairs: the folders with blurry pictures, as blur_gamma (default: blur)"
-    )
-    sub.add_argument(
-        "--align",
-        type=at_least(0),
-        default=0,
-        metavar="PIXELS",
-        help="with --pairs: score each picture after its best whole-pixel shift of up to so many (default: as it is)",
-    )
-    sub.add_argument(
-        "--content",
-        default="scenes",
-        help="sharp pictures of the training's kind: scenes, photos, or a folder (default: %(default)s)",
-    )
-    sub.add_argument(
-        "--validation-content",
-        metavar="NAME",
-        help="of the pairs for choosing the sampler's setting, if it is a folder "
-        "of its own (default: --content, from another seed)",
-    )
-    sub.add_argument(
-        "--count",
-        type=at_least(2),
-        default=200,
-        metavar="N",
-        help="pairs a domain, at least 2: crops drawn at random with replacement, so that one picture may come "
-        "twice and another never (default: %(default)s)",
-    )
-    sub.add_argument(
-        "--validation",
-        type=positive,
-        default=24,
-        metavar="N",
-        help="pairs for choosing the sampler's setting (default: %(default)s)",
-    )
-    sub.add_argument(
-        "--size", type=positive, default=96, metavar="PIXELS", help="side of the crops (default: %(default)s)"
-    )
-    sub.add_argument(
-        "--samples",
-        type=positive,
-        default=4,
-        metavar="N",
-        help="draws averaged in the -mean rows (default: %(default)s)",
-    )
-    sub.add_argument("--device", default="auto", help=DEVICE_HELP)
+    pairs = "real pairs (GoPro layout, or input/ and target/) instead of synthetic domains"
+    sub.add_argument("--pairs", metavar="FOLDER", help=pairs)
+    blur = "with --pairs: the folders with blurry pictures, as blur_gamma (default: blur)"
+    sub.add_argument("--blur", metavar="NAME", help=blur)
+    align = "with --pairs: score each picture after its best whole-pixel shift of up to so many (default: as it is)"
+    sub.add_argument("--align", type=at_least(0), default=0, metavar="PIXELS", help=align)
+    common(sub, "content", help="sharp pictures of the training's kind: scenes, photos, or a folder (default: scenes)")
+    other = "sharp pictures for choosing the setting, if not --content from another seed"
+    sub.add_argument("--validation-content", metavar="NAME", help=other)
+    common(sub, "count", default=200, help="pairs a domain, at least 2 (default: %(default)s)")
+    validation = "pairs for choosing the sampler's setting (default: %(default)s)"
+    sub.add_argument("--validation", type=positive, default=24, metavar="N", help=validation)
+    common(sub, "size", default=96)
+    samples = "draws averaged in the -mean rows (default: %(default)s)"
+    sub.add_argument("--samples", type=positive, default=4, metavar="N", help=samples)
+    common(sub, "device")
     sub.set_defaults(run=run)
 
 
@@ -85,9 +44,9 @@ def run(args: argparse.Namespace) -> int:
     from functools import partial
 
     from .. import evaluate as ev
-    from ..data import TEST_DOMAINS, get_domain
+    from ..data import TEST_DOMAINS, Pairs, get_domain
     from ..datasets.folders import PairedImages
-    from ..evaluate import provenance, write_results
+    from ..model import count_parameters
     from ..paper.align import overlap
     from ..sample import Setting
 
@@ -96,52 +55,42 @@ def run(args: argparse.Namespace) -> int:
         if getattr(args, name) and not args.pairs:
             raise UserError(f"--{name} is for real pairs: it goes with --pairs")
     if args.domains and args.pairs:
-        raise UserError(
-            "--domains are synthetic, --pairs are real: give one of the two, the other in a second call with its own --out"
-        )
+        what = "--domains are synthetic, --pairs are real"
+        raise UserError(f"{what}: give one of the two, the other in a second call with its own --out")
     models, weights = load_named_weights(args.weights, device)
-    say = lambda line: print(line, flush=True)
-    try:
-        if args.pairs:
-            domains = {Path(args.pairs).name: PairedImages(args.pairs, args.blur or "blur", device=device)}
-        else:
-            names = args.domains or ["gopro_like", *TEST_DOMAINS]
-            for name in names:
-                get_domain(name)
-            domains = {n: ev.domain_pairs(n, args.content, args.count, ev.TEST_SEED, device) for n in names}
-        results = provenance()
-        held_out = args.validation_content or args.content
-        validation = ev.domain_pairs("gopro_like", held_out, args.validation, ev.VALIDATION_SEED, device)
-        diffusion = {label: m for label, m in models.items() if m.config.kind == "diffusion"}
-        results["grid"] = {
-            label: ev.grid_search(m, validation, args.validation, args.size, progress=say)
-            for label, m in diffusion.items()
-        }
-        setting = Setting(samples=args.samples)
-        if diffusion:  # chosen on the validation split of the training domain, for the first model; then frozen for all
-            best = ev.choose_cell(results["grid"][next(iter(diffusion))])
-            setting = dataclasses.replace(setting, steps=best["steps"], max_noise=best["max_noise"])
-        results |= {
-            "setting": dataclasses.asdict(setting),
-            "setting_chosen_on": validation.name,
-            "weights": weights,
-            "parameters": {label: sum(p.numel() for p in m.parameters()) for label, m in models.items()},
-        }
-        results |= ev.evaluate(
-            models,
-            domains,
-            setting,
-            args.count,
-            args.size,
-            device=device,
-            progress=say,
-            register=partial(overlap, reach=args.align) if args.align else None,
-        )
-        if args.align:
-            results["align"] = args.align
-    except ValueError as error:
-        raise UserError(str(error)) from None
-    write_results(args.out, results)
+    domains: dict[str, Pairs] = {}
+    if args.pairs:
+        domains = {Path(args.pairs).name: PairedImages(args.pairs, args.blur or "blur", device=device)}
+    else:
+        names = args.domains or ["gopro_like", *TEST_DOMAINS]
+        for name in names:  # all, before the first is drawn
+            get_domain(name)
+        domains = {n: ev.domain_pairs(n, args.content, args.count, ev.TEST_SEED, device) for n in names}
+    held_out = args.validation_content or args.content
+    validation = ev.domain_pairs("gopro_like", held_out, args.validation, ev.VALIDATION_SEED, device)
+    grid = {
+        label: ev.grid_search(model, validation, args.validation, args.size, progress=say)
+        for label, model in models.items()
+        if model.config.kind == "diffusion"
+    }
+    setting = Setting(samples=args.samples)
+    if grid:  # chosen on the validation split of the training domain, for the first model; then frozen for all
+        best = ev.choose_cell(next(iter(grid.values())))
+        setting = dataclasses.replace(setting, steps=best["steps"], max_noise=best["max_noise"])
+    results = ev.provenance() | {
+        "grid": grid,
+        "setting": dataclasses.asdict(setting),
+        "setting_chosen_on": validation.name,
+        "weights": weights,
+        "parameters": {label: count_parameters(model) for label, model in models.items()},
+    }
+    register = partial(overlap, reach=args.align) if args.align else None
+    results |= ev.evaluate(
+        models, domains, setting, args.count, args.size, device=device, progress=say, register=register
+    )
+    if args.align:
+        results["align"] = args.align
+    ev.write_results(args.out, results)
     print(ev.table(results))
     for metric, reason in results["unavailable"].items():
         print(f"{metric} is unavailable: {reason}")

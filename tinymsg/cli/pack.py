@@ -12,70 +12,53 @@ def add(commands: argparse._SubParsersAction) -> None:
     sub = commands.add_parser(
         "pack",
         help="decode pairs of pictures once, into one file for training",
-        epilog=(
-            "The same command goes on after an interruption. SOURCE may also be a packed folder, with --verify: its checksums "
-            "are compared, and no pictures are needed."
-        ),
+        epilog="The same command goes on after an interruption. SOURCE may also be a packed folder, with --verify: its "
+        "checksums are compared, and no pictures are needed.",
     )
-    sub.add_argument(
-        "source",
-        metavar="SOURCE",
-        help="a data set (gopro, hide, realblur_j, realblur_r, reds, ...) or a folder of pairs",
-    )
+    source = "a data set (gopro, hide, realblur_j, realblur_r, reds, ...) or a folder of pairs"
+    sub.add_argument("source", metavar="SOURCE", help=source)
     sub.add_argument("--split", default="train", help="of a data set: train or test (default: %(default)s)")
-    sub.add_argument(
-        "--blur",
-        default="blur",
-        help="GoPro's choice, blur or blur_gamma; of a folder, the name of its folders "
-        "with blurry pictures (default: %(default)s)",
-    )
+    blur = "GoPro's choice, blur or blur_gamma; of a folder, the name of its folders with blurry pictures"
+    sub.add_argument("--blur", default="blur", help=f"{blur} (default: %(default)s)")
     sub.add_argument("--out", metavar="FOLDER", help="default: ROOT/packed/NAME-SPLIT, where training finds it by name")
     sub.add_argument("--root", default="data", metavar="FOLDER", help="where the data sets lie (default: %(default)s)")
     sub.add_argument("--workers", type=positive, metavar="N", help="processes that decode (default: one a core)")
-    sub.add_argument(
-        "--verify", action="store_true", help="compare every pair in the file with its pictures, not just a sample"
-    )
-    sub.add_argument(
-        "--incomplete", action="store_true", help="take the pairs that are there, fewer than were published"
-    )
+    sub.add_argument("--verify", action="store_true", help="compare every pair in the file with its pictures, too")
+    incomplete = "take the pairs that are there, fewer than were published"
+    sub.add_argument("--incomplete", action="store_true", help=incomplete)
     sub.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
     """Carry it out; returns the exit status."""
+    from ..datasets.folders import folder_pairs
     from ..datasets.layouts import DATASETS, find_pairs
     from ..datasets.packed import PackedPairs, is_packed, packed_folder
-    from ..datasets.packing import folder_pairs, pack
+    from ..datasets.packing import pack
 
-    known = args.source in DATASETS
-    folder = Path(args.source)
+    known, folder = args.source in DATASETS, Path(args.source)
     name = args.source if known else folder.resolve().name
     out = Path(args.out) if args.out else packed_folder(name, args.split, args.root)
+    if not known and is_packed(folder):
+        pairs = PackedPairs(folder, verify=args.verify)
+        print(f"{folder}: {pairs.name}, " + ("every checksum is right" if args.verify else "packed already"))
+        return 0
+    if known:
+        pairs = find_pairs(args.source, args.root, args.split, args.blur, complete=not args.incomplete)
+    elif folder.is_dir():
+        pairs = folder_pairs(folder, args.blur)
+    else:
+        raise UserError(f"{args.source} is neither a data set ({', '.join(DATASETS)}) nor a folder of pairs")
+    there = is_packed(out)
     try:
-        if not known and is_packed(folder):
-            pairs = PackedPairs(folder, verify=args.verify)
-            print(f"{folder}: {pairs.name}, " + ("every checksum is right" if args.verify else "packed already"))
-            return 0
-        if known:
-            pairs = find_pairs(args.source, args.root, args.split, args.blur, complete=not args.incomplete)
-        elif folder.is_dir():
-            pairs = folder_pairs(folder, args.blur)
-        else:
-            raise UserError(f"{args.source} is neither a data set ({', '.join(DATASETS)}) nor a folder of pairs")
-        there = is_packed(out)
         manifest = pack(pairs, out, name, args.split, args.blur, args.workers, args.verify, progress=True)
     except KeyboardInterrupt:
-        print(f"\nstopped; the same command goes on from {out}.part", file=sys.stderr)
+        print(f"\nstopped; the same command goes on from what is in {out}", file=sys.stderr)
         return 130
-    except ValueError as error:
-        raise UserError(str(error)) from None
     except OSError as error:
-        raise UserError(f"{error.filename or out}: {error.strerror}; what is done stays in {out}.part") from None
+        raise UserError(f"{error.filename or out}: {error.strerror}; what is done stays in {out}") from None
     n, _, h, w, _ = manifest["shape"]
-    print(
-        f"{out}: {n} pairs of {name} {args.split} ({args.blur}), frames of {w}x{h}, {n * 6 * h * w / 1e9:.2f} GB, "
-        f"SHA-256 {manifest['identity'][:16]}"
-        + (", was packed already" if there else "")
-        + (", verified against the pictures" if args.verify else "")
-    )
+    size = f"frames of {w}x{h}, {n * 6 * h * w / 1e9:.2f} GB, SHA-256 {manifest['identity'][:16]}"
+    notes = ", was packed already" * there + ", verified against the pictures" * args.verify
+    print(f"{out}: {n} pairs of {name} {args.split} ({args.blur}), {size}{notes}")
     return 0

@@ -16,45 +16,34 @@ def add(commands: argparse._SubParsersAction) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Ship trained weights: copy them, and write the card from the run's and the evaluation's own records."""
+    """Copy the weights, and write the card from the run's and the evaluation's own records."""
     import shutil
 
+    from .. import model
     from ..evaluate import write_results
-    from ..machine import sha256
-    from ..model import WEIGHTS, load_model
+    from ..machine import atomic_write, sha256
 
-    run = Path(args.run_folder)
-    source = run / "weights.safetensors"
+    folder = Path(args.run_folder)
+    source = folder / "weights.safetensors"
     try:
-        load_model(source)
-    except (FileNotFoundError, ValueError) as error:
+        model.load_model(source)
+    except FileNotFoundError as error:
         raise UserError(str(error)) from None
-    results = read_record(
-        args.results,
-        ("weights", "parameters", "setting", "unavailable", "domains"),
-        "evaluate these very weights first, and give the file that it writes",
-    )
-    ran = read_record(
-        run / "run.json", ("command", "config", "steps"), "give the folder of a finished train, as it left it"
-    )
+    entries = ("weights", "parameters", "setting", "unavailable", "domains")
+    advice = "evaluate these very weights first, and give the file that it writes"
+    results = read_record(args.results, entries, advice)
+    advice = "give the folder of a finished train, as it left it"
+    ran = read_record(folder / "run.json", ("command", "config", "steps"), advice)
     label = next((k for k, w in results["weights"].items() if w["sha256"] == sha256(source)), None)
     if label is None:
         raise UserError(f"{args.results} holds no scores of {source}: evaluate these very weights first")
-    target = WEIGHTS / f"{args.name}.safetensors"
-    card = ran | {
-        "name": args.name,
-        "sha256": sha256(source),
-        "parameters": results["parameters"][label],
-        "setting": results["setting"],
-        "unavailable": results["unavailable"],
-        "scores": {
-            d: {row: s for row, s in r["scores"].items() if row in ("blurry", label, f"{label}-mean")}
-            for d, r in results["domains"].items()
-        },
-    }
-    partial = target.with_name(target.name + ".part")
-    shutil.copyfile(source, partial)
-    write_results(WEIGHTS / f"{args.name}.json", card)
-    partial.replace(target)  # last: weights lie there only with their card
+    rows = ("blurry", label, f"{label}-mean")
+    scores = {d: {k: s for k, s in r["scores"].items() if k in rows} for d, r in results["domains"].items()}
+    card = ran | {"name": args.name, "sha256": sha256(source), "parameters": results["parameters"][label]}
+    card |= {"setting": results["setting"], "unavailable": results["unavailable"], "scores": scores}
+    target = model.WEIGHTS / f"{args.name}.safetensors"
+    write_results(target.with_suffix(".json"), card)
+    with atomic_write(target) as partial:  # last: weights lie there only with their card
+        shutil.copyfile(source, partial)
     print(f"{target} and its card written")
     return 0

@@ -1,4 +1,4 @@
-"""What the commands share: mistakes in one sentence, devices, weights, argument types."""
+"""What the commands share: mistakes in one sentence, devices, weights, common arguments."""
 
 import argparse
 import os
@@ -7,8 +7,47 @@ from collections.abc import Callable
 DEVICE_HELP = "cpu, cuda, cuda:1, ... (default: the GPU if there is one)"
 
 
-class UserError(Exception):
-    """A mistake that one sentence explains; printed without a traceback."""
+class UserError(ValueError):
+    """A mistake that one sentence explains."""
+
+
+def at_least(least: int) -> Callable[[str], int]:
+    """An argparse type: integers of at least `least`."""
+
+    def integer(text: str) -> int:
+        value = int(text)
+        if value < least:
+            raise argparse.ArgumentTypeError(f"must be at least {least}, got {value}")
+        return value
+
+    return integer
+
+
+positive = at_least(1)
+
+
+def share(text: str) -> float:
+    """argparse type: a number between 0 and 1, both excluded."""
+    value = float(text)
+    if not 0 < value < 1:
+        raise argparse.ArgumentTypeError(f"must lie between 0 and 1, got {text}")
+    return value
+
+
+# Arguments of several commands
+COMMON: dict[str, dict] = {
+    "device": {"default": "auto", "help": DEVICE_HELP},
+    "out": {"required": True, "metavar": "FILE", "help": "results file (JSON)"},
+    "weights": {"metavar": "NAME", "help": "shipped weights or a .safetensors file (default: %(default)s)"},
+    "content": {"default": "scenes", "help": "sharp pictures: scenes, photos, or a folder (default: %(default)s)"},
+    "count": {"type": at_least(2), "metavar": "N", "help": "pictures, at least 2 (default: %(default)s)"},
+    "size": {"type": positive, "metavar": "PIXELS", "help": "side of the crops (default: %(default)s)"},
+}
+
+
+def common(command: argparse.ArgumentParser, name: str, **changes) -> None:
+    """Add an argument of COMMON, as it is or with changes."""
+    command.add_argument(f"--{name}", **COMMON[name] | changes)
 
 
 def pick_device(name: str):
@@ -19,9 +58,7 @@ def pick_device(name: str):
 
     try:
         device = accelerator() if name == "auto" else torch.device(name)
-        if (
-            "LOCAL_RANK" not in os.environ
-        ):  # under torchrun each process takes its own: it must hold no memory of the first
+        if "LOCAL_RANK" not in os.environ:  # under torchrun each process takes its own, and no memory of the first
             torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         raise UserError(f"device {name!r} cannot be used here: {str(error).splitlines()[0]}") from None
@@ -30,21 +67,19 @@ def pick_device(name: str):
 
 def load_weights(name: str, device):
     """(model, card) of shipped weights by name, or of a safetensors file."""
-    from ..model import load_model, model_card, pretrained, pretrained_names
+    from ..model import load_model, model_card, pretrained_names, weights_path
 
-    if name in pretrained_names():
-        return pretrained(name, device), model_card(name)
+    shipped = pretrained_names()
     try:
-        return load_model(name, device), {}
+        return load_model(weights_path(name), device), model_card(name) if name in shipped else {}
     except FileNotFoundError:
-        raise UserError(f"no weights {name!r}: neither a file nor shipped ({', '.join(pretrained_names())})") from None
-    except ValueError as error:
-        raise UserError(str(error)) from None
+        raise UserError(f"no weights {name!r}: neither a file nor shipped ({', '.join(shipped)})") from None
 
 
 def load_named_weights(items: list[str], device) -> tuple[dict, dict]:
-    """[ROW=]NAME arguments -> ({row: model}, {row: source, SHA-256 and configuration}); a row is else the name's last word.
+    """[ROW=]NAME arguments -> ({row: model}, {row: source, SHA-256 and configuration}).
 
+    A row without a name has the last word of its weights' name.
     Raises: UserError for a row whose name is taken, by another or by what the results call their own rows.
     """
     from ..machine import sha256
@@ -83,24 +118,6 @@ def read_record(path, entries: tuple[str, ...], advice: str) -> dict:
     raise UserError(f"{what}; {advice}")
 
 
-def at_least(least: int) -> Callable[[str], int]:
-    """An argparse type: integers of at least `least`."""
-
-    def integer(text: str) -> int:
-        value = int(text)
-        if value < least:
-            raise argparse.ArgumentTypeError(f"must be at least {least}, got {value}")
-        return value
-
-    return integer
-
-
-positive = at_least(1)
-
-
-def share(text: str) -> float:
-    """argparse type: a number between 0 and 1, both excluded."""
-    value = float(text)
-    if not 0 < value < 1:
-        raise argparse.ArgumentTypeError(f"must lie between 0 and 1, got {text}")
-    return value
+def say(line: str) -> None:
+    """Print it at once, wherever the output goes."""
+    print(line, flush=True)

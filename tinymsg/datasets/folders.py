@@ -1,54 +1,32 @@
-"""Pairs from a folder of one's own, told by the folders' names."""
+"""Pairs of pictures on the disk, decoded anew for every crop: from a list, or from a folder of one's own."""
 
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from ..data import ImageError, picture_files, read_image, to_model
+from ..data import ImageError, Pair, picture_files, read_image, to_model
 from ..rng import Draws
 
 
-class PairedImages:
-    """Real pairs from a folder. Layouts, tried in this order; files are matched by name:
-
-        GoPro:  SEQUENCE/blur/NAME + SEQUENCE/sharp/NAME   (`blur` chooses blur or blur_gamma)
-        flat:   blur/NAME + sharp/NAME, or input/NAME + target/NAME
+class ListedPairs:
+    """Pairs from a list of files.
 
     Args:
-        folder: e.g. data/GOPRO_Large/train.
-        blur: name of the folders with blurry pictures, in the GoPro layout.
         seed: of the crops.
-    Raises: ValueError if no pairs are found, or a blurry picture has no sharp one.
+    Raises: ValueError for pairs with several sharp frames (Köhler).
     """
 
-    def __init__(self, folder: str | Path, blur: str = "blur", seed: int = 0, device: torch.device | str = "cpu"):
-        self.folder, self.seed, self.device = Path(folder), seed, torch.device(device)
-        if not self.folder.is_dir():
-            raise ValueError(f"{folder} is not a folder; see data_scripts/ for how to get the data")
-        self.paths: list[tuple[Path, Path]] = []
-        for blur_name, sharp_name in ((blur, "sharp"), ("input", "target")):
-            for blur_folder in sorted(p for p in self.folder.rglob(blur_name) if p.is_dir()):
-                self.paths += self._match(blur_folder, blur_folder.with_name(sharp_name))
-        if not self.paths:
-            raise ValueError(
-                f"no pairs below {folder}: expected SEQUENCE/{blur}/ beside SEQUENCE/sharp/, or input/ beside target/"
-            )
-        self.name = f"{len(self.paths)} pairs of {self.folder.name} ({blur})"
-
-    @staticmethod
-    def _match(blur_folder: Path, sharp_folder: Path) -> list[tuple[Path, Path]]:
-        blurry = picture_files(blur_folder)
-        missing = [p.name for p in blurry if not (sharp_folder / p.name).is_file()]
-        if missing:
-            raise ValueError(f"{sharp_folder} lacks {len(missing)} of {len(blurry)} pictures, the first: {missing[0]}")
-        return [(sharp_folder / p.name, p) for p in blurry]
+    def __init__(self, pairs: list[Pair], name: str, seed: int = 0, device: torch.device | str = "cpu"):
+        self.paths = [(single_sharp(pair), pair.blurry) for pair in pairs]
+        self.names = [pair.name for pair in pairs]
+        self.name, self.seed, self.device = name, seed, torch.device(device)
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def image(self, i: int) -> tuple[Tensor, Tensor]:
-        """Whole pair number i: (y0, x), both (1, 3, h, w) in [-1, 1]."""
+        """Whole pair number i: (y0, x), both (1, 3, h, w) in [-1, 1]. Raises: ImageError."""
         sharp, blurry = (read_image(path) for path in self.paths[i])
         if sharp.shape != blurry.shape:
             raise ImageError(
@@ -71,3 +49,45 @@ class PairedImages:
             cut.append(pair.flip(-1) if mirrored else pair)
         y0, x = torch.stack(cut, dim=1)
         return y0, x
+
+
+class PairedImages(ListedPairs):
+    """The pairs of a folder, as `folder_pairs` finds them."""
+
+    def __init__(self, folder: str | Path, blur: str = "blur", seed: int = 0, device: torch.device | str = "cpu"):
+        pairs = folder_pairs(folder, blur)
+        super().__init__(pairs, f"{len(pairs)} pairs of {Path(folder).name} ({blur})", seed, device)
+
+
+def folder_pairs(folder: str | Path, blur: str = "blur") -> list[Pair]:
+    """The pairs of a folder of one's own, matched by name. Layouts, anywhere below it:
+
+        GoPro:  SEQUENCE/blur/NAME + SEQUENCE/sharp/NAME   (`blur` chooses blur or blur_gamma)
+        flat:   blur/NAME + sharp/NAME, or input/NAME + target/NAME
+
+    Returns: pairs named SEQUENCE/NAME, without the suffix.
+    Raises: ValueError if no pairs are found, or a blurry picture has no sharp one.
+    """
+    folder, pairs = Path(folder), []
+    if not folder.is_dir():
+        raise ValueError(f"{folder} is not a folder; see data_scripts/ for how to get the data")
+    for blur_name, sharp_name in ((blur, "sharp"), ("input", "target")):
+        for place in sorted(path for path in folder.rglob(blur_name) if path.is_dir()):
+            blurry, sharp_place = picture_files(place), place.with_name(sharp_name)
+            if missing := [path.name for path in blurry if not (sharp_place / path.name).is_file()]:
+                what = f"{sharp_place} lacks {len(missing)} of {len(blurry)} pictures"
+                raise ValueError(f"{what}, the first: {missing[0]}")
+            sequence = place.parent.relative_to(folder)
+            pairs += [Pair((sequence / path.stem).as_posix(), sharp_place / path.name, path) for path in blurry]
+    if not pairs:
+        raise ValueError(
+            f"no pairs below {folder}: expected SEQUENCE/{blur}/ beside SEQUENCE/sharp/, or input/ beside target/"
+        )
+    return pairs
+
+
+def single_sharp(pair: Pair) -> Path:
+    """The sharp picture of a pair. Raises: ValueError if it has many."""
+    if isinstance(pair.sharp, Path):
+        return pair.sharp
+    raise ValueError(f"{pair.blurry} has {len(pair.sharp)} sharp frames and no one target: it serves evaluation only")

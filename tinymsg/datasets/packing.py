@@ -1,50 +1,35 @@
 """Packing: pairs of pictures into one memory-mapped file; in parallel, resumable after a kill at any moment, verified.
 
-All work happens in OUT.part: the pixels, and a journal with a line for each pair that is done. The folder gets its name
-when every pair in the file has been read back and has its checksum: a packed folder is whole, or it is not there.
+The pixels go to their places in the file, a chunk of pairs at a time; a record says which pairs are there. The manifest
+is written last, when every pair has been read back with its checksum: without it a folder holds no packed pairs.
 """
 
+import contextlib
 import hashlib
 import json
-import multiprocessing
 import os
 import shutil
 import signal
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
 from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
-from typing import NamedTuple, TextIO
+from typing import NamedTuple
 
 import numpy as np
 import torch
+from filelock import FileLock, Timeout
 
 from .. import __version__
 from ..data import ImageError, Pair, read_image
-from ..machine import begin_worker
-from .folders import PairedImages
-from .packed import (
-    FORMAT,
-    MANIFEST,
-    PIXELS,
-    frame_hashes,
-    identity,
-    is_packed,
-    open_frames,
-    read_manifest,
-    single_sharp,
-)
+from ..machine import atomic_write, begin_worker
+from .folders import single_sharp
+from .packed import FORMAT, MANIFEST, PIXELS, check_frames, identity, is_packed, open_frames, read_manifest
 
-JOURNAL = "journal.jsonl"
-SAMPLE = 16  # pairs that are decoded a second time and compared, where not all are
-
-
-def folder_pairs(folder: str | Path, blur: str = "blur") -> list[Pair]:
-    """The pairs of a folder of one's own, in the layouts of data.PairedImages, named by the blurry picture's path."""
-    paths = PairedImages(folder, blur).paths
-    return sorted(Pair(blurry.relative_to(folder).as_posix(), sharp, blurry) for sharp, blurry in paths)
+RECORD, LOCK = "packing.json", "packing.lock"  # of an unfinished pack
+CHUNK = 16  # pairs: what a kill may cost each worker
 
 
 def pack(
@@ -66,75 +51,70 @@ def pack(
         pairs: from `find_pairs` or `folder_pairs`.
         source, split, blur: what the pairs are, for the manifest.
         workers: processes that decode; None: one a core; 1: this process alone.
-        verify: decode every pair a second time and compare, also of a finished `out`; else a sample of SAMPLE.
+        verify: decode every picture a second time and compare, also of a finished `out`.
         progress: show bars.
-    Raises: ValueError, one sentence, for pictures that cannot be packed, an `out` that holds something else, or a result
-        that does not verify; OSError for a full disk and the like.
+    Raises: ValueError, one sentence, for pictures that cannot be packed, an `out` that holds something else, or a
+        result that does not verify; OSError for a full disk and the like.
     """
-    out, workers = Path(out), workers or _cores()
-    plan = {"format": FORMAT, "source": source, "split": split, "blur": blur} | _measure(pairs)
+    out, workers = Path(out), workers or os.cpu_count() or 1
+    shape, rows = _measure(pairs)
+    plan = {"format": FORMAT, "source": source, "split": split, "blur": blur, "shape": list(shape), "pairs": rows}
     jobs = [
-        _Job(i, single_sharp(pair), pair.blurry, (h, w), tuple(plan["shape"][2:4]))
-        for i, (pair, (_, h, w)) in enumerate(zip(pairs, plan["pairs"], strict=True))
+        _Job(i, (single_sharp(pair), pair.blurry), (h, w), shape)
+        for i, (pair, (_, h, w)) in enumerate(zip(pairs, rows, strict=True))
     ]
-    if is_packed(out):
-        manifest = _finished(out, plan)
-        if verify:
-            _compare(out, manifest, jobs, workers, progress)
-        return manifest
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ValueError(f"{out} exists and is no packed folder: move it away, or choose another")
-    work = out.with_name(out.name + ".part")
-    with _journal(work) as journal:
-        done = _resume(journal, plan, jobs)
-        _fill(work, plan, jobs, done, journal, workers, progress)
-        manifest = plan | {"tinymsg": __version__, "pairs": [[*pair, done[i]] for i, pair in enumerate(plan["pairs"])]}
-        manifest["identity"] = identity(manifest)
-        _write_manifest(work / MANIFEST, manifest)
-        sample = np.unique(np.linspace(0, len(jobs) - 1, SAMPLE).astype(int))
-        _compare(work, manifest, jobs if verify else [jobs[i] for i in sample], workers, progress)
-    work.replace(out)
-    _sync(out.parent)
-    (out / JOURNAL).unlink()
+    if not is_packed(out):
+        if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not (out / LOCK).exists())):
+            raise ValueError(f"{out} exists and is no packed folder: move it away, or choose another")
+        out.mkdir(parents=True, exist_ok=True)
+        try:
+            with FileLock(out / LOCK, timeout=0):
+                _make(out, plan, jobs, workers, progress)
+        except Timeout:
+            raise ValueError(f"another process is packing into {out}: wait for it, or stop it") from None
+    manifest = _finished(out, plan)
+    for name in (RECORD, LOCK):
+        (out / name).unlink(missing_ok=True)
+    if verify:
+        _compare(out, manifest, jobs, workers, progress)
     return manifest
 
 
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 # --- what is to be done -------------------------------------------------------------------------------------
+
+
+_Done = tuple[int, str, list[int]]  # number, SHA-256 of the frames, stamp
 
 
 class _Job(NamedTuple):
     """One pair to decode, on its way to another process."""
 
     number: int
-    sharp: Path
-    blurry: Path
+    paths: tuple[Path, Path]  # sharp, blurry
     size: tuple[int, int]  # (h, w) of the pictures
-    frame: tuple[int, int]  # (H, W) in the file, at least as large
+    shape: tuple[int, ...]  # shape of the file: (N, 2, H, W, 3)
+
+    def stamp(self) -> list[int]:
+        """Changes when a picture does: bytes and time of change of each."""
+        return [value for path in self.paths for value in (path.stat().st_size, path.stat().st_mtime_ns)]
 
 
-def _measure(pairs: list[Pair]) -> dict:
-    """{"shape": (N, 2, H, W, 3), "pairs": [[name, h, w]]} from the headers of the pictures."""
+def _measure(pairs: list[Pair]) -> tuple[tuple[int, ...], list[list]]:
+    """((N, 2, H, W, 3), [[name, h, w]]) from the headers of the pictures."""
     if not pairs:
         raise ValueError("there are no pairs to pack")
-    names = [pair.name for pair in pairs]
-    if len(set(names)) < len(names):
-        raise ValueError(f"two pairs are named {next(name for name in names if names.count(name) > 1)}")
+    names = sorted(pair.name for pair in pairs)
+    if twice := [a for a, b in zip(names, names[1:], strict=False) if a == b]:
+        raise ValueError(f"two pairs are named {twice[0]}")
     with ThreadPoolExecutor() as threads:
-        sharp = list(threads.map(lambda pair: _size(single_sharp(pair)), pairs))
-        blurry = list(threads.map(lambda pair: _size(pair.blurry), pairs))
-    for pair, a, b in zip(pairs, sharp, blurry, strict=True):
-        if a != b:
-            raise ImageError(
-                f"{pair.blurry}: sizes of the pair differ, {b[0]}x{b[1]} and {a[0]}x{a[1]} (height x width)"
-            )
-    return {
-        "shape": [len(pairs), 2, max(h for h, _ in sharp), max(w for _, w in sharp), 3],
-        "pairs": [[name, h, w] for name, (h, w) in zip(names, sharp, strict=True)],
-    }
+        sizes = list(threads.map(lambda pair: (_size(single_sharp(pair)), _size(pair.blurry)), pairs))
+    for pair, (sharp, blurry) in zip(pairs, sizes, strict=True):
+        if sharp != blurry:
+            found = f"{blurry[0]}x{blurry[1]} and {sharp[0]}x{sharp[1]} (height x width)"
+            raise ImageError(f"{pair.blurry}: sizes of the pair differ, {found}")
+    height, width = (max(edges) for edges in zip(*(sharp for sharp, _ in sizes), strict=True))
+    rows = [[pair.name, *sharp] for pair, (sharp, _) in zip(pairs, sizes, strict=True)]
+    return (len(pairs), 2, height, width, 3), rows
 
 
 def _size(path: Path) -> tuple[int, int]:
@@ -145,157 +125,82 @@ def _size(path: Path) -> tuple[int, int]:
         with Image.open(path) as image:
             # Asking a PNG without EXIF data for it would decode the whole picture
             turned = (image.format != "PNG" or "exif" in image.info) and image.getexif().get(0x0112, 1) >= 5
-            return image.size if turned else image.size[::-1]
+            width, height = image.size
+            return (width, height) if turned else (height, width)
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
         raise ImageError(f"{path}: not a picture that can be read ({type(error).__name__})") from None
 
 
 def _finished(out: Path, plan: dict) -> dict:
-    """The manifest of a finished pack, if it is one of the same pairs."""
+    """The manifest of a finished pack. Raises: ValueError if it is one of other pairs, or damaged."""
     manifest = read_manifest(out)
-    for key in ("source", "split", "blur"):
-        if manifest[key] != plan[key]:
-            raise ValueError(
-                f"{out} holds {manifest['source']} {manifest['split']} with {key} {manifest[key]}, not {plan[key]}: "
-                "choose another --out"
-            )
-    if [pair[:3] for pair in manifest["pairs"]] != plan["pairs"]:
-        raise ValueError(
-            f"{out} holds {len(manifest['pairs'])} other pairs than the {len(plan['pairs'])} of {plan['source']}: "
-            "choose another --out"
-        )
     open_frames(out, manifest["shape"])
-    (out / JOURNAL).unlink(missing_ok=True)  # left by a kill in the very last moment
+    held, asked = (f"{of['source']} {of['split']} ({of['blur']})" for of in (manifest, plan))
+    if held != asked:
+        raise ValueError(f"{out} holds pairs of {held}, not {asked}: choose another --out")
+    if [pair[:3] for pair in manifest["pairs"]] != plan["pairs"]:
+        found = f"{len(manifest['pairs'])} other pairs than the {len(plan['pairs'])} of {asked}"
+        raise ValueError(f"{out} holds {found}: choose another --out")
     return manifest
-
-
-# --- the journal --------------------------------------------------------------------------------------------
-
-
-@contextmanager
-def _journal(work: Path) -> Iterator[TextIO]:
-    """The journal of an unfinished pack, locked: the system lets go of the lock when this process ends, however it ends."""
-    work.mkdir(parents=True, exist_ok=True)
-    with open(work / JOURNAL, "a+", errors="replace") as journal:
-        try:
-            import fcntl
-
-            fcntl.flock(journal, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except ImportError:  # not a Unix: nobody is kept out
-            pass
-        except BlockingIOError:
-            raise ValueError(f"another process is packing into {work}: wait for it, or stop it") from None
-        yield journal
-
-
-def _resume(journal: TextIO, plan: dict, jobs: list[_Job]) -> dict[int, str]:
-    """{number: SHA-256} of the pairs that an earlier run finished from the pictures as they still are.
-
-    What follows a torn line is cut off.
-    """
-    head = {key: plan[key] for key in ("source", "split", "blur", "shape")} | {"plan": identity(plan)}
-    journal.seek(0)
-    lines, whole = [], 0
-    for line in journal.read().splitlines(keepends=True):
-        try:
-            lines.append(json.loads(line))
-        except ValueError:
-            break
-        if not line.endswith("\n"):
-            lines.pop()
-            break
-        whole += len(line.encode())
-    journal.truncate(whole)
-    if not lines:
-        _note(journal, head)
-    elif lines[0] != head:
-        what = ", ".join(f"{key} {lines[0].get(key)}" for key in ("source", "split", "blur", "shape"))
-        raise ValueError(
-            f"{Path(journal.name).parent} is an unfinished pack of something else ({what}): remove it, or choose another --out"
-        )
-    return {line["number"]: line["sha256"] for line in lines[1:] if line["stamp"] == _stamp(jobs[line["number"]])}
-
-
-def _note(journal: TextIO, entry: dict) -> None:
-    journal.write(json.dumps(entry) + "\n")
-    journal.flush()
-
-
-def _stamp(job: _Job) -> list[int]:
-    """Changes when a picture does: [bytes, time of change, bytes, time of change]."""
-    return [value for path in (job.sharp, job.blurry) for value in (path.stat().st_size, path.stat().st_mtime_ns)]
 
 
 # --- the pixels ---------------------------------------------------------------------------------------------
 
 
-def _fill(
-    work: Path, plan: dict, jobs: list[_Job], done: dict[int, str], journal: TextIO, workers: int, progress: bool
-) -> None:
-    """Decode what is not done; read everything back; what has another checksum is decoded once more."""
-    offset = _allocate(work / PIXELS, plan["shape"])
-    for attempt in range(2):
-        todo = [job for job in jobs if job.number not in done]
-        bar = _bar(_decode(todo, workers, work / PIXELS, offset), progress, "packing", len(jobs), len(done))
-        for number, sha256, stamp in bar:
-            _note(journal, {"number": number, "sha256": sha256, "stamp": stamp})
-            done[number] = sha256
-        _sync(work / PIXELS)
-        hashes = _bar(frame_hashes(open_frames(work, plan["shape"])), progress, "reading back", len(jobs))
-        wrong = [number for number, sha256 in enumerate(hashes) if done[number] != sha256]
-        if not wrong:
-            return
-        if attempt:
-            raise ValueError(
-                f"{work / PIXELS} gives back other bytes than were written, first for {plan['pairs'][wrong[0]][0]}: "
-                "check the disk"
-            )
-        for number in wrong:  # the power went before these reached the disk
-            del done[number]
+def _make(out: Path, plan: dict, jobs: list[_Job], workers: int, progress: bool) -> None:
+    """Decode what is not there yet, read everything back, write the manifest."""
+    record = {"plan": identity(plan), "done": {}}  # done: {number: [SHA-256, stamp]}, of pictures as they were then
+    if (out / RECORD).exists() and (out / PIXELS).exists():
+        record = json.loads((out / RECORD).read_text())
+        if record["plan"] != identity(plan):
+            raise ValueError(f"{out} is an unfinished pack of something else: remove it, or choose another --out")
+    else:
+        _allocate(out / PIXELS, plan["shape"])
+        _write(out / RECORD, record)
+    done = record["done"]
+    todo = [job for job in jobs if done.get(str(job.number), [None, None])[1] != job.stamp()]
+    for chunk in _decode(todo, workers, out / PIXELS, "packing" if progress else None):
+        done |= {str(number): [sha256, stamp] for number, sha256, stamp in chunk}
+        _write(out / RECORD, record)
+    rows = [[*pair, done[str(number)][0]] for number, pair in enumerate(plan["pairs"])]
+    check_frames(out / PIXELS, open_frames(out, plan["shape"]), rows)
+    manifest = plan | {"tinymsg": __version__, "pairs": rows}
+    _write(out / MANIFEST, manifest | {"identity": identity(manifest)})
 
 
-def _allocate(path: Path, shape: list[int]) -> int:
-    """Make the file of this shape, or take the one that is there; returns where the pixels begin."""
-    with open(path, "r+b" if path.exists() else "w+b") as file:
-        np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": tuple(shape)})
-        offset = file.tell()
-        size = offset + int(np.prod(shape, dtype=np.int64))
-        have = os.fstat(file.fileno())
-        need = size - getattr(have, "st_blocks", have.st_size // 512) * 512  # holes in the file are not there yet
-        if need > (free := shutil.disk_usage(path.parent).free):
-            raise ValueError(f"{need / 1e9:.2f} GB are needed for {path}, {free / 1e9:.2f} GB are free")
-        file.truncate(size)
-    return offset
+def _write(path: Path, content: dict) -> None:
+    with atomic_write(path) as partial:
+        partial.write_text(json.dumps(content, indent=1) + "\n")
 
 
-def _decode(
-    jobs: list[_Job], workers: int, pixels: Path | None = None, offset: int = 0
-) -> Iterator[tuple[int, str, list[int]]]:
-    """(number, SHA-256, stamp) of each job's pair, in order; written to its place in the file `pixels` if there is one."""
-    work = partial(_decode_one, pixels=pixels, offset=offset)
-    if workers == 1 or len(jobs) < 2:
-        threads = torch.get_num_threads()
-        torch.set_num_threads(1)  # as in the workers: a picture is too small to share
-        try:
-            yield from map(work, jobs)
-        finally:
-            torch.set_num_threads(threads)
-        return
-    # Not by fork: this process has threads, of torch, whose locks a fork would copy as they happen to be
-    context = multiprocessing.get_context(
-        "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
-    )
-    if context.get_start_method() == "forkserver":
-        context.set_forkserver_preload([__name__])  # torch is imported once, not once a worker
-    pool = ProcessPoolExecutor(min(workers, len(jobs)), context, initializer=_start_worker)
+def _allocate(path: Path, shape: list[int]) -> None:
+    """Make the file, of zeros that take no space yet."""
+    need, free = int(np.prod(shape, dtype=np.int64)), shutil.disk_usage(path.parent).free
+    if need > free:
+        raise ValueError(f"{need / 1e9:.2f} GB are needed for {path}, {free / 1e9:.2f} GB are free")
+    with atomic_write(path) as partial:
+        np.lib.format.open_memmap(partial, mode="w+", dtype=np.uint8, shape=tuple(shape))
+
+
+def _decode(jobs: list[_Job], workers: int, pixels: Path | None, title: str | None) -> Iterator[list[_Done]]:
+    """Chunk after chunk, each pair written to its place in the file `pixels`, if there is one. title: of a bar."""
+    from tqdm import tqdm
+
+    work, chunks = partial(_decode_chunk, pixels=pixels), [jobs[i : i + CHUNK] for i in range(0, len(jobs), CHUNK)]
+    pool = None
+    if workers > 1 and len(chunks) > 1:
+        pool = ProcessPoolExecutor(min(workers, len(chunks)), get_context("spawn"), _start_worker)
     try:
-        yield from pool.map(work, jobs)
+        with tqdm(desc=title, total=len(jobs), unit="pair", disable=title is None) as bar:
+            for chunk in pool.map(work, chunks) if pool else map(work, chunks):
+                yield chunk
+                bar.update(len(chunk))
     except BrokenProcessPool:
-        raise ValueError(
-            "a worker was killed, perhaps for lack of memory: use fewer --workers; what is done stays done"
-        ) from None
+        what = "a worker was killed, perhaps for lack of memory"
+        raise ValueError(f"{what}: use fewer --workers; what is done stays done") from None
     finally:
-        pool.shutdown(cancel_futures=True)
+        if pool:
+            pool.shutdown(cancel_futures=True)
 
 
 def _start_worker() -> None:
@@ -303,62 +208,42 @@ def _start_worker() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent sees to the end
 
 
-def _decode_one(job: _Job, pixels: Path | None, offset: int) -> tuple[int, str, list[int]]:
-    stamp = _stamp(job)
+def _decode_chunk(jobs: list[_Job], pixels: Path | None) -> list[_Done]:
+    done = []
+    # Not written through the memory map: where the disk is full, that would end the process
+    with open(pixels, "r+b") if pixels else contextlib.nullcontext() as file:
+        for job in jobs:
+            stamp, frame = job.stamp(), _frame(job)
+            if file:
+                start = os.fstat(file.fileno()).st_size - job.shape[0] * frame.nbytes  # behind the header
+                file.seek(start + job.number * frame.nbytes)
+                file.write(frame.data)
+            done.append((job.number, hashlib.sha256(frame.data).hexdigest(), stamp))
+        if file:
+            file.flush()
+            os.fsync(file.fileno())  # the record must not know of more than the disk
+    return done
+
+
+def _frame(job: _Job) -> np.ndarray:
+    """(2, H, W, 3) uint8: both pictures, zero beside them."""
+    frame = np.zeros(job.shape[1:], dtype=np.uint8)
     h, w = job.size
-    frame = np.zeros((2, *job.frame, 3), dtype=np.uint8)
-    for side, path in enumerate((job.sharp, job.blurry)):
+    for side, path in enumerate(job.paths):
         display = read_image(path)
         if display.shape[1:] != job.size:
-            raise ImageError(
-                f"{path}: {display.shape[1]}x{display.shape[2]} pixels (height x width), but its header says {h}x{w}"
-            )
+            found = f"{display.shape[1]}x{display.shape[2]} pixels (height x width)"
+            raise ImageError(f"{path}: {found}, but its header says {h}x{w}")
         frame[side, :h, :w] = (display * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
-    if pixels is not None:
-        with open(pixels, "r+b") as file:
-            file.seek(offset + job.number * frame.nbytes)
-            file.write(frame.data)
-    return job.number, hashlib.sha256(frame.data).hexdigest(), stamp
+    return frame
 
 
-def _compare(folder: Path, manifest: dict, jobs: list[_Job], workers: int, progress: bool) -> None:
-    """Raise ValueError unless the pictures, decoded now, and the file's bytes both have the manifest's checksums."""
-    frames = open_frames(folder, manifest["shape"])
-    bar = _bar(_decode(jobs, workers), progress, "verifying", len(jobs))
-    for number, sha256, _ in bar:
-        name, _, _, expected = manifest["pairs"][number]
-        if hashlib.sha256(frames[number].data).hexdigest() != expected:
-            raise ValueError(f"{folder / PIXELS}: pair {name} is damaged; pack again into a new folder")
-        if sha256 != expected:
-            raise ValueError(
-                f"{folder}: the pictures of {name} are not those that were packed; pack again into a new folder"
-            )
-
-
-def _bar(steps: Iterable, progress: bool, what: str, total: int, initial: int = 0) -> Iterable:
-    from tqdm import tqdm
-
-    return tqdm(steps, what, total, initial=initial, unit="pair", disable=not progress, mininterval=0.5)
-
-
-# --- files that are there after a power cut -----------------------------------------------------------------
-
-
-def _write_manifest(path: Path, manifest: dict) -> None:
-    """JSON, a pair a line."""
-    head = json.dumps({key: value for key, value in manifest.items() if key != "pairs"}, indent=1).removesuffix("\n}")
-    rows = ",\n  ".join(json.dumps(pair) for pair in manifest["pairs"])
-    path.write_text(f'{head},\n "pairs": [\n  {rows}\n ]\n}}\n')
-    _sync(path)
-    _sync(path.parent)
-
-
-def _sync(path: Path) -> None:
-    """Wait until a file, or a folder's list of files, is on the disk."""
-    if path.is_dir() and os.name == "nt":
-        return  # folders cannot be opened there
-    handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+def _compare(out: Path, manifest: dict, jobs: list[_Job], workers: int, progress: bool) -> None:
+    """Raise ValueError unless the file's bytes, and the pictures as decoded now, both have the manifest's checksums."""
+    check_frames(out / PIXELS, open_frames(out, manifest["shape"]), manifest["pairs"])
+    for chunk in _decode(jobs, workers, None, "verifying" if progress else None):
+        for number, sha256, _ in chunk:
+            name, _, _, expected = manifest["pairs"][number]
+            if sha256 != expected:
+                what = f"the pictures of {name} are not those that were packed"
+                raise ValueError(f"{out}: {what}; pack again into a new folder")

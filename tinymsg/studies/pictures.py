@@ -14,15 +14,7 @@ from ..model import Model, Recipe
 from ..sample import Setting, restore
 
 PICTURES = Recipe().change(
-    widths=(16, 32, 64, 64),
-    guidance_width=24,
-    guidance_blocks=3,
-    crop=32,
-    batch=16,
-    steps=3000,
-    lr=1e-3,
-    warmup=100,
-    ema=0.995,
+    widths=(16, 32, 64, 64), guidance_width=24, crop=32, batch=16, steps=3000, lr=1e-3, warmup=100, ema=0.995
 )
 # Chosen on the validation split of the training domain for the shipped scene weights, see results/scores.json; frozen
 SETTING = Setting("ancestral", steps=5, max_noise=0.99, samples=4)
@@ -47,19 +39,19 @@ def training_batches(recipe: Recipe) -> Batches:
     return Batches(SyntheticPairs(contents, c.domain, c.seed), c.batch, c.crop)
 
 
-def validation_psnr(model: Model, recipe: Recipe, setting: Setting = SETTING) -> float:
+def validation_psnr(model: Model, recipe: Recipe) -> float:
     """Mean PSNR in dB of one sample on held-out pairs of the training domain, the same for every arm and seed."""
     pairs = domain_pairs(recipe.training.domain, recipe.training.content, VALIDATION_COUNT, VALIDATION_SEED)
     y0, x = pairs.crops(torch.arange(VALIDATION_COUNT), SIZE)
-    one = restore(model, x, replace(setting, samples=1), _generator(VALIDATION_SEED))
+    one = restore(model, x, replace(SETTING, samples=1), torch.Generator().manual_seed(VALIDATION_SEED))
     return sum(measure(one, y0, ("psnr",))["psnr"]) / VALIDATION_COUNT
 
 
-def score_pictures(model: Model | None, domain: str, content: str, count: int, setting: Setting = SETTING) -> dict:
+def score_pictures(model: Model | None, domain: str, content: str, count: int) -> dict:
     """Scores of one model on one domain; None: the blurry input. All models meet the same pictures and noise.
 
     Returns: {"psnr", "psnr_mean", "spectral", "spectral_mean": {mean, low, high}, "per_image": {metric: count values}};
-        plain names are of one sample, "_mean" of the mean of setting.samples.
+        plain names are of one sample, "_mean" of the mean of SETTING.samples.
     """
     pairs = domain_pairs(domain, content, count, TEST_SEED)
     values: dict[str, list[float]] = {}
@@ -67,14 +59,10 @@ def score_pictures(model: Model | None, domain: str, content: str, count: int, s
         y0, x = pairs.crops(index, SIZE)
         one = mean = x
         if model is not None:
-            one, mean = sample_and_mean(model, x, setting, _generator(TEST_SEED + int(index[0])))
+            generator = torch.Generator().manual_seed(TEST_SEED + int(index[0]))
+            one, mean = sample_and_mean(model, x, SETTING, generator)
         for suffix, output in (("", one), ("_mean", mean)):
             for metric, scores in measure(output, y0, METRICS).items():
                 values.setdefault(metric + suffix, []).extend(scores)
-    return {name: summary(v) for name, v in values.items()} | {
-        "per_image": {name: [round(score, 3) for score in v] for name, v in values.items()}
-    }
-
-
-def _generator(seed: int) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
+    per_image = {name: [round(score, 3) for score in v] for name, v in values.items()}
+    return {name: summary(v) for name, v in values.items()} | {"per_image": per_image}

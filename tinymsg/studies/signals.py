@@ -10,12 +10,12 @@ from ..rng import Draws
 
 
 def render_signals(index: Tensor, length: int = 128, seed: int = 0) -> Tensor:
-    """One-dimensional scenes for the toy of lessons 02 to 04: piecewise constant pieces and ramps.
+    """One-dimensional scenes: constant pieces and ramps.
 
     Args:
         index: int64 (n,).
         length: samples a signal, at least 16.
-    Returns: float32 (n, 1, 1, length) in [0, 1]: images of height 1, so that the 2-D code serves them.
+    Returns: float32 (n, 1, 1, length) in [0, 1].
     """
     if length < 16:
         raise ValueError(f"length must be at least 16 samples, got {length}")
@@ -34,7 +34,7 @@ def render_signals(index: Tensor, length: int = 128, seed: int = 0) -> Tensor:
 
 
 class SignalPairs:
-    """One-dimensional pairs for the toy: signals of height 1, each blurred by one of some fixed kernels.
+    """Signals, each blurred by one of some fixed kernels.
 
     Args:
         kernels: (m, k), k odd, each summing to 1.
@@ -63,26 +63,24 @@ class SignalPairs:
         """(y0, x), both (n, 1, 1, size) in [-1, 1]."""
         draws = Draws(self.seed, index.cpu())
         margin = self.kernels.shape[-1] // 2
-        if self.content == "photos":
-            length = size + 2 * margin
-            signal = photo_contents().crops(draws, length, self.device)[:, 1:2, length // 2 : length // 2 + 1]  # green
+        length = size + 2 * margin
+        if self.content == "photos":  # the middle row of a square crop, green
+            signal = photo_contents().crops(draws, length, self.device)[:, 1:2, length // 2, None]
         else:
-            signal = render_signals(upload(draws.integers(self.count), self.device), size + 2 * margin, self.seed)
+            signal = render_signals(upload(draws.integers(self.count), self.device), length, self.seed)
         kernel = upload(self.kernels[draws.integers(len(self.kernels))], self.device)
         x = convolve(signal, kernel[:, None, :], padding="valid")
         x = (x + self.noise * draws.on(self.device).normal(*x.shape[1:])).clamp(0, 1)
-        y0 = signal[..., margin : signal.shape[-1] - margin]
-        return to_model(y0), to_model(x)
+        return to_model(signal[..., margin : length - margin]), to_model(x)
 
 
 def box_kernels(*widths: int) -> Tensor:
     """(m, k) box kernels of the given odd widths, zero-padded to the widest."""
-    size = max(widths)
     if any(w % 2 == 0 or w < 1 for w in widths):
         raise ValueError(f"box widths must be odd and positive, got {widths}")
-    kernels = torch.zeros(len(widths), size)
+    kernels = torch.zeros(len(widths), max(widths))
     for row, width in zip(kernels, widths, strict=True):
-        row[(size - width) // 2 : (size + width) // 2] = 1 / width
+        row[(len(row) - width) // 2 : (len(row) + width) // 2] = 1 / width
     return kernels
 
 
@@ -95,8 +93,7 @@ def gauss_kernel(sigma: float, size: int = 25) -> Tensor:
 
 def two_bump_kernel(gap: int = 10, width: int = 5) -> Tensor:
     """(1, k): two box bumps `gap` samples apart, as of a hand that rested twice."""
-    single = box_kernels(width)[0]
     kernel = torch.zeros(gap + width + (gap + width + 1) % 2)
-    kernel[:width] += single / 2
-    kernel[gap : gap + width] += single / 2
+    for start in (0, gap):
+        kernel[start : start + width] += 0.5 / width
     return kernel[None]

@@ -1,7 +1,7 @@
 """How few network evaluations are enough: samplers and starting points at equal numbers of evaluations.
 
-Quality against cost. A chain may start from pure noise, or nearer to the goal: from an estimate that is noised part of
-the way (CCDF, Chung 2022).
+A chain may start from pure noise, or nearer to the goal: from an estimate that is noised part of the way (CCDF, Chung
+2022).
 """
 
 import time
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..data import Pairs
-from ..evaluate import TEST_SEED, available, measure, summary
+from ..evaluate import METRICS, TEST_SEED, available, measure, summary
 from ..machine import synchronize
 from ..model import Model
 from ..sample import SAMPLERS, Setting, restore
@@ -20,7 +20,7 @@ from ..schedule import max_noise_for
 EVALUATIONS = (1, 2, 4, 8, 16, 32, 64, 250)
 FROM_NOISE = 0.01  # alpha_bar_T of chains from pure noise: what is left of the signal's power there
 FROM_ESTIMATE = 0.5  # of chains from an estimate: as much signal as noise
-Start = Callable[[Tensor], Tensor]
+BATCH = 25  # pictures at a time
 
 
 def step_curves(
@@ -28,67 +28,50 @@ def step_curves(
     pairs: Pairs,
     count: int,
     size: int,
-    starts: dict[str, Start] | None = None,
+    starts: dict[str, Callable[[Tensor], Tensor]],
     evaluations: tuple[int, ...] = EVALUATIONS,
     samplers: tuple[str, ...] = tuple(SAMPLERS),
-    metrics: tuple[str, ...] = ("psnr", "ssim", "lpips", "spectral"),
-    batch: int = 25,
+    metrics: tuple[str, ...] = tuple(METRICS),
     progress: Callable[[str], None] = lambda line: None,
 ) -> list[dict]:
     """Score every sampler from every start with each number of evaluations. The same pictures and noise for all.
 
     Args:
-        starts: {name: x -> estimate}, each of x's shape; "noise" is always among them.
         count, size: pictures, and their side in pixels.
+        starts: {name: x -> estimate}, each of x's shape; "noise" is always among them.
     Returns: rows {sampler, start, evaluations, max_noise, alpha_bar_T, seconds an image, metric: {mean, low, high}}.
         All chains from noise end at the same alpha_bar_T, whatever their length, and so do all from an estimate.
     """
     usable, _ = available(metrics)
-    parts = [pairs.crops(index, size) for index in torch.arange(count).split(batch)]
-    estimates: dict[str, list[Tensor | None]] = {"noise": [None] * len(parts)}
-    for name, start in (starts or {}).items():
-        estimates[name] = [start(x) for _, x in parts]
+    parts = [pairs.crops(index, size) for index in torch.arange(count).split(BATCH)]
+    estimates: dict[str, list] = {"noise": [None] * len(parts)}
+    estimates |= {name: [start(x) for _, x in parts] for name, start in starts.items()}
+    ends = [(name, FROM_NOISE if name == "noise" else FROM_ESTIMATE) for name in estimates]
     rows = []
-    for name, begin in estimates.items():
-        alpha_bar_T = FROM_NOISE if name == "noise" else FROM_ESTIMATE
-        for sampler in samplers:
-            for n in evaluations:
-                max_noise = max_noise_for(n, alpha_bar_T)
-                row = {
-                    "sampler": sampler,
-                    "start": name,
-                    "evaluations": n,
-                    "max_noise": round(max_noise, 6),
-                    "alpha_bar_T": alpha_bar_T,
-                }
-                rows.append(row | _score(model, parts, begin, sampler, n, max_noise, usable))
-                progress(
-                    f"{sampler} from {name}, {n} evaluations: "
-                    + ", ".join(f"{m} {rows[-1][m]['mean']}" for m in usable)
-                )
+    for start, alpha_bar_T, sampler, n in [(*end, s, n) for end in ends for s in samplers for n in evaluations]:
+        setting = Setting(sampler, n, max_noise_for(n, alpha_bar_T))
+        row = {"sampler": sampler, "start": start, "evaluations": n, "max_noise": round(setting.max_noise, 6)}
+        scores = _score(model, parts, estimates[start], setting, usable)
+        rows.append(row | {"alpha_bar_T": alpha_bar_T} | scores)
+        found = ", ".join(f"{metric} {scores[metric]['mean']}" for metric in usable)
+        progress(f"{sampler} from {start}, {n} evaluations: {found}")
     return rows
 
 
-def _score(
-    model: Model,
-    parts: list[tuple[Tensor, Tensor]],
-    begin: list[Tensor | None],
-    sampler: str,
-    steps: int,
-    max_noise: float,
-    metrics: tuple[str, ...],
-) -> dict:
+def _score(model: Model, parts: list, starts: list, setting: Setting, metrics: tuple[str, ...]) -> dict:
+    """Seconds an image, and each metric's mean with its interval."""
     values: dict[str, list[float]] = {metric: [] for metric in metrics}
     seconds = 0.0
-    for number, ((y0, x), start) in enumerate(zip(parts, begin, strict=True)):
+    for number, ((y0, x), start) in enumerate(zip(parts, starts, strict=True)):
         generator = torch.Generator(x.device).manual_seed(TEST_SEED + number)
         before = time.perf_counter()
-        output = restore(model, x, Setting(sampler, steps, max_noise), generator, start=start)
+        output = restore(model, x, setting, generator, start=start)
         synchronize(x.device)
         seconds += time.perf_counter() - before
         for metric, scores in measure(output, y0, metrics).items():
             values[metric].extend(scores)
-    return {"seconds": round(seconds / sum(len(x) for _, x in parts), 5)} | {m: summary(v) for m, v in values.items()}
+    pictures = sum(len(x) for _, x in parts)
+    return {"seconds": round(seconds / pictures, 5)} | {metric: summary(v) for metric, v in values.items()}
 
 
 def fewest(rows: list[dict], sampler: str, start: str, slack_db: float = 0.1, slack_spectral: float = 0.02) -> int:
@@ -97,10 +80,6 @@ def fewest(rows: list[dict], sampler: str, start: str, slack_db: float = 0.1, sl
     mine = sorted((r for r in rows if (r["sampler"], r["start"]) == (sampler, start)), key=lambda r: r["evaluations"])
     if not mine:
         raise ValueError(f"no rows of {sampler!r} from {start!r}")
-    last = mine[-1]
-    return next(
-        r["evaluations"]
-        for r in mine
-        if r["psnr"]["mean"] >= last["psnr"]["mean"] - slack_db
-        and r["spectral"]["mean"] <= last["spectral"]["mean"] * (1 + slack_spectral)
-    )
+    psnr = mine[-1]["psnr"]["mean"] - slack_db
+    spectral = mine[-1]["spectral"]["mean"] * (1 + slack_spectral)
+    return next(r["evaluations"] for r in mine if r["psnr"]["mean"] >= psnr and r["spectral"]["mean"] <= spectral)

@@ -1,7 +1,7 @@
 """The one-dimensional toy: the whole method on signals of 128 samples, trained to near convergence in a minute.
 
-Every class is the library's own (ModelConfig.dims = 1: images of height 1). What is here are the toy's kernels, its
-test domains, the arms that are compared, and its one extra measure: edges that the model invented.
+Every class is the library's own (ModelConfig.dims = 1: images of height 1). What is here are the toy's test domains,
+the arms that are compared, and its one extra measure: edges that the model invented.
 """
 
 import dataclasses
@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from ..data import Batches
-from ..evaluate import measure, summary
+from ..evaluate import measure, sample_and_mean, summary
 from ..model import Model, Recipe, plain_twin
-from ..sample import Setting, restore
+from ..sample import Setting
 from ..train import Record, TrainState, fit
 from .signals import SignalPairs, box_kernels, gauss_kernel, two_bump_kernel
 
@@ -23,7 +23,6 @@ TOY = Recipe().change(
     dims=1,
     channels=1,
     widths=(16, 32, 48, 64),
-    blocks=1,
     crop=LENGTH,
     batch=64,
     steps=800,
@@ -40,7 +39,6 @@ TOY = Recipe().change(
     content_count=1000,
 )
 SETTING = Setting("ancestral", steps=12, max_noise=0.5, samples=4)
-
 
 # Trained on box 9 alone; each other domain changes the kernel or adds noise
 DOMAINS_1D: dict[str, Callable[[int], SignalPairs]] = {
@@ -100,8 +98,7 @@ def invented_edges(estimate: Tensor, truth: Tensor) -> Tensor:
     An edge of the estimate is a change of more than 0.3 over 3 samples; it is invented if the truth changes by
     less than 0.15 over 3 samples anywhere within 4 samples. Neighbouring samples count as one edge.
     """
-    jump = (estimate[:, 0, 0, 3:] - estimate[:, 0, 0, :-3]).abs()
-    true_jump = (truth[:, 0, 0, 3:] - truth[:, 0, 0, :-3]).abs()
+    jump, true_jump = ((signal[:, 0, 0, 3:] - signal[:, 0, 0, :-3]).abs() for signal in (estimate, truth))
     nearby = torch.nn.functional.max_pool1d(true_jump[:, None], 9, stride=1, padding=4)[:, 0]
     invented = (jump > 0.3) & (nearby < 0.15)
     starts = invented[:, 1:] & ~invented[:, :-1]
@@ -114,23 +111,25 @@ def signal_psnr(estimate: Tensor, y0: Tensor) -> Tensor:
 
 
 def per_signal(
-    model: Model | None, domain: str, count: int = 64, seed: int = TEST_SEED, setting: Setting = SETTING
+    model: Model | None, domain: str | SignalPairs, count: int = 64, seed: int = TEST_SEED, samples: int = 1
 ) -> dict[str, Tensor]:
-    """One sample a signal of a domain: {"psnr": (count,) in dB, "invented_edges": (count,)}; None: the blurry input.
+    """Scores of a model on `count` signals of a domain, (count,) each; None: of the blurry input.
 
     The same signals and the same noise for every model: differences between models are paired.
+    Args:
+        seed: of the noise, and of the signals of a domain that is given by its name.
+    Returns: {"psnr" in dB and "invented_edges" of one sample, "psnr_mean" of the mean of so many samples}.
     """
-    y0, x = DOMAINS_1D[domain](seed).crops(torch.arange(count), LENGTH)
-    estimate = x
+    pairs = DOMAINS_1D[domain](seed) if isinstance(domain, str) else domain
+    y0, x = pairs.crops(torch.arange(count), LENGTH)
+    one = mean = x
     if model is not None:
-        estimate = restore(model, x, dataclasses.replace(setting, samples=1), torch.Generator().manual_seed(seed))
-    return {"psnr": signal_psnr(estimate, y0), "invented_edges": invented_edges(estimate, y0)}
+        setting = dataclasses.replace(SETTING, samples=samples)
+        one, mean = sample_and_mean(model, x, setting, torch.Generator().manual_seed(seed))
+    return {"psnr": signal_psnr(one, y0), "psnr_mean": signal_psnr(mean, y0), "invented_edges": invented_edges(one, y0)}
 
 
-def score(model: Model | None, count: int = 64, seed: int = TEST_SEED, setting: Setting = SETTING) -> dict[str, dict]:
+def score(model: Model | None, count: int = 64, seed: int = TEST_SEED) -> dict[str, dict]:
     """`per_signal` of every domain as means with 95 % intervals: {domain: {"psnr": {mean, low, high}, ...}}."""
-    table = {}
-    for domain in DOMAINS_1D:
-        values = per_signal(model, domain, count, seed, setting)
-        table[domain] = {name: summary(value.tolist()) for name, value in values.items()}
-    return table
+    scores = {domain: per_signal(model, domain, count, seed) for domain in DOMAINS_1D}
+    return {domain: {name: summary(v.tolist()) for name, v in values.items()} for domain, values in scores.items()}

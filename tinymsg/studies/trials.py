@@ -4,7 +4,6 @@ Of the one-dimensional toy:
 
     forms     what the guidance is made of, trained on one kernel (lessons 02 to 04)
     choices   what the network predicts, weight of the guidance loss, single scales, number of signals
-    budget    the same arms trained 400 to 3,200 steps: is the order one of speed?
     breadth   the map: how many kernels must the training have seen for which form of guidance to help?
 
 Of pictures:
@@ -22,19 +21,18 @@ from torch import Tensor
 
 from ..blur import path_to_kernel, walk_path
 from ..data import Batches
-from ..evaluate import nested_interval, sample_and_mean, summary
+from ..evaluate import summary
 from ..machine import begin_worker
 from ..model import Model, Recipe, count_parameters
 from ..rng import Draws
-from ..sample import Setting
 from ..train import TrainState, fit
 from . import pictures, toy
 from .signals import SignalPairs, two_bump_kernel
 
-# --- the map's kernels and domains ----------------------------------------------------------------------------
+# --- the map's kernels and domains --------------------------------------------------------------------------
 
 SHORT, LONG = (5.0, 13.0), (15.0, 21.0)  # extent of the training family's kernels, and of longer ones, in samples
-UNSEEN_FIRST, UNSEEN_COUNT = 100_000, 64  # kernels of the family that no training sees
+UNSEEN = torch.arange(100_000, 100_064)  # kernels of the family that no training sees
 BREADTHS = (1, 4, 8, 32, 1000)  # training kernels; a larger set holds the smaller ones
 
 
@@ -60,33 +58,27 @@ def family_kernels(index: Tensor, family: int, extent: tuple[float, float] = SHO
 def breadth_domains(kernels: int, family: int, seed: int) -> dict[str, SignalPairs]:
     """The map's test domains for a training on the first `kernels` of a family: the training domain, then others."""
     seen = family_kernels(torch.arange(kernels), family)
-    unseen = torch.arange(UNSEEN_FIRST, UNSEEN_FIRST + UNSEEN_COUNT)
     return {
         "seen kernels": SignalPairs(seen, 1000, seed),
-        "unseen kernels": SignalPairs(family_kernels(unseen, family), 1000, seed),
-        "longer kernels": SignalPairs(family_kernels(unseen, family, LONG), 1000, seed),
+        "unseen kernels": SignalPairs(family_kernels(UNSEEN, family), 1000, seed),
+        "longer kernels": SignalPairs(family_kernels(UNSEEN, family, LONG), 1000, seed),
         "two bumps": SignalPairs(two_bump_kernel(), 1000, seed),
         "noise": SignalPairs(seen, 1000, seed, noise=0.02),
         "photo rows": SignalPairs(seen, 1000, seed, content="photos"),
     }
 
 
-_STRUCTURE = {"inject": "structure", "how": "both", "stop_gradient": True}
-FORMS: dict[str, dict] = {  # of the map; changes to toy.TOY
-    "regression": toy.ARMS["regression"],
-    "plain": toy.ARMS["plain"],
-    "guided": toy.ARMS["guided"],
-    "guided, no loss": toy.ARMS["guided, no loss"],
-    "coarse scales": {"scales": (2, 3)},
-    "structure": _STRUCTURE,
-}
+# --- one training -------------------------------------------------------------------------------------------
 
-# --- studies ------------------------------------------------------------------------------------------------
+KEY = ("arm", "seed", "kernels", "steps")  # entries of a run that tell it from the others of its study
 
 
 @dataclass(frozen=True)
 class Trial:
-    """One training of a study. `kernels`: how many the map trains on; None: the toy's own training domain."""
+    """One training of a study, of signals or of pictures; of pictures, the arm "blurry" is the input itself.
+
+    kernels: how many the map trains on; None: the toy's own training domain, or pictures.
+    """
 
     arm: str
     seed: int
@@ -95,76 +87,63 @@ class Trial:
 
     @property
     def key(self) -> tuple:
-        """What tells it from the other trials of its study."""
+        """Its values of KEY."""
         return self.arm, self.seed, self.kernels, self.recipe.training.steps
 
     def run(self, count: int) -> dict:
-        """Train and score it on `count` signals a domain: its entry of the results file, with the blurry input's scores."""
-        state = TrainState(self.recipe)
-        curves = _train(state, Batches(self.training_pairs(), self.recipe.training.batch, toy.LENGTH))
-        domains = self.domains(toy.TEST_SEED)
-        return (
-            self.identity(state.model)
-            | curves
-            | {
-                "scores": {name: score_signals(state.ema_model, pairs, count) for name, pairs in domains.items()},
-                "blurry": {name: score_signals(None, pairs, count)["psnr"] for name, pairs in domains.items()},
-            }
-        )
-
-    def identity(self, model: Model) -> dict:
-        """What the results file says of any trial."""
-        return {
-            "arm": self.arm,
-            "seed": self.seed,
-            "kernels": self.kernels,
-            "steps": self.recipe.training.steps,
-            "parameters": count_parameters(model),
-        }
+        """Train and score it on `count` signals or pictures a domain: its entry of the results file."""
+        work = _run_signals if self.recipe.network.dims == 1 else _run_pictures
+        return dict(zip(KEY, self.key, strict=True)) | work(self, count)
 
     def domains(self, seed: int) -> dict[str, SignalPairs]:
-        """Test domains; the first is the training domain."""
+        """Test domains of signals; the first is the training domain."""
         if self.kernels is None:
             return {name: make(seed) for name, make in toy.DOMAINS_1D.items()}
         return breadth_domains(self.kernels, self.seed, seed)
 
     def training_pairs(self) -> SignalPairs:
-        """What it learns from: content_count signals, the first kernels of its domain."""
+        """The signals it learns from: content_count of them, blurred by the kernels of its first domain."""
         kernels = next(iter(self.domains(0).values())).kernels
         return SignalPairs(kernels, self.recipe.training.content_count, seed=0)
 
 
-class PictureTrial(Trial):
-    """One training on pictures; the arm "blurry" is the input itself."""
+def _run_signals(trial: Trial, count: int) -> dict:
+    """With the blurry input's scores, which differ between the map's trainings."""
+    state = TrainState(trial.recipe)
+    entry = _train(state, Batches(trial.training_pairs(), trial.recipe.training.batch, toy.LENGTH))
+    domains = trial.domains(toy.TEST_SEED)
+    return entry | {
+        "scores": {name: _score_signals(state.ema_model, pairs, count) for name, pairs in domains.items()},
+        "blurry": {name: _score_signals(None, pairs, count)["psnr"] for name, pairs in domains.items()},
+    }
 
-    def run(self, count: int) -> dict:
-        """Train and score it on `count` pictures a domain, with its validation score along the way."""
-        if self.arm == "blurry":
-            return {
-                "arm": self.arm,
-                "seed": self.seed,
-                "kernels": None,
-                "steps": self.recipe.training.steps,
-                "scores": self._scores(None, count),
-            }
-        state = TrainState(self.recipe)
-        curve = []
+
+def _score_signals(model: Model | None, pairs: SignalPairs, count: int) -> dict:
+    """{"psnr", "psnr_mean", "invented_edges": {mean, low, high}, "per_signal": count values of psnr}."""
+    values = toy.per_signal(model, pairs, count, samples=toy.SETTING.samples)
+    return {name: summary(v.tolist()) for name, v in values.items()} | {
+        "per_signal": [round(value, 2) for value in values["psnr"].tolist()]
+    }
+
+
+def _run_pictures(trial: Trial, count: int) -> dict:
+    """With its validation score along the way."""
+    recipe, model, entry, curve = trial.recipe, None, {}, []
+    if trial.arm != "blurry":
+        state = TrainState(recipe)
+        model = state.ema_model
 
         def watch(step: int) -> None:
-            if step % max(1, self.recipe.training.steps // 8) == 0:
-                curve.append([step, round(pictures.validation_psnr(state.ema_model, self.recipe), 3)])
+            if step % max(1, recipe.training.steps // 8) == 0:
+                curve.append([step, round(pictures.validation_psnr(state.ema_model, recipe), 3)])
 
-        curves = _train(state, pictures.training_batches(self.recipe), watch)
-        return (
-            self.identity(state.model) | curves | {"validation": curve, "scores": self._scores(state.ema_model, count)}
-        )
-
-    def _scores(self, model: Model | None, count: int) -> dict:
-        return {d: pictures.score_pictures(model, d, self.recipe.training.content, count) for d in pictures.DOMAINS}
+        entry = _train(state, pictures.training_batches(recipe), watch) | {"validation": curve}
+    content = recipe.training.content
+    return entry | {"scores": {d: pictures.score_pictures(model, d, content, count) for d in pictures.DOMAINS}}
 
 
 def _train(state: TrainState, batches: Batches, watch: Callable[[int], None] = lambda step: None) -> dict:
-    """Drain `fit`; calls watch(step) after each step. Returns: the two loss curves, 40 points each."""
+    """Train to the end, calling watch(step) after each step. Returns: size, and the two loss curves of 40 points."""
     every = max(1, state.training.steps // 40)
     history = []
     for record in fit(state, batches):
@@ -172,22 +151,15 @@ def _train(state: TrainState, batches: Batches, watch: Callable[[int], None] = l
             history.append(record.to_dict())
         watch(record.step)
     return {
+        "parameters": count_parameters(state.model),
         "loss": [round(row["denoise"], 5) for row in history],
         "guidance_loss": [round(row["guidance"], 5) for row in history],
     }
 
 
-def _trial(arm: str, changes: dict, seed: int, steps: int, kernels: int | None = None) -> Trial:
-    return Trial(arm, seed, toy.variant(changes, steps, seed), kernels)
+# --- the studies --------------------------------------------------------------------------------------------
 
-
-def _forms(seeds: int, steps: int) -> Iterator[Trial]:
-    for seed in range(seeds):
-        for arm, changes in toy.ARMS.items():
-            yield _trial(arm, changes, seed, steps)
-
-
-_CHOICES: dict[str, dict] = {
+_CHOICES = {  # of plain and of guided
     "eps": {},  # the paper's, of the signal itself
     "x0": {"predict": "x0"},
     "v": {"predict": "v"},
@@ -195,100 +167,54 @@ _CHOICES: dict[str, dict] = {
     "x0, residual": {"predict": "x0", "residual": True},
     "v, residual": {"predict": "v", "residual": True},
     "50 signals": {"content_count": 50},
-    "500 signals": {"content_count": 500},
-    "5000 signals": {"content_count": 5000},
 }
-_GUIDED_CHOICES: dict[str, dict] = {
-    "loss weight 0.1": {"guidance_weight": 0.1},
-    "loss weight 10": {"guidance_weight": 10.0},
-    "scales 2": {"scales": (2,)},
+CHOICES: dict[str, dict] = {
+    f"{arm}, {choice}": toy.ARMS[arm] | changes for choice, changes in _CHOICES.items() for arm in ("plain", "guided")
+} | {
+    "guided, loss weight 0.1": {"guidance_weight": 0.1},
+    "guided, loss weight 10": {"guidance_weight": 10.0},
+    "guided, scales 2": {"scales": (2,)},
 }
-
-
-def _choices(seeds: int, steps: int) -> Iterator[Trial]:
-    for seed in range(seeds):
-        for choice, changes in _CHOICES.items():
-            for arm in ("plain", "guided"):
-                yield _trial(f"{arm}, {choice}", toy.ARMS[arm] | changes, seed, steps)
-        for choice, changes in _GUIDED_CHOICES.items():
-            yield _trial(f"guided, {choice}", changes, seed, steps)
-
-
-def _budget(seeds: int, steps: int) -> Iterator[Trial]:
-    for seed in range(seeds):
-        for share in (0.5, 1, 2, 4):
-            for arm in ("plain", "guided", "guided, no loss"):
-                yield _trial(arm, toy.ARMS[arm], seed, round(share * steps))
-
-
-def _breadth(seeds: int, steps: int) -> Iterator[Trial]:
-    # x0 instead of eps: of 32 kernels, eps has learnt so little in the budget that a map would show speed alone
-    # (seen kernels, 800 steps: plain +1 dB over blurry, where regression has +7)
-    for seed in range(seeds):
-        for kernels in BREADTHS:
-            for arm, changes in FORMS.items():
-                yield _trial(arm, {"predict": "x0"} | changes, seed, steps, kernels)
-
-
-def _pictures(seeds: int, steps: int) -> Iterator[Trial]:
-    yield _picture_trial("blurry", {}, 0, steps)
-    for seed in range(seeds):
-        for arm, changes in pictures.ARMS.items():
-            yield _picture_trial(arm, changes, seed, steps)
-    for arm in ("plain", "guided"):  # would more training change the order?
-        yield _picture_trial(arm, pictures.ARMS[arm], 0, 2 * steps)
-
-
-def _picture_trial(arm: str, changes: dict, seed: int, steps: int) -> PictureTrial:
-    return PictureTrial(arm, seed, toy.variant(changes, steps, seed, pictures.PICTURES))
+# Of the map. x0 instead of eps: of 32 kernels, eps has learnt so little in the budget that a map would show speed
+# alone (seen kernels, 800 steps: plain +1 dB over blurry, where regression has +7)
+FORMS: dict[str, dict] = {
+    **{arm: {"predict": "x0"} | toy.ARMS[arm] for arm in ("regression", "plain", "guided", "guided, no loss")},
+    "coarse scales": {"predict": "x0", "scales": (2, 3)},
+    "structure": {"predict": "x0"} | toy.ARMS["structure, stop-gradient"],
+}
 
 
 @dataclass(frozen=True)
 class Study:
-    """A study's trials, (seeds, steps) -> in the order in which they are run, and its usual size."""
+    """A study's arms, each trained once for each seed and, in the map, for each number of kernels."""
 
-    trials: Callable[[int, int], Iterator[Trial]]
-    seeds: int
-    steps: int
-    count: int  # test signals or pictures a domain
+    arms: dict[str, dict]  # changes to base
+    seeds: int  # trainings of each arm
+    base: Recipe = toy.TOY
+    kernels: tuple[int | None, ...] = (None,)
+    count: int = 64  # test signals or pictures a domain
+
+    def trials(self, seeds: int, steps: int) -> list[Trial]:
+        """In the order in which they are run."""
+        found = [
+            Trial(arm, seed, toy.variant(changes, steps, seed, self.base), kernels)
+            for seed in range(seeds)
+            for kernels in self.kernels
+            for arm, changes in self.arms.items()
+        ]
+        if self.base.network.dims == 2:
+            found.insert(0, Trial("blurry", 0, toy.variant({}, steps, 0, self.base)))
+            for arm in ("plain", "guided"):  # would more training change the order?
+                found.append(Trial(arm, 0, toy.variant(self.arms[arm], 2 * steps, 0, self.base)))
+        return found
 
 
 STUDIES: dict[str, Study] = {
-    "forms": Study(_forms, 5, toy.TOY.training.steps, 64),
-    "choices": Study(_choices, 2, toy.TOY.training.steps, 64),
-    "budget": Study(_budget, 2, toy.TOY.training.steps, 64),
-    "breadth": Study(_breadth, 2, toy.TOY.training.steps, 64),
-    "pictures": Study(_pictures, 3, pictures.PICTURES.training.steps, 200),
+    "forms": Study(toy.ARMS, 5),
+    "choices": Study(CHOICES, 2),
+    "breadth": Study(FORMS, 2, kernels=BREADTHS),
+    "pictures": Study(pictures.ARMS, 3, pictures.PICTURES, count=200),
 }
-
-
-def get_study(name: str) -> Study:
-    """A registered study."""
-    if name not in STUDIES:
-        raise ValueError(f"unknown study {name!r}; known: {', '.join(STUDIES)}")
-    return STUDIES[name]
-
-
-# --- running one ----------------------------------------------------------------------------------------------
-
-
-def score_signals(model: Model | None, pairs: SignalPairs, count: int, setting: Setting = toy.SETTING) -> dict:
-    """Scores of one model on one domain; None: the blurry input.
-
-    Returns: {"psnr", "psnr_mean", "invented_edges": {mean, low, high}, "per_signal": count values of psnr}; psnr
-    is of one sample, psnr_mean of the mean of setting.samples. All models meet the same signals and noise.
-    """
-    y0, x = pairs.crops(torch.arange(count), toy.LENGTH)
-    one = mean = x
-    if model is not None:
-        one, mean = sample_and_mean(model, x, setting, torch.Generator().manual_seed(toy.TEST_SEED))
-    values = toy.signal_psnr(one, y0).tolist()
-    return {
-        "psnr": summary(values),
-        "psnr_mean": summary(toy.signal_psnr(mean, y0).tolist()),
-        "invented_edges": summary(toy.invented_edges(one, y0).tolist()),
-        "per_signal": [round(value, 2) for value in values],
-    }
 
 
 def run_study(trials: list[Trial], workers: int, count: int = 64) -> Iterator[dict]:
@@ -308,24 +234,18 @@ def run_study(trials: list[Trial], workers: int, count: int = 64) -> Iterator[di
 
 
 def paired_differences(
-    runs: list[dict],
-    arm: str,
-    other: str,
-    domain: str,
-    kernels: int | None = None,
-    metric: str | None = None,
-    steps: int | None = None,
+    runs: list[dict], arm: str, other: str, domain: str, kernels: int | None = None, metric: str | None = None
 ) -> Tensor:
     """(seeds, signals or pictures) of a score, `arm` minus `other`, for the seeds that have both.
 
     Args:
+        runs: of a results file, of one number of steps.
         other: an arm; of pictures also "blurry", the same for all seeds.
         metric: of a study of pictures, "psnr", "psnr_mean", "spectral", ...; the toy's is PSNR.
-        steps: of the trainings that are compared; None: whatever there is, one budget a study.
     """
     values = {}
     for run in runs:
-        if run["kernels"] == kernels and (steps is None or run["steps"] == steps or run["arm"] == "blurry"):
+        if run["kernels"] == kernels:
             scores = run["scores"][domain]
             values[run["arm"], run["seed"]] = scores["per_signal"] if metric is None else scores["per_image"][metric]
     seeds = sorted(seed for name, seed in values if name == arm)
@@ -333,28 +253,3 @@ def paired_differences(
         values |= {(other, seed): values[other, 0] for seed in seeds}
     seeds = [seed for seed in seeds if (other, seed) in values]
     return torch.tensor([[a - b for a, b in zip(values[arm, s], values[other, s], strict=True)] for s in seeds])
-
-
-def headline_table(results: dict, metric: str = "psnr") -> str:
-    """The study of pictures as Markdown: mean score of each arm, then guided minus plain and minus its control.
-
-    Intervals (95 %) cover trainings and pictures. Only trainings of the study's own number of steps count.
-    """
-    runs = [run for run in results["runs"] if run["steps"] == results["steps"]]
-    arms = ["blurry", *pictures.ARMS]
-    lines = [
-        "| domain | " + " | ".join(arms) + " | guided - plain | guided - guided, no loss |",
-        "|---" * (len(arms) + 3) + "|",
-    ]
-    digits = 2 if metric.startswith("psnr") else 3
-    for domain in pictures.DOMAINS:
-        mean = lambda arm, domain=domain: torch.tensor(
-            [r["scores"][domain][metric]["mean"] for r in runs if r["arm"] == arm]
-        ).mean()
-        cells = [f"{float(mean(arm)):.{digits}f}" for arm in arms]
-        for other in ("plain", "guided, no loss"):
-            difference = paired_differences(runs, "guided", other, domain, metric=metric)
-            low, high = nested_interval(difference)
-            cells.append(f"{float(difference.mean()):+.{digits}f} [{low:+.{digits}f}, {high:+.{digits}f}]")
-        lines.append(f"| {domain} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
