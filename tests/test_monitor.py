@@ -1,47 +1,41 @@
 """The training monitor: buttons pressed without a browser, on a real process."""
 
 import os
+import shlex
 import signal
 import sys
 import time
 
 import pytest
+import torch
 
+from tinymsg.course import monitor
+from tinymsg.course.monitor import (
+    Progress,
+    TrainingMonitor,
+    plot_progress,
+    progress_text,
+    show_progress,
+    start_training,
+    stop_training,
+    training_progress,
+)
 from tinymsg.data import write_image
 from tinymsg.evaluate import write_results
 from tinymsg.train import TrainState
-from tinymsg.course import monitor
 from tinymsg.training.checkpoint import save_checkpoint, training_lock
-from tinymsg.course.monitor import Progress, TrainingMonitor, plot_progress, progress_text, show_progress, start_training, stop_training, training_progress
 
-ARGUMENTS = [
-    "--device",
-    "cpu",
-    "--log-every",
-    "1",
-    "--save-every",
-    "50",
-    "--validate-every",
-    "3",
-    "--validation-count",
-    "1",
-    "--set",
-    "steps=4000",
-    "widths=16,16",
-    "scales=1",
-    "guidance_width=8",
-    "guidance_blocks=1",
-    "crop=16",
-    "batch=2",
-    "warmup=0",
-    "precision=fp32",
-    "content_count=4",
-]
+ARGUMENTS = shlex.split(
+    "--device cpu --log-every 1 --save-every 50 --validate-every 3 --validation-count 1 --set steps=4000 widths=16,16 "
+    "scales=1 guidance_width=8 guidance_blocks=1 crop=16 batch=2 warmup=0 precision=fp32 content_count=4"
+)
 
 
 @pytest.fixture(autouse=True)
 def light(monkeypatch):
+    """One thread for what is started; a monitor that looks at the press of a button only."""
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setattr(TrainingMonitor, "seconds", 0)
 
 
 def until(condition, seconds: float = 90) -> None:
@@ -54,20 +48,17 @@ def until(condition, seconds: float = 90) -> None:
 def test_start_watch_stop_resume_and_find_again(tmp_path):
     """The whole life of a training, by its buttons."""
     out = tmp_path / "run"
-    first = TrainingMonitor(ARGUMENTS, out, seconds=0.2)
-    assert (
-        first.start_button.description == "Start" and first.stop_button.disabled and "not running" in first.status.value
-    )
+    first = TrainingMonitor(ARGUMENTS, out)
+    first.seconds = 0.2
+    assert first.start_button.description == "Start" and first.stop_button.disabled
+    assert "not running" in first.status.value
     first.start_button.click()
     assert first.start_button.disabled and "starting" in first.status.value
     try:
-        until(lambda: training_progress(out).validation)
-        until(
-            lambda: "running as process" in first.status.value and "Validation PSNR" in first.picture.value
-        )  # by its own thread
+        until(lambda: "running as" in first.status.value and "Validation PSNR" in first.picture.value)  # by its thread
         assert not first.stop_button.disabled and 'alt="Training, running' in first.picture.value
 
-        again = TrainingMonitor(ARGUMENTS, out, seconds=0)  # the notebook is opened anew
+        again = TrainingMonitor(ARGUMENTS, out)  # the notebook is opened anew
         assert again.refresh().process == first._child.pid and again.start_button.disabled
         again.start_button.click()
         assert "trains there already" in again.status.value
@@ -76,11 +67,8 @@ def test_start_watch_stop_resume_and_find_again(tmp_path):
         until(lambda: not first._thread.is_alive())
         assert first._child.wait(timeout=30) == 128 + signal.SIGTERM
         progress = again.refresh()
-        assert (
-            again.start_button.description == "Resume"
-            and not again.start_button.disabled
-            and again.stop_button.disabled
-        )
+        assert again.start_button.description == "Resume"
+        assert not again.start_button.disabled and again.stop_button.disabled
         assert progress.saved == progress.step > 0 and f"goes on from step {progress.saved}" in again.status.value
 
         again.start_button.click()
@@ -94,29 +82,26 @@ def test_start_watch_stop_resume_and_find_again(tmp_path):
 
 
 def test_a_training_that_fails_says_why(tmp_path):
-    watch = TrainingMonitor(["--set", "crop=17"], tmp_path, seconds=0)
+    watch = TrainingMonitor(["--set", "crop=17"], tmp_path)
     watch.start_button.click()
     assert watch._child.wait(timeout=60) == 2
     watch.refresh_button.click()
-    assert (
-        "not running. tinymsg: crop must be a multiple of 8" in watch.status.value and not watch.start_button.disabled
-    )
+    assert "not running" in watch.status.value and "multiple of 8" in watch.status.value
+    assert not watch.start_button.disabled
 
 
 @pytest.fixture
-def folder(tmp_path, tiny_config):
+def folder(tmp_path, tiny_recipe):
     """What a run of 20 steps leaves at step 10, a line of it half written."""
     (tmp_path / "log.csv").write_text(
         "step,denoise,guidance\n" + "".join(f"{i},{1 / i},{0.1 / i}\n" for i in range(1, 11)) + "11,0."
     )
     (tmp_path / "validation.csv").write_text("step,psnr\n5,20\n10,21.5\n")
     write_results(tmp_path / "run.json", {"steps": 20})
-    import torch
-
     write_image(
         tmp_path / "validation" / "00000010.png", torch.rand(3, 32, 48, generator=torch.Generator().manual_seed(0))
     )
-    state = TrainState(tiny_config())
+    state = TrainState(tiny_recipe())
     state.step = 8
     save_checkpoint(tmp_path, state)
     return tmp_path
@@ -127,9 +112,7 @@ def test_what_is_read(folder):
     assert (progress.process, progress.step, progress.steps, progress.saved) == (None, 10, 20, 8)
     assert str(progress) == "stopped; it goes on from step 8 of 20" and not progress.complete
     text = progress_text(progress)
-    assert (
-        "Denoising loss from 1 to 0.1, guidance loss from 0.1 to 0.01. Validation PSNR from 20.00 to 21.50 dB." in text
-    )
+    assert "1 to 0.1" in text and "0.1 to 0.01" in text and "20.00 to 21.50 dB" in text
     write_results(folder / "run.json", {"steps": 10})
     assert str(training_progress(folder)) == "complete: 10 steps"
     with training_lock(folder):
@@ -152,7 +135,7 @@ def test_static_outputs_have_alternatives(folder, monkeypatch):
     shown = []
     monkeypatch.setattr("IPython.display.display", lambda bundle, raw, metadata: shown.append((bundle, metadata)))
     show_progress(folder)
-    TrainingMonitor([], folder, seconds=0).show()
+    TrainingMonitor([], folder).show()
     for bundle, metadata in shown:
         assert bundle["image/png"] and "stopped; it goes on" in bundle["text/plain"] == metadata["image/png"]["alt"]
     assert "application/vnd.jupyter.widget-view+json" in shown[1][0] and len(shown) == 2
@@ -163,9 +146,6 @@ def test_several_processes_go_through_torchrun(tmp_path, monkeypatch):
     monkeypatch.setattr(monitor.subprocess, "Popen", lambda command, **options: commands.append((command, options)))
     start_training(["--profile", "full"], tmp_path / "run", processes=8)
     ((command, options),) = commands
-    assert (
-        command[:3] == [sys.executable, "-m", "torch.distributed.run"]
-        and command[5] == "8"
-        and options["start_new_session"]
-    )
-    assert command[6:] == ["-m", "tinymsg", "train", "--profile", "full", "--out", str((tmp_path / "run").resolve())]
+    assert command[:3] == [sys.executable, "-m", "torch.distributed.run"] and "--nproc-per-node=8" in command
+    assert command[-7:] == ["-m", "tinymsg", "train", "--profile", "full", "--out", str((tmp_path / "run").resolve())]
+    assert options["start_new_session"]

@@ -23,14 +23,11 @@ def check(mine: Callable, reference: Callable, *inputs: tuple, hints: dict[str, 
         try:
             actual = mine(*arguments)
         except NotImplementedError:
-            print(f"○ {mine.__name__}: not attempted yet")
-            return False
-        problem = _difference(actual, expected)
-        if problem is not None:
-            for message, mistake in (hints or {}).items():
-                if _difference(actual, mistake(*arguments)) is None:
-                    problem = f"{problem}\n{message}"
-            raise AssertionError(f"{mine.__name__}, input {number} of {len(inputs)}: {problem}")
+            return _not_attempted(mine.__name__)
+        if problem := _difference(actual, expected):
+            mistakes = (hints or {}).items()
+            known = [message for message, mistake in mistakes if not _difference(actual, mistake(*arguments))]
+            raise AssertionError("\n".join([f"{mine.__name__}, input {number} of {len(inputs)}: {problem}", *known]))
     print(f"✓ {mine.__name__} does what tinymsg's {reference.__name__} does, on {len(inputs)} input(s)")
     return True
 
@@ -38,8 +35,7 @@ def check(mine: Callable, reference: Callable, *inputs: tuple, hints: dict[str, 
 def check_value(mine: float | None, expected: float, tolerance: float, name: str = "your answer") -> bool:
     """Compare a number the learner worked out. None counts as not attempted. Raises AssertionError if it is off."""
     if mine is None:
-        print(f"○ {name}: not attempted yet")
-        return False
+        return _not_attempted(name)
     if abs(mine - expected) > tolerance:
         direction = "too large" if mine > expected else "too small"
         raise AssertionError(f"{name}: {mine:g} is {direction} (allowed difference {tolerance:g})")
@@ -47,25 +43,27 @@ def check_value(mine: float | None, expected: float, tolerance: float, name: str
     return True
 
 
+def _not_attempted(name: str) -> bool:
+    print(f"○ {name}: not attempted yet")
+    return False
+
+
 def reveal(guess, answer, explanation: str) -> None:
     """Hold a prediction, made before the cell ran, against what happened."""
+    verdict = "as you predicted" if guess == answer else f"you predicted {guess}"
+    said = f"What happened: {answer} ({verdict}). {explanation}"
     if guess is None:
         said = f"No prediction was made. What happened: {answer}. {explanation}"
-    else:
-        verdict = "as you predicted" if guess == answer else f"you predicted {guess}"
-        said = f"What happened: {answer} ({verdict}). {explanation}"
-    print(
-        textwrap.fill(said, 92, break_long_words=False, break_on_hyphens=False)
-    )  # GitHub does not wrap what is printed
+    # GitHub does not wrap what is printed
+    print(textwrap.fill(said, 92, break_long_words=False, break_on_hyphens=False))
 
 
-def _difference(actual, expected) -> str | None:
-    """None if equal within float32 rounding, else one sentence."""
+def _difference(actual, expected) -> str:
+    """Empty if equal within float32 rounding, else one sentence."""
     if isinstance(expected, (tuple, list)):
         if not isinstance(actual, (tuple, list)) or len(actual) != len(expected):
             return f"expected {len(expected)} values, got {type(actual).__name__}"
-        problems = (_difference(a, e) for a, e in zip(actual, expected, strict=True))
-        return next((p for p in problems if p is not None), None)
+        return next(filter(None, map(_difference, actual, expected)), "")
     if actual is None:
         return "the function returned nothing; is a `return` missing?"
     if isinstance(expected, Tensor) and not isinstance(actual, Tensor):
@@ -74,5 +72,5 @@ def _difference(actual, expected) -> str | None:
     if actual.shape != expected.shape:
         return f"expected shape {tuple(expected.shape)}, got {tuple(actual.shape)}"
     if torch.allclose(actual, expected, rtol=1e-4, atol=1e-5):
-        return None
+        return ""
     return f"the result differs by up to {(actual - expected).abs().max():.3g}"

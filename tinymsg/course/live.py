@@ -1,76 +1,57 @@
 """Pictures computed on request: sliders as fine as one likes, progress, and a way to stop.
 
-What `explore` shows was computed beforehand and needs no kernel; this asks the kernel. Where there is none (the site,
-GitHub), the picture of the first settings is left, with its words.
+Where there is no kernel to ask (the site, GitHub), the picture of the first settings is left, with its words.
 """
 
-import base64
 import html
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 
-from matplotlib.figure import Figure
-from torch import Tensor
+import ipywidgets
 
-from .figures import display_view, frame_bytes
+from .display import Panel, Picture, choice, frame_bytes, picture_html
 
-# One state of the work: how much is done, of how much, its picture (None: none yet), and what the picture shows
-Frame = tuple[int, int, Figure | Tensor | None, str]
+# Yields (done, total, picture, what it shows); done reaches total at the end
+Work = Callable[..., Generator[tuple[int, int, Picture, str], None, None]]
 
 
-class LivePanel:
+class LivePanel(Panel):
     """Controls, buttons to compute and to cancel, a progress bar, and the picture with its words.
 
     Args:
-        work: called with one value of each control, by position, in a thread; a generator of (done, total, frame, words).
-            Frames are Figures (made without pyplot, whose state threads share) or pictures (c, h, w) in [-1, 1]; each is
-            shown as it comes, the last one stays. The words are its caption and its text alternative.
+        work: called with one value of each control, by position, in a thread. Its pictures are shown as they come, the
+            last one stays; Figures are made without pyplot, whose state threads share.
         controls: {label: (lowest, highest, step)} for a slider, {label: [texts]} for a row of buttons.
-        start: values at first (default: the lowest, or the first). They are computed at once, so that there is a picture.
-        instant: for work of less than some 100 ms: every move computes anew, the newest values win; no buttons to press.
+        start: {label: value at first} (default: the lowest, the first text); computed at once.
+        instant: for work of less than some 100 ms: every move computes anew, the newest values win; nothing to press.
         scale: pictures are enlarged so many times.
-        every: seconds at least between two pictures of the same run; the last one is always shown.
 
-    `panel.show()` displays it. Cancel stops at the next frame; a mistake in `work` becomes a sentence in `panel.status`.
+    Cancel stops at the next picture. A mistake becomes a sentence in `status`; at the first values it is raised.
     """
 
-    def __init__(
-        self,
-        work: Callable[..., Iterator[Frame]],
-        controls: dict[str, Sequence],
-        start: dict[str, object] | None = None,
-        instant: bool = False,
-        scale: int = 2,
-        every: float = 0.1,
-    ):
-        import ipywidgets
+    every = 0.1  # seconds at least between two pictures of the same run; the last one is always shown
 
-        self.work, self.instant, self.scale, self.every = work, instant, scale, every
+    def __init__(self, work: Work, controls: dict, start: dict | None = None, instant: bool = False, scale: int = 2):
+        self.work, self.instant, self.scale = work, instant, scale
+        first = {name: values[0] for name, values in controls.items()} | (start or {})
         width = f"{max(map(len, controls)) + 2}ch"  # one column of labels
-        self.controls = {
-            name: _control(name, values, (start or {}).get(name), width) for name, values in controls.items()
-        }
-        self._first = self.values
+        self.controls = {name: _control(name, values, first[name], width) for name, values in controls.items()}
         self.compute = ipywidgets.Button(description="Compute", icon="play", button_style="primary")
         self.cancel = ipywidgets.Button(description="Cancel", icon="stop", disabled=True)
         self.reset = ipywidgets.Button(description="First settings", icon="undo")
         self.progress = ipywidgets.IntProgress(bar_style="info", layout={"width": "16em"})
-        self.status, self.picture = ipywidgets.HTML(), ipywidgets.HTML()
-        row = [self.reset] if instant else [self.compute, self.cancel, self.progress]
-        self.view = ipywidgets.VBox([*self.controls.values(), ipywidgets.HBox([*row, self.status]), self.picture])
+        super().__init__([self.reset] if instant else [self.compute, self.cancel, self.progress])
+        self.view.children = (*self.controls.values(), *self.view.children)
         self._lock, self._stop, self._thread = threading.Lock(), threading.Event(), None
-        self._busy, self._wanted = False, None
-        self._shown: tuple[bytes, str] = b"", ""
-        frames = [
-            (frame, words) for _, _, frame, words in work(*self.values) if frame is not None
-        ]  # no thread: mistakes are raised
-        if not frames:
-            raise ValueError("work yielded no picture")
-        self._draw(*frames[-1])
+        self._busy, self._wanted = False, None  # _wanted: the values to compute next
+        for done, total, picture, words in work(*self.values):
+            self._picture(done, total, picture, words)
+        if not self.shown[0]:
+            raise ValueError("work yielded no picture: let it yield (done, total, picture, words) at least once")
         self.compute.on_click(lambda _: self._ask())
         self.cancel.on_click(lambda _: self._stop.set())
-        self.reset.on_click(lambda _: self._reset())
+        self.reset.on_click(lambda _: [setattr(self.controls[name], "value", value) for name, value in first.items()])
         for control in self.controls.values():
             control.observe(lambda _: self._moved(), names="value")
 
@@ -85,31 +66,26 @@ class LivePanel:
             self._thread.join(seconds)
         return not self._busy
 
-    def show(self) -> None:
-        """Display it. Where widgets cannot run, the picture and its words are left."""
-        display_view(self.view, *self._shown)
-
     def _moved(self) -> None:
         if self.instant:
             self._ask()
         elif not self._busy:
-            self._say("The controls have moved: press Compute.")
-
-    def _reset(self) -> None:
-        for control, value in zip(self.controls.values(), self._first, strict=True):
-            control.value = value
+            self.say("The controls have moved: press Compute.")
 
     def _ask(self) -> None:
-        """Compute for the values of this moment, unless the same panel still computes and does not take newer ones."""
+        """Compute for the values of this moment; what computes already takes newer ones only if it is instant."""
         with self._lock:
             if self.instant or not self._busy:
                 self._wanted = self.values
-            if self._busy:
-                return  # the thread looks for newer values before it ends
-            self._stop.clear()
-            self._set_busy(True)
-            self._thread = threading.Thread(target=self._run, daemon=True)
-            self._thread.start()
+            if not self._busy:
+                self._stop.clear()
+                self._set_busy(True)
+                self._thread = threading.Thread(target=self._run, daemon=True)
+                self._thread.start()
+
+    def _set_busy(self, busy: bool) -> None:
+        self._busy = self.compute.disabled = busy
+        self.cancel.disabled = not busy
 
     def _run(self) -> None:
         while True:
@@ -122,78 +98,48 @@ class LivePanel:
                 self._compute(values)
             except Exception as error:  # whatever `work` raises: a thread has nobody else to tell
                 sentence = next(iter(str(error).splitlines()), "") or type(error).__name__
-                self._say(f"This could not be computed: {sentence.rstrip('.')}.")
-
-    def _set_busy(self, busy: bool) -> None:
-        self._busy = self.compute.disabled = busy
-        self.cancel.disabled = not busy
+                self.say(f"This could not be computed: {sentence.rstrip('.')}.")
 
     def _compute(self, values: tuple) -> None:
         """One run: to its end, to a press of Cancel, or to newer values."""
-        begun, looked, waiting = time.perf_counter(), -1.0, None
+        begun, drawn = time.perf_counter(), 0.0
         if not self.instant:
             self.progress.value = 0
-            self._say("Computing …")
+            self.say("Computing …")
         steps = self.work(*values)
-        for done, total, frame, words in steps:
+        for done, total, picture, words in steps:
             self.progress.max, self.progress.value = total, done
-            over = done >= total or self._stop.is_set() or self._wanted is not None
-            if frame is not None:
-                waiting = frame, words if done >= total else f"{words} Unfinished: {done} of {total}."
-            if waiting and (over or time.perf_counter() - looked >= self.every):
-                self._draw(*waiting)
-                looked, waiting = time.perf_counter(), None
-            if over and done < total:
-                steps.close()
-                if self._stop.is_set():
-                    self._say(f"Cancelled after {done} of {total}.")
-                return
-            if not self.instant:
-                self._say(f"{done} of {total}")
-        if waiting:  # it ended before its total
-            self._draw(*waiting)
-        seconds = time.perf_counter() - begun
-        self._say(f"{1000 * seconds:.0f} ms" if self.instant else f"Done in {seconds:.1f} seconds.")
+            cancelled = self._stop.is_set()
+            over = done >= total or cancelled or self._wanted is not None
+            if over or time.perf_counter() - drawn >= self.every:
+                self._picture(done, total, picture, words)
+                drawn = time.perf_counter()
+            if done < total:
+                self.say(f"Cancelled after {done} of {total}." if cancelled else f"{done} of {total}")
+                if over:
+                    steps.close()
+                    return
+        self.say(f"Done in {time.perf_counter() - begun:.2f} seconds.")
 
-    def _draw(self, frame: Figure | Tensor, words: str) -> None:
-        self._shown = frame_bytes(frame, self.scale), words
-        source, text = base64.b64encode(self._shown[0]).decode(), html.escape(words, quote=True)
-        self.picture.value = (
-            f'<img alt="{text}" src="data:image/png;base64,{source}"><div aria-hidden="true">{text}</div>'
-        )
-
-    def _say(self, sentence: str) -> None:
-        self.status.value = html.escape(sentence)
+    def _picture(self, done: int, total: int, picture: Picture, words: str) -> None:
+        words = words if done >= total else f"{words} Unfinished: {done} of {total}."
+        self.shown = frame_bytes(picture, self.scale), words
+        self.picture.value = f'{picture_html(*self.shown)}<div aria-hidden="true">{html.escape(words)}</div>'
 
 
-def _control(name: str, values: Sequence, start: object, label_width: str):
+def _control(name: str, values: Sequence, start, label_width: str):
     """A row of buttons for texts, a slider for (lowest, highest, step)."""
-    import ipywidgets
-
-    options = {
-        "description": name,
-        "style": {"description_width": label_width},
-        "layout": {"width": "auto", "max_width": "40em"},
-    }
     if isinstance(values[0], str):
-        options["style"]["button_width"] = "auto"
-        options["layout"] |= {"display": "flex", "margin": "3px 2px"}  # the label stays beside them
-        return ipywidgets.ToggleButtons(options=list(values), value=start or values[0], **options)
+        return choice(name, values, start, label_width)
     low, high, step = values
-    whole = all(isinstance(value, int) for value in values)
-    kind = ipywidgets.IntSlider if whole else ipywidgets.FloatSlider
-    places = {} if whole else {"readout_format": ".2f" if step < 0.1 else ".1f"}
-    return kind(value=low if start is None else start, min=low, max=high, step=step, **options, **places)
+    kind = ipywidgets.IntSlider if isinstance(step, int) else ipywidgets.FloatSlider
+    slider = kind(start, min=low, max=high, step=step, description=name, layout={"width": "auto", "max_width": "40em"})
+    slider.style.description_width = label_width
+    return slider
 
 
-def live_panel(
-    work: Callable[..., Iterator[Frame]],
-    controls: dict[str, Sequence],
-    start: dict[str, object] | None = None,
-    instant: bool = False,
-    **options,
-) -> LivePanel:
-    """Display a `LivePanel`; returns it."""
-    panel = LivePanel(work, controls, start, instant, **options)
+def live_panel(*arguments, **options) -> LivePanel:
+    """Display a `LivePanel` of these arguments; returns it."""
+    panel = LivePanel(*arguments, **options)
     panel.show()
     return panel

@@ -4,25 +4,29 @@ The process belongs to nobody: it goes on when the notebook is closed, and is fo
 All that is shown is read from the files that it writes.
 """
 
-import base64
+import contextlib
 import csv
-import html
+import functools
 import os
 import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import ipywidgets
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from PIL import Image
 
 from ..evaluate import read_results
 from ..training.checkpoint import checkpoints, training_process
-from .figures import COLORS, display_view, frame_bytes, show, smooth
+from .display import Panel, show
+from .figures import COLORS, smooth
 
 MESSAGES = "train.log"  # in the run's folder: what the process says
 
@@ -60,31 +64,20 @@ def training_progress(out: str | Path) -> Progress:
     """Read a run's folder, whether its training runs or not. It may not be there yet."""
     out = Path(out)
     losses, validation = (_rows(out / name) for name in ("log.csv", "validation.csv"))
-    strips = sorted((out / "validation").glob("[0-9]*.png"))
-    try:
+    strip = max((out / "validation").glob("[0-9]*.png"), default=None)
+    saved = max((int(path.stem.removeprefix("checkpoint-")) for path in checkpoints(out)), default=None)
+    steps, step = None, int(losses[-1]["step"]) if losses else 0
+    with contextlib.suppress(OSError, ValueError):
         steps = read_results(out / "run.json")["steps"]
-    except (OSError, ValueError, KeyError):
-        steps = None
-    said = (out / MESSAGES).read_text(errors="replace").split("\n") if (out / MESSAGES).is_file() else []
-    saved = [int(path.stem.removeprefix("checkpoint-")) for path in checkpoints(out)]
-    return Progress(
-        training_process(out),
-        int(losses[-1]["step"]) if losses else 0,
-        steps,
-        losses,
-        validation,
-        strips[-1] if strips else None,
-        next((line for line in reversed(said) if line.strip()), ""),
-        saved[-1] if saved else None,
-    )
+    message = (out / MESSAGES).read_text(errors="replace").strip() if (out / MESSAGES).is_file() else ""
+    message = message.rpartition("\n")[-1]
+    return Progress(training_process(out), step, steps, losses, validation, strip, message, saved)
 
 
 def _rows(path: Path) -> list[dict[str, float]]:
     """A CSV file that another process writes: a line that is not yet whole is left out."""
-    if not path.is_file():
-        return []
-    lines = [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
-    return [{key: float(value) for key, value in row.items()} for row in csv.DictReader(lines)]
+    whole = path.read_text().rpartition("\n")[0].splitlines() if path.is_file() else []
+    return [{key: float(value) for key, value in row.items()} for row in csv.DictReader(whole)]
 
 
 def start_training(
@@ -102,107 +95,67 @@ def start_training(
     if (running := training_process(out)) is not None:
         raise RuntimeError(f"{out.name}: process {running} trains there already; stop it first")
     out.mkdir(parents=True, exist_ok=True)
-    torchrun = (
-        ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)] if processes > 1 else []
-    )
+    torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"] if processes > 1 else []
     command = [sys.executable, *torchrun, "-m", "tinymsg", "train", *arguments, "--out", str(out)]
-    root = str(Path(__file__).resolve().parents[2])  # where the package is, should it not be installed
-    path = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
     with open(out / MESSAGES, "w") as messages:
-        environment = os.environ | {"TQDM_DISABLE": "1", "PYTHONPATH": path}
-        return subprocess.Popen(
-            command,
-            cwd=cwd,
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            stdout=messages,
-            stderr=messages,
-            start_new_session=True,
-        )
+        streams = {"stdin": subprocess.DEVNULL, "stdout": messages, "stderr": messages}
+        quiet = os.environ | {"TQDM_DISABLE": "1"}
+        return subprocess.Popen(command, cwd=cwd, env=quiet, start_new_session=True, **streams)
 
 
 def stop_training(out: str | Path, wait: float = 0) -> bool:
-    """Ask the training in a folder to write a checkpoint and end (SIGTERM).
+    """Ask the training in a folder to write a checkpoint and end (SIGTERM); wait so many seconds until it has.
 
-    Args:
-        wait: seconds to wait until it has; it ends the step in hand first.
     Returns: whether it has ended (True as well if none ran).
     """
-    process = training_process(out)
-    if process is None:
-        return True
-    os.kill(process, signal.SIGTERM)
+    if (process := training_process(out)) is not None:
+        os.kill(process, signal.SIGTERM)
     deadline = time.monotonic() + wait
-    while (running := training_process(out)) is not None and time.monotonic() < deadline:
+    while (running := training_process(out) is not None) and time.monotonic() < deadline:
         time.sleep(0.1)
-    return running is None
+    return not running
 
 
 def plot_progress(progress: Progress) -> Figure:
     """Losses, and, where there is validation, its PSNR and its last pictures."""
-    from PIL import Image
-
-    looked, strip = bool(progress.validation), progress.strip is not None
-    below = 0.0
-    if strip:
-        with Image.open(progress.strip) as image:
+    looked, strip, pictures = bool(progress.validation), progress.strip, np.empty(0)
+    mosaic, heights = [["losses", "psnr"] if looked else ["losses"]], [3.0]
+    if strip is not None:
+        with Image.open(strip) as image:
             pictures = np.asarray(image)[: image.width // 3]  # its first row
-        below = min(2.6, 0.4 + 2 * len(pictures) / 80)  # inches: a small picture is not blown up
+        mosaic.append(["strip"] * len(mosaic[0]))
+        heights.append(min(2.6, 0.4 + 2 * len(pictures) / 80))  # inches: a small picture is not blown up
     # Without pyplot: this is drawn in a thread
-    figure = Figure(figsize=(9.5 if looked else 6.4, 3 + below), dpi=80, layout="constrained")
-    grid = figure.add_gridspec(1 + strip, 1 + looked, height_ratios=[3, below] if strip else None)
-    axis = figure.add_subplot(grid[0, 0])
+    figure = Figure(figsize=(9.5 if looked else 6.4, sum(heights)), dpi=80, layout="constrained")
+    axes: dict[str, Axes] = figure.subplot_mosaic(mosaic, height_ratios=heights)  # pyright: ignore
     for key, color in (("denoise", COLORS["guided"]), ("guidance", COLORS["structure"])):
-        rows = [row for row in progress.losses if row[key] > 0]
-        if rows:
-            axis.plot([row["step"] for row in rows], smooth(row[key] for row in rows), color=color, label=key)
-    axis.set(xlabel="optimiser steps", ylabel="training loss", title=str(progress))
-    if progress.losses:
-        axis.set_yscale("log")
-        axis.legend()
-    else:
-        axis.text(0.5, 0.5, "no step yet", transform=axis.transAxes, ha="center", color="0.4")
-        axis.set(xticks=[], yticks=[])
+        if rows := [row for row in progress.losses if row[key] > 0]:
+            steps = [row["step"] for row in rows]
+            axes["losses"].semilogy(steps, smooth(row[key] for row in rows), color=color, label=key)
+            axes["losses"].legend()
+    axes["losses"].set(xlabel="optimiser steps", ylabel="training loss", title=str(progress))
     if looked:
-        axis = figure.add_subplot(grid[0, 1])
-        axis.plot(
-            [row["step"] for row in progress.validation],
-            [row["psnr"] for row in progress.validation],
-            "o-",
-            color=COLORS["sharp"],
-            markersize=4,
-        )
+        axis, title = axes["psnr"], "held-out pictures, averaged weights"
+        steps, psnr = ([row[key] for row in progress.validation] for key in ("step", "psnr"))
+        axis.plot(steps, psnr, "o-", color=COLORS["sharp"], markersize=4)
         low, high = axis.get_ylim()
-        middle, half = (low + high) / 2, max(high - low, 0.5) / 2  # a jitter of hundredths shall not look like a crash
-        axis.set(
-            xlabel="optimiser steps",
-            ylabel="validation PSNR (dB)",
-            title="held-out pictures, averaged weights",
-            ylim=(middle - half, middle + half),
-        )
-    if strip:
-        axis = figure.add_subplot(grid[1, :])
-        axis.imshow(pictures)
-        axis.set_title(f"blurry, restored, sharp at step {int(progress.strip.stem):,}")
-        axis.axis("off")
+        more = max(0.5 - (high - low), 0) / 2  # a jitter of hundredths shall not look like a crash
+        axis.set(xlabel="optimiser steps", ylabel="validation PSNR (dB)", title=title, ylim=(low - more, high + more))
+    if strip is not None:
+        axes["strip"].imshow(pictures)
+        axes["strip"].set_title(f"blurry, restored, sharp at step {int(strip.stem):,}")
+        axes["strip"].axis("off")
     return figure
 
 
 def progress_text(progress: Progress) -> str:
     """The text alternative of `plot_progress`."""
-    parts = [f"Training, {str(progress).rstrip('.')}."]
-    if progress.losses:
-        first, last = progress.losses[0], progress.losses[-1]
-        parts.append(
-            f"Denoising loss from {first['denoise']:.3g} to {last['denoise']:.3g}, guidance loss from "
-            f"{first['guidance']:.3g} to {last['guidance']:.3g}."
-        )
-    if progress.validation:
-        first, last = progress.validation[0], progress.validation[-1]
-        parts.append(f"Validation PSNR from {first['psnr']:.2f} to {last['psnr']:.2f} dB.")
-    if progress.strip is not None:
-        parts.append("Below, the blurry, the restored and the sharp picture.")
-    return " ".join(parts)
+    told, losses = f"Training, {str(progress).rstrip('.')}.", progress.losses
+    for what, key in (("Denoising", "denoise"), ("Guidance", "guidance")) if losses else ():
+        told += f" {what} loss from {losses[0][key]:.3g} to {losses[-1][key]:.3g}."
+    if rows := progress.validation:
+        told += f" Validation PSNR from {rows[0]['psnr']:.2f} to {rows[-1]['psnr']:.2f} dB."
+    return told if progress.strip is None else f"{told} Below, the blurry, the restored and the sharp picture."
 
 
 def show_progress(out: str | Path) -> None:
@@ -211,52 +164,31 @@ def show_progress(out: str | Path) -> None:
     show(plot_progress(progress), progress_text(progress))
 
 
-class TrainingMonitor:
+class TrainingMonitor(Panel):
     """Buttons to start (or resume) and stop a training, over its live curves.
 
     Closing the notebook stops nothing; a monitor made anew on the same folder goes on watching.
 
     Args:
         arguments, out, processes, cwd: as for `start_training`.
-        seconds: between looks at the files while the training runs; 0 looks at the press of a button only.
-
-    `monitor.show()` displays it. Where widgets cannot run, the figure of that moment and its text are left.
     """
 
-    def __init__(
-        self,
-        arguments: Sequence[str],
-        out: str | Path,
-        processes: int = 1,
-        cwd: str | Path | None = None,
-        seconds: float = 3,
-    ):
-        import ipywidgets
+    seconds = 3.0  # between looks at the files while the training runs; 0 looks at the press of a button only
 
-        self.arguments, self.out, self.processes, self.cwd, self.seconds = (
-            list(arguments),
-            Path(out),
-            processes,
-            cwd,
-            seconds,
-        )
-        self.start_button = ipywidgets.Button(description="Start", icon="play")
-        self.stop_button = ipywidgets.Button(description="Stop", icon="stop", tooltip="writes a checkpoint, then ends")
-        self.refresh_button = ipywidgets.Button(description="Refresh", icon="refresh")
-        self.status, self.picture = ipywidgets.HTML(), ipywidgets.HTML()
-        buttons = {self.start_button: self.start, self.stop_button: self.stop, self.refresh_button: self.refresh}
-        for button, action in buttons.items():
-            button.on_click(lambda _, action=action: self._carefully(action))
-        self.view = ipywidgets.VBox([ipywidgets.HBox(list(buttons)), self.status, self.picture])
+    def __init__(self, arguments: Sequence[str], out: str | Path, processes: int = 1, cwd: str | Path | None = None):
+        self.out, self._begin = Path(out), functools.partial(start_training, list(arguments), out, processes, cwd)
         self._child: subprocess.Popen | None = None
-        self._thread: threading.Thread | None = None
+        self._thread = threading.Thread()
+        self.start_button = self._button("Start", "play", self.start)
+        self.stop_button = self._button("Stop", "stop", self.stop)
+        self.refresh_button = self._button("Refresh", "refresh", self.refresh)
+        super().__init__([self.start_button, self.stop_button, self.refresh_button])
         self.refresh()
 
     def start(self) -> None:
         """Start the training, or resume it."""
-        self._child = start_training(self.arguments, self.out, self.processes, self.cwd)
+        self._child = self._begin()
         self.refresh()
-        self._watch()
 
     def stop(self) -> None:
         """Ask the training to write a checkpoint and end."""
@@ -264,45 +196,34 @@ class TrainingMonitor:
         self.refresh()
 
     def refresh(self) -> Progress:
-        """Read the files and draw anew; returns what they say."""
+        """Read the files and draw anew, from now on by itself while the training runs; returns what they say."""
         progress = training_progress(self.out)
-        starting = self._alive() and progress.process is None
-        self.status.value = html.escape("starting (PyTorch takes a few seconds)" if starting else str(progress))
+        running = progress.process is not None
+        starting = not running and self._child is not None and self._child.poll() is None
+        self._running = running or starting
+        self.say("starting (PyTorch takes a few seconds)" if starting else str(progress))
         self.start_button.description = "Start" if progress.saved is None else "Resume"
-        self.start_button.disabled = starting or progress.process is not None or progress.complete
-        self.stop_button.disabled = progress.process is None
-        source = base64.b64encode(frame_bytes(plot_progress(progress))).decode()
-        alt = html.escape(progress_text(progress), quote=True)
-        self.picture.value = f'<img alt="{alt}" src="data:image/png;base64,{source}">'
-        return progress
-
-    def show(self) -> None:
-        """Display the buttons and the curves, and keep them up to date while the training runs."""
-        progress = self.refresh()
-        display_view(self.view, frame_bytes(plot_progress(progress)), progress_text(progress))
-        if progress.process is not None:
-            self._watch()
-
-    def _alive(self) -> bool:
-        """Whether the process that was started here still runs."""
-        return self._child is not None and self._child.poll() is None
-
-    def _carefully(self, action) -> None:
-        """What a button does; an error is shown where one looks."""
-        try:
-            action()
-        except (RuntimeError, OSError, ValueError) as error:
-            self.status.value = html.escape(str(error))
-
-    def _watch(self) -> None:
-        if self.seconds and (self._thread is None or not self._thread.is_alive()):
+        self.start_button.disabled = self._running or progress.complete
+        self.stop_button.disabled = not running
+        self.draw(plot_progress(progress), progress_text(progress))
+        if self._running and self.seconds and not self._thread.is_alive():
             self._thread = threading.Thread(target=self._look, daemon=True)
             self._thread.start()
+        return progress
 
     def _look(self) -> None:
-        """Refresh until nothing runs any more."""
-        running = True
-        while running:
+        while self._running:
             time.sleep(self.seconds)
-            running = self._alive() or training_process(self.out) is not None
             self._carefully(self.refresh)
+
+    def _button(self, name: str, icon: str, act: Callable[[], object]) -> ipywidgets.Button:
+        button = ipywidgets.Button(description=name, icon=icon)
+        button.on_click(lambda _: self._carefully(act))
+        return button
+
+    def _carefully(self, act: Callable[[], object]) -> None:
+        """Act; an error is shown where one looks."""
+        try:
+            act()
+        except (RuntimeError, OSError, ValueError) as error:
+            self.say(str(error))
