@@ -402,3 +402,15 @@ def test_new_content_is_of_another_kind_than_the_training(tmp_path):
     }
     assert "photos" in names["scenes"] and "scenes" in names["photos"] and "scenes" in names[str(tmp_path)]
     assert "1 pictures of" in domain_pairs("jpeg", str(tmp_path), 2, 1).name
+
+
+def test_the_network_sees_mirrored_padding():
+    x = torch.arange(6.0).reshape(1, 1, 2, 3)
+    padded = pad_to_multiple(x, 4)
+    assert padded.shape == (1, 1, 4, 4)  # two rows more than can be mirrored: the last one repeats
+    assert torch.equal(padded[0, 0, 0], torch.tensor([0.0, 1, 2, 2]))
+    mirrored = pad_to_multiple(torch.arange(5.0).expand(1, 1, 7, 5), 4)
+    assert torch.equal(mirrored[0, 0, 0], torch.tensor([0.0, 1, 2, 3, 4, 3, 2, 1])) and mirrored.shape[-2:] == (8, 8)
+    same = torch.zeros(1, 1, 8, 16)
+    assert pad_to_multiple(same, 8) is same
+    assert pad_to_multiple(torch.zeros(1, 1, 1, 13), 8, dims=1).shape == (1, 1, 1, 16)

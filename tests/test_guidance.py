@@ -4,10 +4,22 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from tinymsg.guidance import HOW, INJECT, LUMA, TARGETS, MultiscaleGuidance, NoGuidance, StructureNet, downsample, structure_targets, to_gray
+from tinymsg.guidance import (
+    HOW,
+    INJECT,
+    LUMA,
+    TARGETS,
+    MultiscaleGuidance,
+    NoGuidance,
+    StructureNet,
+    downsample,
+    structure_targets,
+    to_gray,
+)
 from tinymsg.train import loss_terms
 
-VARIANTS = [v for v in itertools.product(TARGETS, INJECT, HOW, (False, True)) if v[1] != "blurry" or v[0] == "none"]
+# Without a target nothing is left for the nets to learn from where the denoiser's gradient is cut
+VARIANTS = [v for v in itertools.product(TARGETS, INJECT, HOW, (False, True)) if not (v[0] == "none" and v[3])]
 WIDTHS = (16, 16, 24, 32)
 LEVEL = torch.tensor([0.3, 0.8])
 
@@ -30,9 +42,8 @@ def test_downsampling_is_antialiased_and_keeps_the_mean(k, device):
     assert small.shape == (1, 1, 32 >> k, 48 >> k)
     torch.testing.assert_close(small, torch.full_like(small, 0.3))
     noise = torch.randn(64, 1, 32, 48, generator=torch.Generator().manual_seed(0)).to(device)
-    triangle = 1 - (torch.arange(2 << k) + 0.5 - (1 << k)).abs() / (
-        1 << k
-    )  # a filter as wide as the new pixels are far apart
+    # A filter as wide as the new pixels are far apart
+    triangle = 1 - (torch.arange(2 << k) + 0.5 - (1 << k)).abs() / (1 << k)
     variance = ((triangle / triangle.sum()) ** 2).sum().item() ** 2
     inside = downsample(noise, k)[..., 1:-1, 1:-1]
     assert abs(inside.var().item() / variance - 1) < 0.1  # without it: 1/4 at any k, aliased from fine detail
@@ -74,16 +85,16 @@ def test_shapes(images, target, inject, how, stop, scales, dims):
     x, _ = images(2, 3, h, w)
     guidance = MultiscaleGuidance(WIDTHS, scales, target, inject, how, stop, width=8, blocks=1, dims=dims)
     (add, concat), predictions = guidance(x)
-    small = lambda k: (max(h >> k, 1), w >> k)
+    small = {k: (max(h >> k, 1), w >> k) for k in scales}
     channels = 3 if target == "rgb" else 1
     if target == "none":
         assert predictions == ()
     else:
-        assert [tuple(p.shape) for p in predictions] == [(2, channels, *small(k)) for k in scales]
+        assert [tuple(p.shape) for p in predictions] == [(2, channels, *small[k]) for k in scales]
     if how == "concat":
         assert add == {}
     else:
-        assert {k: tuple(a.shape) for k, a in add.items()} == {k: (2, WIDTHS[k], *small(k)) for k in scales}
+        assert {k: tuple(a.shape) for k, a in add.items()} == {k: (2, WIDTHS[k], *small[k]) for k in scales}
     if how == "add":
         assert concat is None and guidance.concat_channels == 0
     else:
@@ -98,7 +109,7 @@ def test_gradients_of_the_two_losses(tiny_model, images, target, inject, how, st
     """The denoising loss reaches the structure nets unless it is cut; the guidance loss always does, and only them."""
     model = tiny_model(scales=(1, 2), target=target, inject=inject, how=how, stop_gradient=stop)
     y0, x = images()
-    denoise, structure = loss_terms(model, model.config, y0, x, LEVEL, torch.randn_like(y0))
+    denoise, structure = loss_terms(model, y0, x, LEVEL, torch.randn_like(y0))
     nets = list(model.guidance.nets.parameters())
     projections = [*model.guidance.to_encoder.parameters(), *model.guidance.to_input.parameters()]
 
@@ -113,7 +124,6 @@ def test_gradients_of_the_two_losses(tiny_model, images, target, inject, how, st
     head = {id(p) for net in model.guidance.nets if net.head is not None for p in net.head.parameters()}
     wanted = [not stop and (inject == "structure" or id(p) not in head) for p in nets]
     assert reached(denoise, nets) == wanted
-    assert bool(nets) == (inject != "blurry")
     assert reached(structure, nets) == [target != "none"] * len(nets)
     assert not any(reached(structure, projections + list(model.unet.parameters())))
 
@@ -121,7 +131,7 @@ def test_gradients_of_the_two_losses(tiny_model, images, target, inject, how, st
 @pytest.mark.parametrize("how", HOW)
 @pytest.mark.parametrize("inject", INJECT)
 def test_zeroed_projections_give_the_plain_network(tiny_model, images, how, inject):
-    model = tiny_model(how=how, inject=inject, target="none" if inject == "blurry" else "gray")
+    model = tiny_model(how=how, inject=inject)
     y_t, x = images()
     guided, _ = model(y_t, x, LEVEL)
     channels = model.guidance.concat_channels
@@ -161,23 +171,14 @@ def test_injected_structure_is_the_prediction(tiny_model, images):
     torch.testing.assert_close(concat, expected)
 
 
-def test_the_blurry_control_injects_what_the_structure_nets_would_have_seen(images):
-    x, _ = images()
-    guidance = MultiscaleGuidance(WIDTHS, (1, 2), "none", "blurry", "concat")
-    (_, concat), predictions = guidance(x)
-    seen = [F.interpolate(downsample(to_gray(x), k), size=(16, 16), mode="bilinear") for k in (1, 2)]
-    torch.testing.assert_close(concat, torch.cat(seen, dim=1))
-    assert predictions == () and list(guidance.parameters()) == []
-
-
 @pytest.mark.parametrize(
     "changes, message",
     [
-        ({"target": "hsv"}, "unknown guidance target 'hsv'; known: gray, rgb, none"),
-        ({"inject": "edges"}, "unknown guidance inject 'edges'; known: features, structure"),
-        ({"how": "multiply"}, "unknown guidance how 'multiply'; known: add, concat, both"),
-        ({"inject": "blurry"}, "no network that could predict a target: set target='none'"),
-        ({"scales": (4,)}, r"within 1 .. 3, got \(4,\)"),
+        ({"target": "hsv"}, "hsv.*gray, rgb, none"),
+        ({"inject": "edges"}, "edges.*features, structure"),
+        ({"how": "multiply"}, "multiply.*add, concat, both"),
+        ({"stop_gradient": True, "target": "none"}, "nothing .* to learn from"),
+        ({"scales": (4,)}, r"within 1 .. 3.*\(4,\)"),
         ({"scales": (0, 1)}, "within 1 .. 3"),
         ({"scales": (1, 1)}, "distinct"),
         ({"scales": ()}, "distinct and within"),

@@ -1,11 +1,14 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from jaxtyping import TypeCheckError
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from tinymsg.guidance import NoGuidance
-from tinymsg.unet import Features, NoiseEmbedding, ResBlock, UNet, conv, group_norm
+from tinymsg.unet import Features, GroupNorm, NoiseEmbedding, ResBlock, UNet, conv
 
 LEVEL = torch.tensor([0.3, 0.8])
+TYPES = (torch.bfloat16, torch.float32)
 
 
 def randomised(module: torch.nn.Module) -> torch.nn.Module:
@@ -112,14 +115,14 @@ def test_wrong_inputs_say_what_was_expected(images):
     y_t, x = images()
     with pytest.raises(ValueError, match="one shape"):
         unet(y_t[..., :8], x, LEVEL)
-    with pytest.raises(ValueError, match="multiples of 8, got 16x12; pad first"):
+    with pytest.raises(ValueError, match="multiples of 8.* 16x12"):
         unet(y_t[..., :12], x[..., :12], LEVEL)
-    with pytest.raises(ValueError, match="multiples of 8, got 12x16"):
+    with pytest.raises(ValueError, match="multiples of 8.* 12x16"):
         unet(y_t[..., :12, :], x[..., :12, :], LEVEL)
     for level in (LEVEL[:1], LEVEL[:, None], torch.tensor(0.5)):
-        with pytest.raises(ValueError, match=r"noise_level must have shape \(2,\)"):
+        with pytest.raises((ValueError, TypeCheckError), match="noise_level"):
             unet(y_t, x, level)
-    with pytest.raises(ValueError, match="expects 4 guidance channels"):
+    with pytest.raises(ValueError, match="4 guidance channels"):
         UNet(3, (16, 16), 1, concat=4)(y_t, x, LEVEL)
 
 
@@ -133,19 +136,16 @@ def test_noise_embedding_tells_close_levels_apart():
     assert not embedding.state_dict().keys() & {"frequency"}  # not a weight: not saved
 
 
-def test_res_block_starts_as_its_skip_and_drops_out_in_training_alone(images):
+def test_res_block_starts_as_its_skip():
     h = torch.randn(2, 16, 8, 8, generator=torch.Generator().manual_seed(0))
     e = torch.randn(2, 32, generator=torch.Generator().manual_seed(1))
-    assert torch.equal(ResBlock(16, 16, 32, 0.0, 2)(h, e), h)
-    block = randomised(ResBlock(16, 24, 32, 0.5, 2))
-    assert torch.equal(block(h, e), block(h, e)) and block(h, e).shape == (2, 24, 8, 8)
-    assert (block(h, e) - block(h, -e)).abs().mean() > 1e-3
-    block.train()
-    assert not torch.equal(block(h, e), block(h, e))
+    assert torch.equal(ResBlock(16, 16, 32, 2)(h, e), h)
+    wider = ResBlock(16, 24, 32, 2)
+    assert torch.equal(wider(h, e), wider.skip(h))
 
 
 def test_res_block_closed_form():
-    block = randomised(ResBlock(16, 24, 32, 0.0, 2))
+    block = randomised(ResBlock(16, 24, 32, 2))
     h = torch.randn(2, 16, 8, 8, generator=torch.Generator().manual_seed(0))
     e = torch.randn(2, 32, generator=torch.Generator().manual_seed(1))
     scale, shift = (e @ block.modulate.weight.T + block.modulate.bias).reshape(2, 2, 24, 1, 1).unbind(1)
@@ -155,10 +155,26 @@ def test_res_block_closed_form():
 
 @pytest.mark.parametrize("channels", [1, 8, 16, 24, 40, 48, 128, 136])
 def test_group_norm_divides_its_channels(channels):
-    norm = group_norm(channels)
+    norm = GroupNorm(channels)
     assert channels % norm.num_groups == 0
     assert channels < 32 or channels // norm.num_groups >= 16
-    assert norm(torch.randn(2, channels, 4, 4)).shape == (2, channels, 4, 4)
+    h = 5 + 3 * torch.randn(2, channels, 8, 8, generator=torch.Generator().manual_seed(0))
+    groups = norm(h).reshape(2, norm.num_groups, -1)
+    torch.testing.assert_close(groups.mean(dim=-1), torch.zeros(2, norm.num_groups), rtol=0, atol=1e-5)
+    torch.testing.assert_close(groups.var(dim=-1, unbiased=False), torch.ones(2, norm.num_groups), rtol=1e-4, atol=0)
+
+
+def test_group_norm_keeps_the_type_of_its_input_under_cudas_autocast():
+    """Whose list has it in fp32, in and out: 1.9 times the memory. Shown by tensors that have a type and no values."""
+    before = torch.is_autocast_enabled("cuda")
+    with FakeTensorMode(allow_non_fake_inputs=True), torch.device("cuda"):
+        norm, plain = GroupNorm(32), torch.nn.GroupNorm(2, 32)
+        torch.set_autocast_enabled("cuda", True)
+        try:
+            types = [[layer(torch.zeros(1, 32, 4, 4, dtype=t)).dtype for t in TYPES] for layer in (norm, plain)]
+        finally:
+            torch.set_autocast_enabled("cuda", before)
+    assert types == [list(TYPES), [torch.float32] * 2]  # the plain one guards this test: so the list is at work
 
 
 def test_conv_keeps_the_size():
