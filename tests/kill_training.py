@@ -59,7 +59,7 @@ def arguments(out: Path, data: Path, steps: int, save_every: int = 3) -> list[st
 
 
 def environment() -> dict[str, str]:
-    """Of a training process: this checkout, one thread; several meet on this machine alone, whatever its name resolves to."""
+    """Of a training process: this checkout, one thread; several meet on this machine alone."""
     here = {"GLOO_SOCKET_IFNAME": "lo"} if sys.platform == "linux" else {}
     return os.environ | here | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1"}
 
@@ -120,7 +120,7 @@ class Forked:
         try:
             handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
             os.dup2(handle, 1), os.dup2(handle, 2)
-            from tinymsg.__main__ import main
+            from tinymsg.cli import main
 
             prepare()
             status = main(command)
@@ -162,7 +162,7 @@ def kill_many(trainings, folder: Path, data: Path, steps: int, kills: int, seed:
         killed = strike(trainings, process, torn, kind, usual)
         if killed:
             counts[kind] += 1
-            counts["half written"] += bool(list(torn.glob("*.part")))
+            counts["half written"] += bool(list(torn.glob(".checkpoint-*.part.pt")))
             continue
         counts["completed"] += 1
         compare(whole, torn, log)
@@ -185,48 +185,53 @@ def patch(owner, name: str, replacement) -> None:
 
 
 def _half_a_checkpoint() -> None:
-    def save(values, file, original):
-        import io
-
-        buffer = io.BytesIO()
-        original(values, buffer)
-        file.write(buffer.getvalue()[: buffer.tell() // 2])
-        file.flush()
+    def save(values, path, original):
+        original(values, path)
+        os.truncate(path, os.path.getsize(path) // 2)
         die()
 
-    patch(sys.modules["torch"], "save", lambda original: lambda values, file: save(values, file, original))
+    patch(sys.modules["torch"], "save", lambda original: lambda values, path: save(values, path, original))
 
 
 def _before_the_sync() -> None:
-    patch(os, "fsync", lambda original: die)
+    patch(sys.modules["torch"], "save", lambda original: lambda values, path: (original(values, path), die()))
+
+
+def die_at(method: str, prefix: str) -> None:
+    """Die where a Path's `method` is called on a file whose name begins so."""
+    patch(
+        Path,
+        method,
+        lambda original: (
+            lambda path, *args, **more: die() if path.name.startswith(prefix) else original(path, *args, **more)
+        ),
+    )
 
 
 def _before_the_name() -> None:
-    patch(Path, "replace", lambda original: lambda path, to: die() if "checkpoint" in path.name else original(path, to))
+    die_at("replace", ".checkpoint-")
 
 
 def _before_the_older_one_goes() -> None:
-    patch(Path, "unlink", lambda original: die)
+    die_at("unlink", "checkpoint-")
 
 
 def _half_a_row() -> None:
     from tinymsg.training import runs
 
-    def write(table, values):
-        if values["step"] % 5 == 0:
-            table.file.write(f"{values['step']},0.1")
-            table.file.flush()
+    def write(logs, table, values):
+        if table == "log" and values["step"] % 5 == 0:
+            logs.files[table].write(f"{values['step']},0.1")
+            logs.files[table].flush()
             die()
-        return original(table, values)
+        return original(logs, table, values)
 
-    original = runs._Table.write
-    runs._Table.write = write
+    original = runs.Logs.write
+    runs.Logs.write = write
 
 
 def _while_the_log_is_trimmed() -> None:
-    patch(
-        Path, "replace", lambda original: lambda path, to: die() if path.name == "log.csv.part" else original(path, to)
-    )
+    die_at("replace", ".log.part")
 
 
 POINTS = {
@@ -265,7 +270,7 @@ def strike(trainings, process, torn: Path, kind: str, usual: float) -> bool:
         now = {
             "random": waited > delay,
             "first steps": rows_of(torn) >= rows,
-            "writing": waited > delay / 2 and bool(list(torn.glob("checkpoint-*.part"))),
+            "writing": waited > delay / 2 and bool(list(torn.glob(".checkpoint-*.part.pt"))),
         }[kind]
         status = trainings.poll(process)
         if status is not None:
@@ -320,8 +325,8 @@ def main() -> None:
         import torchmetrics.functional.image  # noqa: F401
         import tqdm  # noqa: F401
 
-        from tinymsg.datasets import packed
-        from tinymsg.training import estimate, runs
+        from tinymsg.datasets import packed  # noqa: F401
+        from tinymsg.training import estimate, runs  # noqa: F401
 
         torch.set_num_threads(1)
     if args.how == "points":

@@ -1,7 +1,4 @@
-"""A training survives any kill: pack, train, SIGKILL, resume; the losses and weights of one that was left alone.
-
-`make test` runs the fast ones; `make test-kill` those that start each training from the command line, minutes long.
-"""
+"""A training survives any kill: pack, train, SIGKILL, resume; the losses and weights of one that was left alone."""
 
 import subprocess
 import sys
@@ -11,7 +8,7 @@ import pytest
 from kill_training import ROOT, environment
 from miniatures import make_gopro
 
-pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="SIGKILL and fork")
+pytestmark = [pytest.mark.course, pytest.mark.skipif(sys.platform == "win32", reason="SIGKILL and fork")]
 
 
 @pytest.fixture(scope="module")
@@ -59,25 +56,21 @@ def test_killed_at_the_worst_moments(packed, tmp_path):
     assert kill("points", tmp_path, packed, "--kills", "1").count("equal") == 6
 
 
-@pytest.mark.slow
 def test_killed_twice_at_the_worst_moments(packed, tmp_path):
     assert kill("points", tmp_path, packed, "--kills", "2").count("equal") == 6
 
 
-@pytest.mark.slow
 def test_twenty_kills_from_the_command_line(packed, tmp_path):
     said = kill("real", tmp_path, packed, "--kills", "24", "--steps", "50")
     assert "every completed training equals the whole one" in said
 
 
-@pytest.mark.slow
 def test_eighty_kills_of_forked_trainings(packed, tmp_path):
     assert "every completed training equals the whole one" in kill(
         "fast", tmp_path, packed, "--kills", "80", "--steps", "50"
     )
 
 
-@pytest.mark.slow
 def test_kills_under_torchrun(packed, tmp_path):
     said = kill("two", tmp_path, packed, "--kills", "8", "--steps", "50")
     assert "every completed training equals the whole one" in said
