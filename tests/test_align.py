@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from tinymsg.data import photo
-from tinymsg.evaluate import MetricUnavailable, psnr, ssim
+from tinymsg.evaluate import MetricUnavailable, ssim
 from tinymsg.paper.align import (
     IDENTICAL,
     PROTOCOLS,
@@ -63,13 +63,6 @@ def test_realblur_gives_a_warped_and_gained_picture_its_score_back(wide, truth, 
     assert found["psnr"] == pytest.approx(ideal["psnr"], abs=1.0)  # sampling twice smooths the noise a little
     assert found["ssim"] == pytest.approx(ideal["ssim"], abs=0.06)
     assert unaligned["psnr"] < ideal["psnr"] - 4
-
-
-def test_a_large_warp_is_found(wide, truth):
-    seen = seen_through(wide, [[1.01, 0.004, 2.3], [-0.003, 0.995, -1.7], [1e-5, -8e-6, 1]])
-    moved, mask = register_homography(0.7 * seen, truth)  # its size does not matter to a correlation
-    error = ((moved / 0.7 - truth) ** 2 * mask).sum() / (3 * mask.sum())
-    assert -10 * torch.log10(error) > 33 and float(psnr(seen[None], truth[None])) < 20
 
 
 def test_realblur_matches_intensity_before_it_aligns(wide, truth):

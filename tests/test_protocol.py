@@ -407,6 +407,7 @@ def test_ctrl_c_is_safe(root, weights, typed, tmp_path, monkeypatch):
     assert len(count) == 3 + 7 - 2
 
 
+@pytest.mark.course
 def test_killed_in_mid_run_and_resumed_the_table_is_the_same_to_the_byte(root, weights, typed, tmp_path):
     """SIGKILL of a real process; then the same command again, uninterrupted."""
     arguments = command(weights, root, "--sets", "gopro", "hide")

@@ -2,7 +2,12 @@
 
 import pytest
 
+from tinymsg.cli import paper as cli_paper
 from tinymsg.paper.published import COLUMNS, PUBLISHED
+
+
+def test_the_command_knows_the_columns():
+    assert cli_paper.METRICS == COLUMNS
 
 
 def test_every_row_says_where_it_is_from_and_stands_once():

@@ -53,7 +53,14 @@ def _add_scores(option) -> None:
         choices=("plain", "realblur", "shift", "kohler"),
         help="how picture and truth are laid on each other for PSNR and SSIM (default: each set's own protocol)",
     )
-    option("--metrics", nargs="+", default=METRICS, choices=METRICS, help="which to compute (default: the paper's)")
+    option(
+        "--metrics",
+        nargs="+",
+        default=METRICS,
+        choices=METRICS,
+        metavar="NAME",
+        help=f"of {', '.join(METRICS)} (default: all)",
+    )
     option("--niqe-parameters", metavar="FILE", help="NIQE's pristine model: the authors' .mat, or a .npz of the same")
     option("--device", default="auto", help=DEVICE_HELP)
 
@@ -174,6 +181,7 @@ def _rows(args: argparse.Namespace, device, ledger) -> tuple[list, dict]:
             row, found = _search(args, row, device, ledger)
             entry |= found
         settings[label] = entry | {"setting": dataclasses.asdict(row.setting), "config": model.config.to_dict()}
+        settings[label]["bf16"] = row.key()["bf16"]
         rows += [row.averaging(1)] + ([row.averaging(row.setting.samples)] if row.setting.samples > 1 else [])
     return rows, settings
 

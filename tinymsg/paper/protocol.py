@@ -20,7 +20,7 @@ import torch
 
 from ..data import ImageError, Pair, read_image, to_display, to_model, write_image
 from ..evaluate import METRICS, MetricUnavailable, available, measure, sample_and_mean
-from ..machine import out_of_memory
+from ..machine import out_of_memory, use_bf16
 from ..model import Model
 from ..sample import Setting
 from .align import PROTOCOLS
@@ -97,12 +97,13 @@ class Row:
         """All that decides its pictures, but for the data; each kind of device draws other noise from one seed."""
         if self.model is None:
             return {"row": self.label}
+        device = next(self.model.parameters()).device
         return {
             "weights": self.weights,
             "setting": asdict(self.setting),
-            "precision": self.model.config.precision,
             "seed": self.seed,
-            "device": next(self.model.parameters()).device.type,
+            "device": device.type,
+            "bf16": use_bf16(self.model.config.precision, device),
         }
 
     def averaging(self, samples: int) -> "Row":
@@ -114,9 +115,7 @@ class Row:
 class Evaluation:
     """A folder with the restored pictures and scores.jsonl; what is there is not made again.
 
-    Args:
-        metrics: of COLUMNS; `metrics` keeps those of single pictures that can be computed, `unavailable` says why not
-            for the others.
+    metrics: of COLUMNS; kept are those of single pictures that can be computed. `unavailable` says why others are not.
     """
 
     def __init__(

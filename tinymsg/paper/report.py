@@ -90,7 +90,7 @@ def markdown(results: dict) -> str:
         s = entry["setting"]
         averaged = f", `{label}-SA` the mean of {s['samples']}" if s["samples"] > 1 else ""
         parts.append(
-            f"{label}: {entry['source']}, SHA-256 {entry['sha256'][:12]}, {entry['config']['precision']}; "
+            f"{label}: {entry['source']}, SHA-256 {entry['sha256'][:12]}, {'bf16' if entry['bf16'] else 'fp32'}; "
             f"{s['sampler']}, {s['steps']} steps, max_noise {s['max_noise']} ({entry['chosen']}); `{label}` is one "
             f"sample{averaged}."
         )
