@@ -120,7 +120,7 @@ def test_no_path_of_a_domain_leaves_its_kernel(name):
     """`photograph` sizes its kernels from the family of motions, not from the paths that were drawn."""
     motion = DOMAINS[name].motion
     path = motion.draw(streams(2000, seed=11))
-    size = 2 * math.ceil(blur._reach(motion)) + 1
+    size = 2 * math.ceil(motion.reach) + 1
     kernel = blur.path_to_kernel(path, size)
     torch.testing.assert_close(kernel.sum(dim=(1, 2)), torch.ones(2000), rtol=0, atol=1e-5)
     assert kernel.min() >= 0
