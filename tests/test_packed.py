@@ -11,14 +11,13 @@ import torch
 from gpu_cases import no_waiting
 
 from tinymsg.data import Batches, ImageError, read_image, to_model
-from tinymsg.datasets.folders import PairedImages
 from tinymsg.datasets import packed
+from tinymsg.datasets.folders import ListedPairs, PairedImages
 from tinymsg.datasets.layouts import find_pairs
-from tinymsg.datasets.packed import ListedPairs, PackedPairs, open_pairs, packed_folder, read_manifest
+from tinymsg.datasets.packed import PackedPairs, open_pairs, packed_folder, read_manifest
 from tinymsg.datasets.packing import pack
-from tinymsg.training.profiles import PROFILES
-from tinymsg.model import Config
 from tinymsg.training.estimate import CONTEXT, SPARE, batch_table
+from tinymsg.training.profiles import profile
 
 MODES = [False, True]  # from the file; from memory
 
@@ -144,57 +143,44 @@ def test_places_are_uniform(root):
 
 
 def test_more_bytes_than_32_bits_count(tmp_path, monkeypatch):
-    """As of the real GoPro; the file has holes and the memory is not touched, so that this costs nothing."""
+    """As of the real GoPro; the file has holes, so that this costs nothing."""
     n, h, w = 400, 720, 1280
-    rows = [[f"{i}", h, w, ""] for i in range(n)]
-    manifest = {
-        "format": packed.FORMAT,
-        "source": "x",
-        "split": "train",
-        "blur": "blur",
-        "shape": [n, 2, h, w, 3],
-        "pairs": rows,
-    }
+    manifest = {"format": packed.FORMAT, "source": "x", "split": "train", "blur": "blur", "shape": [n, 2, h, w, 3]}
+    manifest["pairs"] = [[f"{i}", h, w, ""] for i in range(n)]
     (tmp_path / "manifest.json").write_text(json.dumps(manifest | {"identity": packed.identity(manifest)}))
     frames = np.lib.format.open_memmap(tmp_path / "pairs.npy", mode="w+", dtype=np.uint8, shape=(n, 2, h, w, 3))
-    memory = torch.empty(frames.shape, dtype=torch.uint8)
-    assert memory.numel() > 2**31
+    assert frames.nbytes > 2**31
     last = torch.arange(2 * h * w * 3).view(2, h, w, 3).remainder(251).byte()
-    frames[-1], memory[-1] = last.numpy(), last
+    frames[-1] = last.numpy()
     monkeypatch.setattr(PackedPairs, "_plan", lambda self, index, size: torch.tensor([[n - 1, h - size, w - size, 5]]))
     expected = to_model(last[:, -64:, -64:].permute(0, 3, 1, 2).float() / 255).rot90(1, (2, 3)).flip(3)
-    for pixels in (None, memory):
-        pairs = PackedPairs(tmp_path)
-        pairs._resident = pixels
-        assert torch.equal(torch.cat(pairs.crops(torch.tensor([0]), 64)), expected)
-        assert torch.equal(torch.cat(pairs.image(n - 1))[0, 0, -1], to_model(last[0, -1, :, 0].float() / 255))
+    pairs = PackedPairs(tmp_path)
+    assert torch.equal(torch.cat(pairs.crops(torch.tensor([0]), 64)), expected)
+    assert torch.equal(torch.cat(pairs.image(n - 1))[0, 0, -1], to_model(last[0, -1, :, 0].float() / 255))
 
 
-def test_a_large_file_is_uploaded_in_pieces(root, device, monkeypatch):
-    folder = packed_folder("gopro", "train", root)
-    nbytes = 2 * 32 * 48 * 3
-    for piece in (1, nbytes, 2 * nbytes + 1, 4 * nbytes, 100 * nbytes):  # one at a time, two, four and a rest, all
-        monkeypatch.setattr(packed, "UPLOAD", piece)
-        pairs = PackedPairs(folder, device=device, resident=True)
-        assert np.array_equal(pairs._resident.cpu().numpy(), pairs._frames)
+def test_the_file_is_never_changed(folder):
+    before = (folder / "pairs.npy").read_bytes()
+    pairs = PackedPairs(folder)
+    pairs._pixels.zero_()
+    assert (folder / "pairs.npy").read_bytes() == before and (pairs.image(0)[0] == -1).all()
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
 def test_resident_where_it_fits(root, monkeypatch):
-    """Asked of the GPU: at most a quarter of what is free. Without being asked, never on the CPU."""
-    pairs = PackedPairs(packed_folder("gopro", "train", root))
-    assert not pairs.resident
-    nbytes = pairs._frames.nbytes
-    pairs.device = torch.device("cuda")
+    """Asked of the GPU: at most a quarter of what is free."""
+    folder = packed_folder("gopro", "train", root)
+    nbytes = PackedPairs(folder)._pixels.nbytes
     for free, fits in ((4 * nbytes, True), (4 * nbytes - 1, False)):
         monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device, free=free: (free, 10 * nbytes))
-        assert pairs._wanted(None) is fits and pairs._wanted(True) is True and pairs._wanted(False) is False
+        assert PackedPairs(folder, device="cuda").resident is fits
 
 
 def test_resident_pairs_leave_room_for_the_training():
     """GoPro's, and what the full profile is said to take on each card: where they are held, both fit."""
     pairs = 2103 * 2 * 720 * 1280 * 3
     held = []
-    for row in batch_table(Config(**PROFILES["full"])):
+    for row in batch_table(profile("full")):
         card = row["card"] * 1e9
         if pairs <= packed.GPU_SHARE * (card - CONTEXT):
             held.append(row["card"])
@@ -284,7 +270,7 @@ def test_open_by_name_prefers_the_packed_form(root, device):
 
 
 def test_open_never_takes_the_other_blur(root):
-    with pytest.raises(ValueError, match=r"gopro-train holds blur blur, not blur_gamma: pack that with another --out"):
+    with pytest.raises(ValueError, match="gopro-train holds blur blur, not blur_gamma"):
         open_pairs("gopro", "train", "blur_gamma", root=root)
     assert "blur_gamma" in open_pairs("gopro", "test", "blur_gamma", root=root, complete=False).name
 

@@ -1,4 +1,4 @@
-"""Packing: whatever happens on the way, the result is the same, whole and right; and the command, as a user types it."""
+"""Packing: whatever happens on the way, the result is the same, whole and right; and the command, as it is typed."""
 
 import contextlib
 import json
@@ -14,15 +14,16 @@ import miniatures
 import numpy as np
 import psutil
 import pytest
+from filelock import FileLock
 from PIL import Image
 
-from tinymsg.__main__ import main
-from tinymsg.data import ImageError
+from tinymsg.cli import main
+from tinymsg.data import ImageError, Pair
 from tinymsg.datasets import packing
-from tinymsg.data import Pair
+from tinymsg.datasets.folders import folder_pairs
 from tinymsg.datasets.layouts import find_pairs
-from tinymsg.datasets.packed import PackedPairs, open_frames, read_manifest
-from tinymsg.datasets.packing import folder_pairs, pack
+from tinymsg.datasets.packed import PackedPairs, is_packed, open_frames, read_manifest
+from tinymsg.datasets.packing import pack
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -60,7 +61,7 @@ def run(*arguments) -> int:
 def test_pixels_are_the_pictures(root, tmp_path):
     pairs = gopro(root)
     manifest = pack(pairs, tmp_path / "out", "gopro", workers=1)
-    assert sorted(content(tmp_path / "out")) == ["manifest.json", "pairs.npy"] and not (tmp_path / "out.part").exists()
+    assert sorted(content(tmp_path / "out")) == ["manifest.json", "pairs.npy"]
     frames = np.load(tmp_path / "out/pairs.npy")  # any program reads it
     assert frames.shape == (6, 2, 32, 48, 3) and frames.dtype == np.uint8
     for frame, pair in zip(frames, pairs, strict=True):
@@ -95,24 +96,20 @@ def test_pictures_that_are_turned_gray_or_deep(tmp_path):
         Image.fromarray(pixels[..., 0]).save(folder / side / "c.png")
         Image.fromarray(pixels[..., 0].astype(np.uint16) * 257).save(folder / side / "d.png")
     manifest = pack(folder_pairs(folder), tmp_path / "out", "mine", workers=1)
-    assert [row[:3] for row in manifest["pairs"]] == [
-        ["blur/a.jpg", 12, 8],
-        ["blur/b.png", 12, 8],
-        ["blur/c.png", 8, 12],
-        ["blur/d.png", 8, 12],
-    ]
+    assert [row[:3] for row in manifest["pairs"]] == [["a", 12, 8], ["b", 12, 8], ["c", 8, 12], ["d", 8, 12]]
     frames = open_frames(tmp_path / "out", manifest["shape"])
     assert np.array_equal(frames[1, 0, :12, :8], np.rot90(pixels, -1))
     for gray in (frames[2], frames[3]):
         assert np.array_equal(gray[1, :8, :12], np.repeat(pixels[..., :1], 3, axis=2))
 
 
-def test_workers_do_not_change_the_result(root, tmp_path):
+def test_workers_do_not_change_the_result(root, tmp_path, monkeypatch):
+    monkeypatch.setattr(packing, "CHUNK", 2)
     manifests = [pack(gopro(root), tmp_path / f"out{workers}", "gopro", workers=workers) for workers in (1, 2)]
     assert manifests[0] == manifests[1] and content(tmp_path / "out1") == content(tmp_path / "out2")
 
 
-def test_pictures_that_cannot_be_packed(root, tmp_path):
+def test_pictures_that_cannot_be_packed(root, tmp_path, monkeypatch):
     pairs, out = gopro(root), tmp_path / "out"
     with pytest.raises(ValueError, match="no pairs to pack"):
         pack([], out, "gopro")
@@ -128,14 +125,14 @@ def test_pictures_that_cannot_be_packed(root, tmp_path):
     with pytest.raises(ImageError, match="sharp/000047.png: not a picture that can be read"):
         pack(pairs, out, "gopro", workers=1)
     assert not out.exists()
-    for workers in (1, 2):  # whose end is missing: the header is right
-        pairs[3].sharp.write_bytes(whole[: len(whole) // 2])
+    monkeypatch.setattr(packing, "CHUNK", 3)
+    pairs[3].sharp.write_bytes(whole[: len(whole) // 2])  # the header is right, the end is missing
+    for workers in (1, 2):
         with pytest.raises(ImageError, match="sharp/000047.png: damaged or unreadable"):
             pack(pairs, out, "gopro", workers=workers)
-        assert not out.exists()
-        pairs[3].sharp.write_bytes(whole)
-        pack(pairs, out, "gopro", workers=workers, verify=True)  # goes on
-        shutil.rmtree(out)
+        assert not is_packed(out)
+    pairs[3].sharp.write_bytes(whole)
+    pack(pairs, out, "gopro", workers=1, verify=True)  # goes on
 
 
 # --- interruptions ----------------------------------------------------------------------------------------------
@@ -165,137 +162,102 @@ def broken_at(monkeypatch):
 @pytest.mark.parametrize(
     ("owner", "name", "n"),
     [
-        (packing, "_note", 0),
-        (packing, "_note", 1),
-        (packing, "_note", 4),
-        (packing, "_decode_one", 3),
-        (packing, "_decode_one", 6),
+        *((packing, "_write", n) for n in range(8)),  # the record, once for each pair, and the manifest
+        *((packing, "_frame", n) for n in (0, 3)),
         (packing, "_allocate", 0),
-        (packing, "frame_hashes", 0),
-        (packing, "_write_manifest", 0),
-        (packing, "_compare", 0),
-        (packing, "_sync", 0),
-        (packing, "_sync", 1),
-        (packing, "_sync", 2),
-        (packing, "_sync", 3),
-        (Path, "replace", 0),
-        (Path, "unlink", 0),
+        (packing, "check_frames", 0),
+        (packing, "_finished", 0),
+        *((os, "fsync", n) for n in range(3)),
+        *((Path, "replace", n) for n in range(3)),
+        *((Path, "unlink", n) for n in range(3)),
     ],
 )
 def test_a_stop_at_any_place_changes_nothing(root, tmp_path, expected, broken_at, monkeypatch, owner, name, n):
-    pairs = gopro(root)
+    pairs, out = gopro(root), tmp_path / "out"
+    monkeypatch.setattr(packing, "CHUNK", 1)
     with monkeypatch.context():
         broken_at(owner, name, n)
         with pytest.raises(Stop):
-            pack(pairs, tmp_path / "out", "gopro", workers=1)
+            pack(pairs, out, "gopro", workers=1)
     monkeypatch.undo()
-    late = (name, n) in (("_sync", 3), ("unlink", 0))  # after the folder got its name
-    assert (tmp_path / "out").exists() == late
-    pack(pairs, tmp_path / "out", "gopro", workers=1)
-    assert content(tmp_path / "out") == expected and not (tmp_path / "out.part").exists()
+    if is_packed(out):  # then it is whole already
+        assert content(out).items() >= expected.items()
+    pack(pairs, out, "gopro", workers=1)
+    assert content(out) == expected
 
 
 def interrupted(root: Path, out: Path, broken_at, monkeypatch, after: int) -> Path:
     """An unfinished pack of `after` pairs; returns its folder."""
-    broken_at(packing, "_note", 1 + after)
+    monkeypatch.setattr(packing, "CHUNK", 1)
+    broken_at(packing, "_frame", after)
     with pytest.raises(Stop):
         pack(gopro(root), out, "gopro", workers=1)
     monkeypatch.undo()
-    return out.with_name(out.name + ".part")
+    return out
 
 
 def decoded(monkeypatch) -> list[int]:
-    """The numbers of the pairs that are decoded and written from now on."""
-    numbers, original = [], packing._decode_one
-    monkeypatch.setattr(
-        packing,
-        "_decode_one",
-        lambda job, pixels, offset: (numbers.append(job.number) if pixels else None, original(job, pixels, offset))[1],
-    )
+    """The numbers of the pairs that are decoded from now on."""
+    numbers, original = [], packing._frame
+    monkeypatch.setattr(packing, "_frame", lambda job: (numbers.append(job.number), original(job))[1])
     return numbers
 
 
 def test_only_what_is_missing_is_decoded(root, tmp_path, broken_at, monkeypatch):
-    interrupted(root, tmp_path / "out", broken_at, monkeypatch, after=4)
+    out = interrupted(root, tmp_path / "out", broken_at, monkeypatch, after=4)
     numbers = decoded(monkeypatch)
-    pack(gopro(root), tmp_path / "out", "gopro", workers=1)
+    pack(gopro(root), out, "gopro", workers=1)
     assert numbers == [4, 5]
-    pack(gopro(root), tmp_path / "out", "gopro", workers=1)
+    pack(gopro(root), out, "gopro", workers=1)
     assert numbers == [4, 5]  # packed already
 
 
 @pytest.mark.parametrize(
-    "damage", ["torn line", "garbage", "pixels lost", "file lost", "picture changed", "journal lost"]
+    ("damage", "missing"),
+    [("file lost", range(6)), ("record lost", range(6)), ("picture changed", (2, 4, 5)), ("touched", (2, 4, 5))],
 )
-def test_what_a_power_cut_leaves_is_repaired(root, tmp_path, expected, broken_at, monkeypatch, damage):
-    work = interrupted(root, tmp_path / "out", broken_at, monkeypatch, after=4)
-    journal, pixels = work / "journal.jsonl", work / "pairs.npy"
-    missing = [4, 5]
-    if damage == "torn line":
-        journal.write_bytes(journal.read_bytes()[:-20])
-        missing = [3, 4, 5]
-    elif damage == "garbage":
-        journal.write_bytes(journal.read_bytes() + b"\xff\x00\xfe\n" + b'{"number": 5}\n')
-    elif damage == "pixels lost":
-        holey = bytearray(pixels.read_bytes())
-        holey[-5 * 2 * 32 * 48 * 3 : -4 * 2 * 32 * 48 * 3] = bytes(2 * 32 * 48 * 3)  # the second pair
-        pixels.write_bytes(holey)
-        missing = [4, 5, 1]
-    elif damage == "file lost":
-        pixels.unlink()
-        missing = [4, 5, 0, 1, 2, 3]
+def test_an_unfinished_pack_that_was_meddled_with(root, tmp_path, expected, broken_at, monkeypatch, damage, missing):
+    out = interrupted(root, tmp_path / "out", broken_at, monkeypatch, after=4)
+    if damage == "file lost":
+        (out / "pairs.npy").unlink()
+    elif damage == "record lost":
+        (out / packing.RECORD).unlink()
     elif damage == "picture changed":
         miniatures.write_picture(gopro(root)[2].blurry, miniatures.sharp_pixels(99, (48, 32)))
-        missing = [2, 4, 5]
-    elif damage == "journal lost":
-        journal.unlink()
-        missing = [0, 1, 2, 3, 4, 5]
+    else:
+        gopro(root)[2].blurry.touch()
     numbers = decoded(monkeypatch)
-    pack(gopro(root), tmp_path / "out", "gopro", workers=1)
-    assert numbers == missing
-    assert (content(tmp_path / "out") == expected) == (damage != "picture changed")
+    pack(gopro(root), out, "gopro", workers=1, verify=False)
+    assert numbers == list(missing)
+    assert (content(out) == expected) == (damage != "picture changed")
 
 
-def test_a_torn_journal_can_be_gone_on_with_twice(root, tmp_path, broken_at, monkeypatch):
-    for more in (3, 1):  # the first run notes what it packs, then three pairs; the second two pairs
-        journal = interrupted(root, tmp_path / "out", broken_at, monkeypatch, after=more) / "journal.jsonl"
-        journal.write_bytes(journal.read_bytes()[:-20])
-    numbers = decoded(monkeypatch)
-    pack(gopro(root), tmp_path / "out", "gopro", workers=1)
-    assert numbers == [3, 4, 5]
-
-
-def test_a_disk_that_loses_what_it_is_given(root, tmp_path, monkeypatch):
-    original = packing._decode_one
-
-    def forgetful(job, pixels, offset):
-        return original(job, None if job.number == 2 else pixels, offset)
-
-    monkeypatch.setattr(packing, "_decode_one", forgetful)
-    with pytest.raises(
-        ValueError, match="other bytes than were written, first for GOPR0372_07_00/000049: check the disk"
-    ):
-        pack(gopro(root), tmp_path / "out", "gopro", workers=1)
-    assert not (tmp_path / "out").exists()
+def test_a_disk_that_loses_what_it_is_given(root, tmp_path, broken_at, monkeypatch):
+    out = interrupted(root, tmp_path / "out", broken_at, monkeypatch, after=4)
+    holey = bytearray((out / "pairs.npy").read_bytes())
+    holey[-5 * 2 * 32 * 48 * 3 : -4 * 2 * 32 * 48 * 3] = bytes(2 * 32 * 48 * 3)  # the second pair
+    (out / "pairs.npy").write_bytes(holey)
+    with pytest.raises(ValueError, match="1 of 6 pairs are damaged, the first: GOPR0372_07_00/000048"):
+        pack(gopro(root), out, "gopro", workers=1)
+    assert not is_packed(out)
 
 
 def test_an_unfinished_pack_of_something_else(root, tmp_path, broken_at, monkeypatch):
-    work = interrupted(root, tmp_path / "out", broken_at, monkeypatch, after=2)
+    out = interrupted(root, tmp_path / "out", broken_at, monkeypatch, after=2)
     other = find_pairs("gopro", root, "train", "blur_gamma", complete=False)
-    with pytest.raises(
-        ValueError, match=r"out.part is an unfinished pack of something else \(source gopro, split train, blur blur,"
-    ):
-        pack(other, tmp_path / "out", "gopro", blur="blur_gamma", workers=1)
+    with pytest.raises(ValueError, match="out is an unfinished pack of something else"):
+        pack(other, out, "gopro", blur="blur_gamma", workers=1)
     with pytest.raises(ValueError, match="unfinished pack of something else"):
-        pack(gopro(root)[:5], tmp_path / "out", "gopro", workers=1)
-    shutil.rmtree(work)
-    pack(other, tmp_path / "out", "gopro", blur="blur_gamma", workers=1)
+        pack(gopro(root)[:5], out, "gopro", workers=1)
+    shutil.rmtree(out)
+    pack(other, out, "gopro", blur="blur_gamma", workers=1)
 
 
 def test_two_at_once(root, tmp_path):
+    (tmp_path / "out").mkdir()
     with (
-        packing._journal(tmp_path / "out.part"),
-        pytest.raises(ValueError, match="another process is packing into .*out.part"),
+        FileLock(tmp_path / "out" / packing.LOCK),
+        pytest.raises(ValueError, match="another process is packing into .*out"),
     ):
         pack(gopro(root), tmp_path / "out", "gopro", workers=1)
 
@@ -303,7 +265,7 @@ def test_two_at_once(root, tmp_path):
 def test_too_little_space(root, tmp_path, monkeypatch):
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(packing.shutil, "disk_usage", lambda path: usage._replace(free=50_000))
-    with pytest.raises(ValueError, match=r"0.00 GB are needed for .*pairs.npy, 0.00 GB are free"):
+    with pytest.raises(ValueError, match=r"GB are needed for .*pairs.npy, 0.00 GB are free"):
         pack(gopro(root), tmp_path / "out", "gopro", workers=1)
 
 
@@ -353,40 +315,37 @@ def start():
         process.communicate()
 
 
-def lines_of(journal: Path) -> int:
-    return journal.read_bytes().count(b"\n") if journal.exists() else 0
+def pairs_done(out: Path) -> int:
+    with contextlib.suppress(FileNotFoundError):
+        return len(json.loads((out / packing.RECORD).read_text())["done"])
+    return 0
 
 
-def wait_for_more(process: subprocess.Popen, journal: Path, lines: int) -> int:
-    """Wait until an earlier run's journal has so many more lines; returns how many it had."""
-    before = lines_of(journal)
-    deadline = time.monotonic() + 120
-    while process.poll() is None and lines_of(journal) < before + lines:
+def wait_for_more(process: subprocess.Popen, out: Path) -> int:
+    """Wait until a chunk more is recorded than an earlier run left; returns how many pairs it left."""
+    before, deadline = pairs_done(out), time.monotonic() + 120
+    while process.poll() is None and pairs_done(out) <= before:
         assert time.monotonic() < deadline
         time.sleep(0.002)
     return before
 
 
+@pytest.mark.course
 @pytest.mark.skipif(sys.platform == "win32", reason="SIGKILL")
 def test_killed_again_and_again(many, tmp_path, start):
-    work, out = tmp_path / "data/packed/gopro-train.part", tmp_path / "data/packed/gopro-train"
-    journal = work / "journal.jsonl"
+    out = tmp_path / "data/packed/gopro-train"
     for workers in ("1", "1", "2"):
         process = start(many, "--workers", workers)
-        before = wait_for_more(process, journal, 10)
+        before = wait_for_more(process, out)
         os.kill(process.pid, signal.SIGKILL)  # the parent alone: its workers must notice
-        assert process.wait() == -signal.SIGKILL and before + 10 <= lines_of(journal) < 241 and not out.exists()
+        assert process.wait() == -signal.SIGKILL and before < pairs_done(out) < 240 and not is_packed(out)
         assert gone(process.pid)
     process = start(many, "--workers", "2")
-    before = wait_for_more(process, journal, 10)
+    before = wait_for_more(process, out)
     os.killpg(process.pid, signal.SIGINT)  # Ctrl-C
     said = process.stderr.read()
-    assert (
-        process.wait() == 130
-        and said.endswith(f"stopped; the same command goes on from {work}\n")
-        and "Traceback" not in said
-    )
-    assert gone(process.pid) and before + 10 <= lines_of(journal) < 241
+    assert process.wait() == 130 and "the same command goes on" in said and "Traceback" not in said
+    assert gone(process.pid) and before < pairs_done(out) < 240
     pack(gopro(many), out, "gopro", workers=1)
     pack(gopro(many), tmp_path / "uninterrupted", "gopro", workers=1)
     assert content(out) == content(tmp_path / "uninterrupted")
@@ -404,9 +363,9 @@ def test_what_is_there_is_never_overwritten(root, tmp_path):
             find_pairs("gopro", root, "train", "blur_gamma", complete=False),
             "gopro",
             "blur_gamma",
-            "with blur blur, not blur_gamma",
+            r"gopro train \(blur\), not gopro train \(blur_gamma\)",
         ),
-        (find_pairs("realblur_j", root, complete=False), "realblur_j", "blur", "source gopro, not realblur_j"),
+        (find_pairs("realblur_j", root, complete=False), "realblur_j", "blur", r"gopro train \(blur\), not realblur_j"),
         (gopro(root)[:5], "gopro", "blur", "holds 6 other pairs than the 5 of gopro"),
     ):
         with pytest.raises(ValueError, match=f"{message}.*choose another --out"):
@@ -437,7 +396,7 @@ def test_verify_compares_file_and_pictures(root, tmp_path, damage):
         bytes_ = bytearray((out / "pairs.npy").read_bytes())
         bytes_[-1] ^= 1
         (out / "pairs.npy").write_bytes(bytes_ if damage == "pixel" else bytes_[:-1])
-        message = "pair GOPR0373_07_01/000049 is damaged" if damage == "pixel" else "pairs.npy is damaged"
+        message = "damaged, the first: GOPR0373_07_01/000049" if damage == "pixel" else "pairs.npy is damaged"
     with pytest.raises(ValueError, match=message):
         pack(pairs, out, "gopro", workers=1, verify=True)
 
@@ -459,7 +418,7 @@ def test_a_data_set_by_name(root, capsys):
     assert run("gopro", "--root", root, "--workers", 1, "--incomplete", "--verify") == 0
     assert capsys.readouterr().out == said.rstrip("\n") + ", was packed already, verified against the pictures\n"
     assert run("gopro", "--root", root, "--incomplete", "--blur", "blur_gamma") == 2
-    assert f"{out} holds gopro train with blur blur, not blur_gamma: choose another --out" in capsys.readouterr().err
+    assert f"{out} holds pairs of gopro train (blur), not gopro train (blur_gamma)" in capsys.readouterr().err
     assert (
         run("gopro", "--root", root, "--incomplete", "--workers", 1, "--blur", "blur_gamma", "--out", root / "gamma")
         == 0
@@ -478,7 +437,7 @@ def test_a_folder_of_ones_own(root, tmp_path, capsys, monkeypatch):
     assert run("mine", "--workers", 1) == 0
     assert run(tmp_path / "mine/", "--workers", 1) == 0  # by another name for the same folder
     assert "data/packed/mine-train: 3 pairs of mine train" in capsys.readouterr().out
-    assert PackedPairs("data/packed/mine-train").names == ["input/0.png", "input/1.png", "input/2.png"]
+    assert PackedPairs("data/packed/mine-train").names == ["0", "1", "2"]
     assert run("data/packed/mine-train") == 0 and "packed already" in capsys.readouterr().out
     shutil.rmtree("mine")  # the pictures are not needed any more
     assert run("data/packed/mine-train", "--verify") == 0 and "every checksum is right" in capsys.readouterr().out
@@ -500,9 +459,9 @@ def test_mistakes_are_one_sentence(root, tmp_path, capsys, monkeypatch):
         error = capsys.readouterr().err
         assert message in error and error.count("\n") == 1
 
-    def full(job, pixels, offset):
+    def full(job):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(packing, "_decode_one", full)
+    monkeypatch.setattr(packing, "_frame", full)
     assert run("gopro", "--root", root, "--workers", 1, "--incomplete") == 2
-    assert f"No space left on device; what is done stays in {root}/packed/gopro-train.part" in capsys.readouterr().err
+    assert "No space left on device; what is done stays" in capsys.readouterr().err

@@ -5,10 +5,10 @@ import json
 import pytest
 import torch
 
-from tinymsg.__main__ import main
+from tinymsg.cli import main
 from tinymsg.evaluate import domain_pairs
-from tinymsg.model import Config, build_model, plain_twin, save_model
-from tinymsg.sample import SAMPLERS, restore
+from tinymsg.model import build_model, plain_twin, save_model
+from tinymsg.sample import SAMPLERS, Setting, restore
 from tinymsg.schedule import make_schedule, max_noise_for
 from tinymsg.studies.steps import fewest, step_curves
 
@@ -26,57 +26,42 @@ def test_no_chain_ends_at_nothing_or_everything():
             max_noise_for(5, wrong)
 
 
-class _Truth:
-    """A denoiser that knows the image: every sampler must then end on it, wherever it starts."""
-
-    def __init__(self, model, z0):
-        self.model, self.z0 = model, z0
-
-    def __call__(self, x):
-        def eps_fn(z_t, noise_level):
-            level = noise_level[:, None, None, None]
-            return (z_t - level * self.z0) / torch.sqrt(1 - level**2)
-
-        return eps_fn
-
-
 @pytest.mark.parametrize("sampler", SAMPLERS)
 @pytest.mark.parametrize("residual", [True, False])
 def test_a_perfect_denoiser_arrives_from_any_start(tiny_model, images, monkeypatch, sampler, residual):
-    model = tiny_model(residual=residual, precision="fp32")
+    model = tiny_model(residual=residual)
     y0, x = (image.clamp(-0.9, 0.9) for image in images())
-    monkeypatch.setattr(model, "denoiser", _Truth(model, model.encode(y0, x)))
+    monkeypatch.setattr(model, "denoiser", lambda blurry: lambda z_t, noise_level: model.encode(y0, x))
     generator = torch.Generator().manual_seed(0)
-    out = restore(model, x, sampler, 4, 0.5, generator=generator, start=x)
-    torch.testing.assert_close(out, y0, atol=5e-4, rtol=0)
+    out = restore(model, x, Setting(sampler, 4, 0.5), generator, start=x)
+    torch.testing.assert_close(out, y0, atol=1e-6, rtol=0)
 
 
 def test_a_start_with_little_noise_stays_near_it(tiny_model, images, monkeypatch):
-    """A denoiser that sees no noise anywhere leaves the start as it is, up to the noise that was put on it."""
-    model = tiny_model(residual=False, precision="fp32")
+    """A denoiser that takes what it is given for the image leaves the start as it is, but for the noise put on it."""
+    model = tiny_model(residual=False)
     start, x = (0.5 * image for image in images())
-    monkeypatch.setattr(model, "denoiser", lambda x: lambda z_t, noise_level: torch.zeros_like(z_t))
+    monkeypatch.setattr(model, "denoiser", lambda x: lambda z_t, noise_level: z_t / noise_level[:, None, None, None])
     far = []
     for alpha_bar_T in (0.9999, 0.9):
-        out = restore(
-            model, x, "ddim", 1, max_noise_for(1, alpha_bar_T), generator=torch.Generator().manual_seed(0), start=start
-        )
+        setting = Setting("ddim", 1, max_noise_for(1, alpha_bar_T))
+        out = restore(model, x, setting, torch.Generator().manual_seed(0), start=start)
         far.append(float((out - start).std()))
     assert far[0] < 0.02 < far[1]
 
 
 def test_wrong_starts_are_refused(tiny_model, images):
     _, x = images()
-    with pytest.raises(ValueError, match="start must be an estimate of x's shape"):
+    with pytest.raises(ValueError, match="start is an estimate of x's shape"):
         restore(tiny_model(), x, start=x[:, :, :8])
-    with pytest.raises(ValueError, match="a regression model begins nowhere"):
+    with pytest.raises(ValueError, match="for diffusion models only"):
         restore(tiny_model(kind="regression", scales=()), x, start=x)
 
 
 def test_curves_have_every_combination_and_are_repeatable(tiny_model):
     pairs = domain_pairs("one_kernel", "photos", 4, 7)
     arguments = (
-        tiny_model(precision="fp32"),
+        tiny_model(),
         pairs,
         4,
         16,
@@ -94,52 +79,25 @@ def test_curves_have_every_combination_and_are_repeatable(tiny_model):
 
 
 def test_fewest():
-    row = lambda n, psnr, spectral: {
-        "sampler": "ddim",
-        "start": "noise",
-        "evaluations": n,
-        "psnr": {"mean": psnr},
-        "spectral": {"mean": spectral},
-    }
-    assert (
-        fewest([row(250, 25.0, 0.10), row(1, 26.0, 0.30), row(4, 24.95, 0.101), row(2, 24.0, 0.10)], "ddim", "noise")
-        == 4
-    )
+    def row(n, psnr, spectral):
+        scores = {"psnr": {"mean": psnr}, "spectral": {"mean": spectral}}
+        return {"sampler": "ddim", "start": "noise", "evaluations": n} | scores
+
+    rows = [row(250, 25.0, 0.10), row(1, 26.0, 0.30), row(4, 24.95, 0.101), row(2, 24.0, 0.10)]
+    assert fewest(rows, "ddim", "noise") == 4
     with pytest.raises(ValueError, match="no rows of 'ancestral'"):
         fewest([row(1, 1.0, 1.0)], "ancestral", "noise")
 
 
-def test_the_command(tmp_path, capsys):
-    config = Config(widths=(16, 16, 16, 16), guidance_width=8, guidance_blocks=1, precision="fp32")
-    for name, c in (("guided", config), ("regression", plain_twin(config, "regression"))):
-        save_model(build_model(c), tmp_path / f"{name}.safetensors")
-    arguments = [
-        "steps",
-        "--weights",
-        f"{tmp_path}/guided.safetensors",
-        "--regression",
-        f"{tmp_path}/regression.safetensors",
-        "--content",
-        "photos",
-        "--count",
-        "2",
-        "--size",
-        "16",
-        "--evaluations",
-        "1",
-        "2",
-        "--device",
-        "cpu",
-        "--out",
-        str(tmp_path / "steps.json"),
-    ]
-    assert main(arguments) == 0
-    results = json.loads((tmp_path / "steps.json").read_text())
-    assert len(results["rows"]) == 3 * 3 * 2 and {r["start"] for r in results["rows"]} == {
-        "noise",
-        "blurry",
-        "regression",
-    }
+def test_the_command(tmp_path, capsys, tiny_recipe):
+    network = tiny_recipe().network
+    for name, config in (("guided", network), ("regression", plain_twin(network, "regression"))):
+        save_model(build_model(config), tmp_path / f"{name}.safetensors")
+    arguments = f"steps --weights {tmp_path}/guided.safetensors --regression {tmp_path}/regression.safetensors"
+    arguments += f" --content photos --count 2 --size 16 --evaluations 1 2 --device cpu --out {tmp_path}/steps.json"
+    assert main(arguments.split()) == 0
+    rows = json.loads((tmp_path / "steps.json").read_text())["rows"]
+    assert len(rows) == 3 * 3 * 2 and {r["start"] for r in rows} == {"noise", "blurry", "regression"}
     assert "as good as the longest chain from" in capsys.readouterr().out
-    assert main([*arguments, "--regression", f"{tmp_path}/guided.safetensors"]) == 2
+    assert main([*arguments.split(), "--regression", f"{tmp_path}/guided.safetensors"]) == 2
     assert "--regression a regression model" in capsys.readouterr().err

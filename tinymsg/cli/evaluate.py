@@ -69,7 +69,9 @@ def run(args: argparse.Namespace) -> int:
     held_out = args.validation_content or args.content
     validation = ev.domain_pairs("gopro_like", held_out, args.validation, ev.VALIDATION_SEED, device)
     grid = {
-        label: ev.grid_search(model, validation, args.validation, args.size, progress=say)
+        label: ev.grid_search(
+            model, validation, args.validation, args.size, ev.GRID_STEPS, ev.GRID_MAX_NOISE, progress=say
+        )
         for label, model in models.items()
         if model.config.kind == "diffusion"
     }

@@ -6,6 +6,7 @@ the arms that are compared, and its one extra measure: edges that the model inve
 
 import dataclasses
 from collections.abc import Callable, Iterator
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -70,11 +71,14 @@ ARMS: dict[str, dict] = {
 }
 
 
+_twin = cache(plain_twin)  # of a study's every training the same
+
+
 def variant(changes: dict, steps: int | None = None, seed: int = 0, base: Recipe = TOY) -> Recipe:
     """`base` with changes; without guidance, the network is widened to as many parameters as the guided base has."""
     recipe = base.change(steps=steps or base.training.steps, seed=seed).change(**changes)
     if not recipe.network.scales:
-        recipe = recipe.change(widths=plain_twin(base.network).widths)
+        recipe = recipe.change(widths=_twin(base.network).widths)
     return recipe
 
 
