@@ -43,6 +43,12 @@ class Work:
             raise
 
 
+def done(panel: LivePanel) -> bool:
+    """Wait for what is being computed."""
+    panel._thread.join(SECONDS)
+    return panel.cancel.disabled
+
+
 @pytest.fixture
 def work():
     return Work()
@@ -51,7 +57,6 @@ def work():
 @pytest.fixture
 def panel(work):
     panel = LivePanel(work, {"level": (0.0, 1.0, 0.01), "name": ["up", "down"]}, {"level": 0.5})
-    panel.every = 0
     work.free = False
     return panel
 
@@ -59,7 +64,7 @@ def panel(work):
 def finish(panel, work, steps: int) -> None:
     for _ in range(steps):
         work.go.release()
-    assert panel.wait(SECONDS)
+    assert done(panel)
 
 
 def test_the_first_picture_is_that_of_the_first_values(panel):
@@ -118,12 +123,12 @@ def test_a_mistake_becomes_a_sentence_and_the_panel_lives(work):
     panel = LivePanel(fussy, {"level": (0.0, 1.0, 0.1)})
     panel.controls["level"].value = 0.9
     panel.compute.click()
-    assert panel.wait(SECONDS)
+    assert done(panel)
     assert "&lt;level&gt; is too high" in panel.status.value and "much" not in panel.status.value
     assert not panel.compute.disabled
     panel.controls["level"].value = 0.2
     panel.compute.click()
-    assert panel.wait(SECONDS) and shown(panel)[0] == "0.2"
+    assert done(panel) and shown(panel)[0] == "0.2"
 
 
 def test_a_mistake_at_the_first_values_stops_the_lesson():
@@ -150,11 +155,11 @@ def test_instant_every_move_computes_and_the_newest_wins():
         panel.controls["level"].value = value
     go.release()
     go.release()
-    assert panel.wait(SECONDS)
+    assert done(panel)
     assert seen == [4, 8] and shown(panel)[0] == "level 8"
     panel.reset.click()
     go.release()
-    assert panel.wait(SECONDS) and shown(panel)[0] == "level 3"
+    assert done(panel) and shown(panel)[0] == "level 3"
 
 
 def test_a_figure_is_a_frame_and_leaves_nothing_open():
@@ -168,7 +173,7 @@ def test_a_figure_is_a_frame_and_leaves_nothing_open():
     before = plt.get_fignums()  # other tests may have left some
     panel = LivePanel(work, {"level": (0.0, 2.0, 0.1)}, instant=True)
     panel.controls["level"].value = 1.5
-    assert panel.wait(SECONDS)
+    assert done(panel)
     assert shown(panel)[1].shape == (50, 100) and plt.get_fignums() == before
 
 

@@ -38,7 +38,7 @@ def light(monkeypatch):
     monkeypatch.setattr(TrainingMonitor, "seconds", 0)
 
 
-def until(condition, seconds: float = 90) -> None:
+def until(condition, seconds: float = 180) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "it took too long"
@@ -112,7 +112,7 @@ def test_what_is_read(folder):
     assert (progress.process, progress.step, progress.steps, progress.saved) == (None, 10, 20, 8)
     assert str(progress) == "stopped; it goes on from step 8 of 20" and not progress.complete
     text = progress_text(progress)
-    assert "1 to 0.1" in text and "0.1 to 0.01" in text and "20.00 to 21.50 dB" in text
+    assert "1 to 0.1" in text and "0.1 to 0.01" in text and "20 to 21.5" in text
     write_results(folder / "run.json", {"steps": 10})
     assert str(training_progress(folder)) == "complete: 10 steps"
     with training_lock(folder):

@@ -43,11 +43,6 @@ def check_value(mine: float | None, expected: float, tolerance: float, name: str
     return True
 
 
-def _not_attempted(name: str) -> bool:
-    print(f"○ {name}: not attempted yet")
-    return False
-
-
 def reveal(guess, answer, explanation: str) -> None:
     """Hold a prediction, made before the cell ran, against what happened."""
     verdict = "as you predicted" if guess == answer else f"you predicted {guess}"
@@ -56,6 +51,11 @@ def reveal(guess, answer, explanation: str) -> None:
         said = f"No prediction was made. What happened: {answer}. {explanation}"
     # GitHub does not wrap what is printed
     print(textwrap.fill(said, 92, break_long_words=False, break_on_hyphens=False))
+
+
+def _not_attempted(name: str) -> bool:
+    print(f"○ {name}: not attempted yet")
+    return False
 
 
 def _difference(actual, expected) -> str:

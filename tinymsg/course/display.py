@@ -58,9 +58,8 @@ def _fewer_colors(picture: Image.Image) -> Image.Image:
     if picture.getcolors(256) is None:
         picture = picture.point([v & 0xFC | v >> 6 for v in range(256)] * 3)  # 6 bits: fewer to sort, white stays
     stop = picture.width * picture.height // 50  # k-means ends when fewer pixels change their colour
-    few, many = (
-        picture.quantize(n, Image.Quantize.MAXCOVERAGE, kmeans=stop, dither=Image.Dither.NONE) for n in (64, 256)
-    )
+    way = {"method": Image.Quantize.MAXCOVERAGE, "kmeans": stop, "dither": Image.Dither.NONE}
+    few, many = (picture.quantize(colors, **way) for colors in (64, 256))
     change = np.abs(np.asarray(few.convert("RGB"), dtype=int) - np.asarray(picture)).max(axis=-1)
     return few if change.mean() < 1 else many
 
@@ -133,11 +132,10 @@ def frame_explorer(
     """Display sliders, linked in the browser to pictures computed beforehand for every combination of their values.
 
     Args:
-        frame: called with one value of each control, by position; returns a Figure or a picture (c, h, w) in [-1, 1].
-        controls: {label: its values}; a control whose values are text becomes a row of buttons.
-        alt: gives the text alternative of the frame of these values.
+        frame: called with one value of each control, by position; a tensor is shown enlarged `scale` times.
+        controls: {label: its values}; texts become a row of buttons.
+        alt: gives the text alternative of these values' picture.
         start: {label: value shown first} (default: the first of each).
-        scale: pictures are enlarged so many times.
     """
     first = {name: values[0] for name, values in controls.items()} | (start or {})
     handles = [choice(name, values, first[name]) for name, values in controls.items()]

@@ -16,9 +16,7 @@ from tqdm.auto import tqdm
 
 from ..data import to_display
 from ..evaluate import HIGHER_IS_BETTER, bootstrap_interval, psnr
-from .display import frame_bytes, frame_explorer, pixels, show, swipe
-
-__all__ = ["frame_bytes", "frame_explorer", "show", "swipe"]  # for the lessons
+from .display import frame_bytes, frame_explorer, pixels, show, swipe  # noqa: F401 (for the lessons)
 
 # Okabe & Ito 2008: told apart with any common colour blindness. One colour a thing, in every lesson.
 COLORS = {
@@ -62,10 +60,8 @@ def image_grid(
     """Pictures in rows and columns.
 
     Args:
-        rows: {row label: pictures}, or one unlabelled row; pictures (c, h, w), in [-1, 1], or [0, 1] with
-            model_range=False.
-        titles: one a column.
-        notes: text below each picture, e.g. its score: notes[row][column].
+        rows: {row label: pictures}, or one unlabelled row; (c, h, w) in [-1, 1], in [0, 1] with model_range=False.
+        titles, notes: one a column; text below each picture, notes[row][column], e.g. its score.
         size: inches a picture.
     """
     rows = rows if isinstance(rows, dict) else {"": rows}
@@ -89,11 +85,7 @@ def image_grid(
 def path_picture(path: Tensor, points: Tensor | None = None, reach: int = 20, zoom: int = 6) -> Tensor:
     """A camera path as a picture, quick enough to follow a slider; lines every 5 pixels, the middle darker.
 
-    Args:
-        path: (steps, >=2) shifts (dx, dy) in pixels.
-        points: (m, 2) shifts to mark by discs.
-        reach: pixels shown on each side of the middle.
-        zoom: side of a camera pixel in the picture.
+    path: (steps, >=2) shifts (dx, dy) in pixels, up to `reach`; points: (m, 2) of them, marked by discs.
     Returns: (3, s, s) in [0, 1] with s = (2 reach + 1) zoom, the size of a kernel of 2 reach + 1 enlarged `zoom` times.
     """
     axis = (torch.arange((2 * reach + 1) * zoom) + 0.5) / zoom - reach - 0.5
@@ -152,11 +144,7 @@ def _interval(axis: Axes, place: float, mean: float, low: float, high: float, **
 
 
 def plot_scores(results: dict, rows: Sequence[str]) -> Figure:
-    """PSNR of models over domains with 95 % intervals, from a results file.
-
-    Args:
-        rows: names in results["domains"][domain]["scores"]; means of samples ("-mean") are filled.
-    """
+    """PSNR of models (rows of a results file) over domains with 95 % intervals; means of samples are filled."""
     domains = list(results["domains"])
     figure, axis = plt.subplots(figsize=(1.3 * len(domains) + 1.8, 3.4))
     for i, row in enumerate(rows):
@@ -181,23 +169,15 @@ def plot_differences(differences: dict[str, dict[str, Tensor]], ylabel: str = "P
     figure, axis = plt.subplots(figsize=(1.45 * len(domains) + 1.4, 3.6))
     step = 0.8 / len(differences)
     palette = [COLORS["guided"], COLORS["structure"], COLORS["control"], COLORS["input"]]
-    look = {"manage_ticks": False, "patch_artist": True, "medianprops": {"color": "white"}}
+    look = {"manage_ticks": False, "patch_artist": True, "widths": 0.5 * step, "medianprops": {"color": "white"}}
+    look["flierprops"] = {"markersize": 3, "alpha": 0.4}
     for i, (arm, by_domain) in enumerate(differences.items()):
-        color = COLORS.get(arm, palette[i % len(palette)])
-        places = [j + (i - (len(differences) - 1) / 2) * step for j in range(len(domains))]
-        boxes = axis.boxplot(
-            [by_domain[domain].numpy() for domain in domains],
-            positions=[place - 0.06 for place in places],
-            widths=0.5 * step,
-            flierprops={"markersize": 3, "alpha": 0.4},
-            **look,
-        )["boxes"]
-        for box in boxes:
-            box.set(facecolor=color, edgecolor=color)
-        boxes[0].set_label(arm)
-        for place, domain in zip(places, domains, strict=True):
+        color, offset = COLORS.get(arm, palette[i % len(palette)]), (i - (len(differences) - 1) / 2) * step
+        for j, domain in enumerate(domains):
             values = by_domain[domain]
-            _interval(axis, place + 0.3 * step, float(values.mean()), *bootstrap_interval(values), fmt="k_")
+            (box,) = axis.boxplot(values.numpy(), positions=[j + offset - 0.06], **look)["boxes"]
+            box.set(facecolor=color, edgecolor=color, label=arm if j == 0 else None)
+            _interval(axis, j + offset + 0.3 * step, float(values.mean()), *bootstrap_interval(values), fmt="k_")
     axis.axhline(0, color="black", linewidth=1)
     axis.set_xticks(range(len(domains)), [domain.replace("_", " ") for domain in domains])
     axis.set(ylabel=ylabel, xlim=(-0.55, len(domains) - 0.35))
@@ -210,8 +190,7 @@ def plot_grid(cells: list[dict], metric: str = "psnr") -> Figure:
     steps, noises = (sorted({cell[key] for cell in cells}) for key in ("steps", "max_noise"))
     values = np.full((len(steps), len(noises)), np.nan)
     figure, axis = plt.subplots(figsize=(1.1 * len(noises) + 1.6, 0.5 * len(steps) + 1.2))
-    sign = 1 if HIGHER_IS_BETTER[metric] else -1
-    goodness = [sign * cell[metric] for cell in cells]
+    goodness = [cell[metric] if HIGHER_IS_BETTER[metric] else -cell[metric] for cell in cells]
     middle = min(goodness) + 0.6 * (max(goodness) - min(goodness))  # below it colours are dark
     for cell, good in zip(cells, goodness, strict=True):
         i, j = steps.index(cell["steps"]), noises.index(cell["max_noise"])
@@ -255,47 +234,41 @@ def plot_guidance_diagram() -> Figure:
     axis.axis("off")
     text = {"va": "center", "fontsize": 9.5}
     guided, plain, sharp, blurry = (COLORS[name] for name in ("guided", "plain", "structure", "blurry"))
-    row = [7.4, 5.6, 3.8, 2.0]  # heights of the full size, and of 1/2, 1/4, 1/8
 
-    def box(x: float, y: float, width: float, label: str, color: str, height: float = 0.9) -> None:
+    def box(x: float, y: float, width: float, label: str, color: str) -> None:
         pale = [1 - 0.18 * (1 - share) for share in to_rgb(color)]  # opaque: lines pass below
-        look = {"facecolor": pale, "edgecolor": color, "linewidth": 1.6}
-        axis.add_patch(Rectangle((x, y - height / 2), width, height, **look))
+        axis.add_patch(Rectangle((x, y - 0.35), width, 0.7, facecolor=pale, edgecolor=color, linewidth=1.6))
         axis.text(x + width / 2, y, label, ha="center", **text)
 
     def arrow(color: str, *points: tuple[float, float], style: str = "-") -> None:
         look = {"color": color, "linestyle": style, "linewidth": 1.4, "mutation_scale": 11}
         axis.add_patch(FancyArrowPatch(path=Path(points), arrowstyle="->", fill=False, **look))
 
-    box(0.1, row[0], 1.7, "blurry $x$", blurry)
+    def row(x: float, y: float, *boxes: tuple[float, float, str, str]) -> None:
+        """From x on: an arrow, a box of (x, width, label, colour), an arrow, a box ..."""
+        for left, width, label, color in boxes:
+            arrow(color, (x, y), (left, y))
+            box(left, y, width, label, color)
+            x = left + width
+
+    arrow("0.35", (0.95, 7.4), (0.95, 2.0), (2.0, 2.0))
+    box(0.1, 7.4, 1.7, "blurry $x$", blurry)
     axis.text(0.62, 4.6, "gray", rotation=90, ha="center", **text)
-    box(8.4, row[0], 1.5, "$y_t$, $x$", blurry)
-    arrow(plain, (9.9, row[0]), (11.9, row[0]))
-    box(11.9, row[0], 1.9, "encoder 1/1", plain, height=0.62)
-    arrow(plain, (13.8, row[0]), (16.1, row[0]))
-    box(16.1, row[0], 1.9, "decoder 1/1", plain, height=0.62)
-    arrow(plain, (18.0, row[0]), (18.8, row[0]))
-    axis.text(18.9, row[0], r"$\hat\epsilon$  vs.  $\epsilon$", color=plain, va="center", fontsize=11)
-    axis.text(7.55, row[1] + 0.25, "features", color=guided, ha="center", fontsize=9.5)
-    plus = {"boxstyle": "circle,pad=0.1", "edgecolor": guided, "facecolor": "white"}
-    for k in (1, 2, 3):
-        y, above, size = row[k], row[k - 1], f"1/{2**k}"
-        arrow("0.35", (0.95, row[0] - 0.45), (0.95, y), (2.0, y))
-        box(2.0, y, 1.6, rf"$\varphi_{k}$: {size}", guided)
-        arrow("0.35", (3.6, y), (4.2, y))
-        box(4.2, y, 2.5, rf"$H_{k}$: res. blocks", guided)
-        arrow(sharp, (5.45, y - 0.45), (5.45, y - 0.95), (6.7, y - 0.95), style=":")
-        axis.text(6.8, y - 0.95, rf"$\hat s_{k}$  vs.  $s_{k}$ (sharp, gray, {size})", color=sharp, **text)
-        arrow(guided, (6.7, y), (8.4, y))
-        box(8.4, y, 1.5, "1×1 conv", guided)
-        arrow(guided, (9.9, y), (12.55, y))
-        arrow(plain, (12.85, above - 0.3), (12.85, y + 1.24))
-        arrow(plain, (12.85, y + 0.62), (12.85, y + 0.32))
-        box(11.9, y + 0.93, 1.9, f"encoder {size}", plain, height=0.62)
-        axis.text(12.85, y, "+", ha="center", va="center", fontsize=13, color=guided, bbox=plus)
-        arrow(plain, (13.2, y), (16.1, y))
-        box(16.1, y, 1.9, f"decoder {size}", plain, height=0.62)
-        arrow(plain, (17.05, y + 0.31), (17.05, above - 0.31))
-    arrow(plain, (12.85, row[3] - 0.3), (12.85, 0.75), (17.05, 0.75), (17.05, row[3] - 0.31))
-    box(14.0, 0.75, 1.7, "middle", plain, height=0.62)
+    box(8.4, 7.4, 1.5, "$y_t$, $x$", blurry)
+    row(9.9, 7.4, (11.9, 1.9, "encoder 1/1", plain), (16.1, 1.9, "decoder 1/1", plain))
+    arrow(plain, (18.0, 7.4), (18.8, 7.4))
+    axis.text(18.9, 7.4, r"$\hat\epsilon$  vs.  $\epsilon$", color=plain, **text)
+    for k, y in ((1, 5.6), (2, 3.8), (3, 2.0)):
+        size = f"1/{2**k}"
+        views = (2.0, 1.6, rf"$\varphi_{k}$: {size}", guided), (4.2, 2.5, rf"$H_{k}$: res. blocks", guided)
+        added = (8.4, 1.5, "1×1 conv", guided), (12.5, 0.7, "+", guided)
+        row(0.95, y, *views, *added, (16.1, 1.9, f"decoder {size}", plain))
+        arrow(sharp, (5.45, y - 0.35), (5.45, y - 0.9), (6.7, y - 0.9), style=":")
+        axis.text(6.8, y - 0.9, rf"$\hat s_{k}$  vs.  $s_{k}$ (sharp, gray, {size})", color=sharp, **text)
+        arrow(plain, (12.85, y + 1.45), (12.85, y + 0.35))
+        box(11.9, y + 0.93, 1.9, f"encoder {size}", plain)
+        arrow(plain, (17.05, y + 0.35), (17.05, y + 1.45))
+    axis.text(7.55, 5.85, "features", color=guided, ha="center", **text)
+    arrow(plain, (12.85, 1.65), (12.85, 0.75), (17.05, 0.75), (17.05, 1.65))
+    box(14.0, 0.75, 1.7, "middle", plain)
     return figure

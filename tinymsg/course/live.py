@@ -25,12 +25,9 @@ class LivePanel(Panel):
         controls: {label: (lowest, highest, step)} for a slider, {label: [texts]} for a row of buttons.
         start: {label: value at first} (default: the lowest, the first text); computed at once.
         instant: for work of less than some 100 ms: every move computes anew, the newest values win; nothing to press.
-        scale: pictures are enlarged so many times.
 
     Cancel stops at the next picture. A mistake becomes a sentence in `status`; at the first values it is raised.
     """
-
-    every = 0.1  # seconds at least between two pictures of the same run; the last one is always shown
 
     def __init__(self, work: Work, controls: dict, start: dict | None = None, instant: bool = False, scale: int = 2):
         self.work, self.instant, self.scale = work, instant, scale
@@ -44,7 +41,7 @@ class LivePanel(Panel):
         super().__init__([self.reset] if instant else [self.compute, self.cancel, self.progress])
         self.view.children = (*self.controls.values(), *self.view.children)
         self._lock, self._stop, self._thread = threading.Lock(), threading.Event(), None
-        self._busy, self._wanted = False, None  # _wanted: the values to compute next
+        self._wanted = None  # the values to compute next
         for done, total, picture, words in work(*self.values):
             self._picture(done, total, picture, words)
         if not self.shown[0]:
@@ -60,39 +57,30 @@ class LivePanel(Panel):
         """The controls' values of this moment."""
         return tuple(control.value for control in self.controls.values())
 
-    def wait(self, seconds: float | None = None) -> bool:
-        """Wait until what is being computed is done; False if it takes longer."""
-        if self._thread is not None:
-            self._thread.join(seconds)
-        return not self._busy
-
     def _moved(self) -> None:
         if self.instant:
             self._ask()
-        elif not self._busy:
+        elif not self.compute.disabled:
             self.say("The controls have moved: press Compute.")
 
     def _ask(self) -> None:
         """Compute for the values of this moment; what computes already takes newer ones only if it is instant."""
         with self._lock:
-            if self.instant or not self._busy:
+            busy = self.compute.disabled
+            if self.instant or not busy:
                 self._wanted = self.values
-            if not self._busy:
+            if not busy:
                 self._stop.clear()
-                self._set_busy(True)
+                self.compute.disabled, self.cancel.disabled = True, False
                 self._thread = threading.Thread(target=self._run, daemon=True)
                 self._thread.start()
-
-    def _set_busy(self, busy: bool) -> None:
-        self._busy = self.compute.disabled = busy
-        self.cancel.disabled = not busy
 
     def _run(self) -> None:
         while True:
             with self._lock:
                 values, self._wanted = self._wanted, None
                 if values is None:
-                    self._set_busy(False)
+                    self.compute.disabled, self.cancel.disabled = False, True
                     return
             try:
                 self._compute(values)
@@ -102,21 +90,17 @@ class LivePanel(Panel):
 
     def _compute(self, values: tuple) -> None:
         """One run: to its end, to a press of Cancel, or to newer values."""
-        begun, drawn = time.perf_counter(), 0.0
+        begun, steps = time.perf_counter(), self.work(*values)
         if not self.instant:
             self.progress.value = 0
             self.say("Computing …")
-        steps = self.work(*values)
         for done, total, picture, words in steps:
             self.progress.max, self.progress.value = total, done
+            self._picture(done, total, picture, words)
             cancelled = self._stop.is_set()
-            over = done >= total or cancelled or self._wanted is not None
-            if over or time.perf_counter() - drawn >= self.every:
-                self._picture(done, total, picture, words)
-                drawn = time.perf_counter()
             if done < total:
                 self.say(f"Cancelled after {done} of {total}." if cancelled else f"{done} of {total}")
-                if over:
+                if cancelled or self._wanted is not None:
                     steps.close()
                     return
         self.say(f"Done in {time.perf_counter() - begun:.2f} seconds.")

@@ -6,7 +6,6 @@ All that is shown is read from the files that it writes.
 
 import contextlib
 import csv
-import functools
 import os
 import signal
 import subprocess
@@ -69,8 +68,8 @@ def training_progress(out: str | Path) -> Progress:
     steps, step = None, int(losses[-1]["step"]) if losses else 0
     with contextlib.suppress(OSError, ValueError):
         steps = read_results(out / "run.json")["steps"]
-    message = (out / MESSAGES).read_text(errors="replace").strip() if (out / MESSAGES).is_file() else ""
-    message = message.rpartition("\n")[-1]
+    said = (out / MESSAGES).read_text(errors="replace").split("\n") if (out / MESSAGES).is_file() else []
+    message = next(filter(str.strip, reversed(said)), "")
     return Progress(training_process(out), step, steps, losses, validation, strip, message, saved)
 
 
@@ -86,7 +85,6 @@ def start_training(
     """Start, or resume, `python -m tinymsg train ARGUMENTS --out OUT` as a process of its own session.
 
     Args:
-        arguments: of the train command, without --out, e.g. ["--profile", "full", "--data", "gopro"].
         processes: above 1, so many under torchrun.
         cwd: where it runs (default: here); `out` counts from here.
     Raises: RuntimeError if a training already runs there.
@@ -104,10 +102,7 @@ def start_training(
 
 
 def stop_training(out: str | Path, wait: float = 0) -> bool:
-    """Ask the training in a folder to write a checkpoint and end (SIGTERM); wait so many seconds until it has.
-
-    Returns: whether it has ended (True as well if none ran).
-    """
+    """Ask the training in a folder to write a checkpoint and end; whether it has, after so many seconds at the most."""
     if (process := training_process(out)) is not None:
         os.kill(process, signal.SIGTERM)
     deadline = time.monotonic() + wait
@@ -150,11 +145,11 @@ def plot_progress(progress: Progress) -> Figure:
 
 def progress_text(progress: Progress) -> str:
     """The text alternative of `plot_progress`."""
-    told, losses = f"Training, {str(progress).rstrip('.')}.", progress.losses
-    for what, key in (("Denoising", "denoise"), ("Guidance", "guidance")) if losses else ():
-        told += f" {what} loss from {losses[0][key]:.3g} to {losses[-1][key]:.3g}."
-    if rows := progress.validation:
-        told += f" Validation PSNR from {rows[0]['psnr']:.2f} to {rows[-1]['psnr']:.2f} dB."
+    told = f"Training, {str(progress).rstrip('.')}."
+    names = {"denoise": "Denoising loss", "guidance": "Guidance loss", "psnr": "Validation PSNR (dB)"}
+    for key, name in names.items():
+        if rows := progress.validation if key == "psnr" else progress.losses:
+            told += f" {name} from {rows[0][key]:.4g} to {rows[-1][key]:.4g}."
     return told if progress.strip is None else f"{told} Below, the blurry, the restored and the sharp picture."
 
 
@@ -165,35 +160,26 @@ def show_progress(out: str | Path) -> None:
 
 
 class TrainingMonitor(Panel):
-    """Buttons to start (or resume) and stop a training, over its live curves.
+    """Buttons to start (or resume) and stop a training, as `start_training` does, over its live curves.
 
     Closing the notebook stops nothing; a monitor made anew on the same folder goes on watching.
-
-    Args:
-        arguments, out, processes, cwd: as for `start_training`.
     """
 
     seconds = 3.0  # between looks at the files while the training runs; 0 looks at the press of a button only
 
     def __init__(self, arguments: Sequence[str], out: str | Path, processes: int = 1, cwd: str | Path | None = None):
-        self.out, self._begin = Path(out), functools.partial(start_training, list(arguments), out, processes, cwd)
+        self.out, self._what = Path(out), (arguments, out, processes, cwd)
         self._child: subprocess.Popen | None = None
         self._thread = threading.Thread()
         self.start_button = self._button("Start", "play", self.start)
-        self.stop_button = self._button("Stop", "stop", self.stop)
-        self.refresh_button = self._button("Refresh", "refresh", self.refresh)
+        self.stop_button = self._button("Stop", "stop", lambda: stop_training(out))
+        self.refresh_button = self._button("Refresh", "refresh")
         super().__init__([self.start_button, self.stop_button, self.refresh_button])
         self.refresh()
 
     def start(self) -> None:
         """Start the training, or resume it."""
-        self._child = self._begin()
-        self.refresh()
-
-    def stop(self) -> None:
-        """Ask the training to write a checkpoint and end."""
-        stop_training(self.out)
-        self.refresh()
+        self._child = start_training(*self._what)
 
     def refresh(self) -> Progress:
         """Read the files and draw anew, from now on by itself while the training runs; returns what they say."""
@@ -214,16 +200,19 @@ class TrainingMonitor(Panel):
     def _look(self) -> None:
         while self._running:
             time.sleep(self.seconds)
-            self._carefully(self.refresh)
+            self.refresh_button.click()
 
-    def _button(self, name: str, icon: str, act: Callable[[], object]) -> ipywidgets.Button:
+    def _button(self, name: str, icon: str, act: Callable[[], object] | None = None) -> ipywidgets.Button:
+        """A button that acts, then reads the files; an error is shown where one looks."""
+
+        def press(_) -> None:
+            try:
+                if act is not None:
+                    act()
+                self.refresh()
+            except (RuntimeError, OSError, ValueError) as error:
+                self.say(str(error))
+
         button = ipywidgets.Button(description=name, icon=icon)
-        button.on_click(lambda _: self._carefully(act))
+        button.on_click(press)
         return button
-
-    def _carefully(self, act: Callable[[], object]) -> None:
-        """Act; an error is shown where one looks."""
-        try:
-            act()
-        except (RuntimeError, OSError, ValueError) as error:
-            self.say(str(error))

@@ -26,11 +26,8 @@ def _resized(display: Tensor, h: int, w: int) -> Tensor:
 
 
 def keep_photo(source: str | Path) -> Path:
-    """Make a picture file the photograph of all lessons: turned upright, shrunk, and saved as PNG.
+    """Make a picture file the photograph of all lessons: upright, shrunk, saved as PNG without EXIF data (place, time).
 
-    Args:
-        source: any file that `data.read_image` reads. Its EXIF data (place, time, camera) is not carried over.
-    Returns: where it is kept.
     Raises: ImageError, with one sentence, if it cannot be read or kept; what was kept before then stays.
     """
     display = read_image(source)
@@ -44,8 +41,6 @@ def keep_photo(source: str | Path) -> Path:
 def my_photo(size: int) -> tuple[Tensor, str]:
     """The middle of the learner's photograph, or of the cat where none was dropped in.
 
-    Args:
-        size: pixels. The largest centred square is shrunk or enlarged to size x size.
     Returns: ((3, size, size) display values in [0, 1], a caption that says which photograph it is).
     Raises: ImageError if the file is there but damaged.
     """
