@@ -98,6 +98,7 @@ for batch in (12, 24):
 """
 
 
+@pytest.mark.course
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the peak of resident memory")
 def test_the_prediction_for_another_batch_holds_against_a_real_step():
     """Peak memory of training steps, as the system saw it, with 12 and 24 crops: they differ as predicted."""
@@ -120,12 +121,14 @@ def test_the_prediction_for_another_batch_holds_against_a_real_step():
     assert larger - smaller == pytest.approx(memory.total(24, 24) - memory.total(12, 12), rel=0.2)
 
 
-def test_fitting():
+def test_fitting(monkeypatch):
+    """The largest micro-batch that divides the share and fits beside CUDA and what is spared."""
     memory = Memory(fixed=1e9, micro=1e8, batch=1e6)
     assert memory.total(10, 20) == pytest.approx(1e9 + 1e9 + 2e7)
-    card = (1e9 + 8e8 + 64e6 + CONTEXT) / (1 - SPARE)
-    assert memory.fitting(card + 1, 64) == 8 and memory.fitting(card - 1e6, 64) == 4
-    assert memory.fitting(1e9, 64) == 0 and memory.fitting(1e15, 48) == 48
+    monkeypatch.setattr("tinymsg.training.estimate.memory_model", lambda recipe: memory)
+    card = (1e9 + 8e8 + 64e6 + CONTEXT) / (1 - SPARE) / 1e9
+    rows = batch_table(Recipe().change(batch=64), (card * 1.001, card * 0.999, 1, 1e6), processes=(1,))
+    assert [row[1]["micro_batch"] for row in rows] == [8, 4, 0, 64]
 
 
 def test_the_table_of_the_full_profile():

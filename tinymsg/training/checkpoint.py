@@ -143,18 +143,17 @@ def resume(folder: str | Path, state: TrainState, accept_changes: bool = False) 
 def _newest(folder: Path, state: TrainState, accept_changes: bool) -> tuple[Path | None, dict | None, list[str]]:
     passed_over = []
     for path in reversed(checkpoints(folder)):
-        if not is_whole(path):
-            passed_over.append(f"{path.name} is damaged and was passed over")
-            continue
         try:
+            if not is_whole(path):
+                raise ValueError("it is damaged")
             saved = torch.load(path, map_location="cpu", weights_only=True)
             load_state(state, saved, accept_changes)
             return path, saved, passed_over
         except OtherTrainingError:
             raise
-        except Exception as error:  # whatever another program's file makes of that: the next older one is tried
-            what = f"{type(error).__name__}: {error}".splitlines()[0]
-            passed_over.append(f"{path.name} is not a checkpoint of this program ({what}) and was passed over")
+        except Exception as error:  # whatever another program's file leads to: the next older one is tried
+            what = str(error).partition("\n")[0] or type(error).__name__
+            passed_over.append(f"{path.name} is no whole checkpoint of this program ({what}) and was passed over")
     return None, None, passed_over
 
 

@@ -9,6 +9,7 @@ import contextlib
 import math
 import time
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -34,11 +35,6 @@ class Memory:
     def total(self, micro_batch: int, share: int) -> float:
         """Of a process that takes `share` crops a step, `micro_batch` at a time."""
         return self.fixed + self.micro * micro_batch + self.batch * share
-
-    def fitting(self, card: float, share: int) -> int:
-        """The largest micro-batch that divides `share` and fits `card` bytes; 0 if none does."""
-        room = card * (1 - SPARE) - CONTEXT
-        return next((n for n in range(share, 0, -1) if share % n == 0 and self.total(n, share) <= room), 0)
 
 
 def _shape(recipe: Recipe, crops: int) -> tuple[int, int, int, int]:
@@ -91,12 +87,14 @@ def batch_table(recipe: Recipe, cards: tuple[int, ...] = CARDS, processes: tuple
     """
     memory, rows = memory_model(recipe), []
     for card in cards:
-        row: dict = {"card": card}
+        row: dict[str | int, Any] = {"card": card}
+        room = card * 1e9 * (1 - SPARE) - CONTEXT
         for n in (n for n in processes if recipe.training.batch % n == 0):
             share = recipe.training.batch // n
-            micro = memory.fitting(card * 1e9, share)
+            fitting = (m for m in range(share, 0, -1) if share % m == 0 and memory.total(m, share) <= room)
+            micro = next(fitting, 0)
             gb = (memory.total(micro, share) + CONTEXT) / 1e9
-            row[n] = {"micro_batch": micro, "accumulate": share // micro if micro else None, "gb": gb}
+            row[n] = {"micro_batch": micro, "accumulate": share // micro if micro else 0, "gb": gb}
         rows.append(row)
     return rows
 
@@ -106,7 +104,7 @@ def table_text(recipe: Recipe, cards: tuple[int, ...] = CARDS) -> str:
     rows = batch_table(recipe, cards)
     processes = [n for n in rows[0] if n != "card"]
     heads = [f"on {n} {'card' if n == 1 else 'cards'}: crops at a time x accumulate | memory" for n in processes]
-    lines = ["| card | " + " | ".join(heads) + " |", "|---" * (1 + 2 * len(processes)) + "|"]
+    lines = ["| card | " + " | ".join(heads) + " |", "|---" * (1 + 2 * len(heads)) + "|"]
     for row in rows:
         cells = [f"{row['card']} GB"]
         for fit in (row[n] for n in processes):
@@ -127,7 +125,7 @@ def gigaflops(recipe: Recipe) -> float:
     return 3 * counter.get_total_flops() / 1e9
 
 
-def seconds_a_step(state: TrainState, processes: int = 1, crops: int | None = None, repeats: int = 2) -> float:
+def seconds_a_step(state: TrainState, processes: int = 1, crops: int | None = None) -> float:
     """Timed: forward and backward pass of some crops, eager, scaled to the process's share of a step.
 
     Weights, optimiser and step are left as they were.
@@ -142,7 +140,7 @@ def seconds_a_step(state: TrainState, processes: int = 1, crops: int | None = No
     crops = crops or min(share // c.accumulate or 1, 4 if device.type == "cpu" else 64)
     while True:
         try:
-            return _seconds(state, crops, repeats) * share / crops
+            return _seconds(state, crops) * share / crops
         except (RuntimeError, MemoryError) as error:
             if crops == 1 or not out_of_memory(error):
                 raise
@@ -154,12 +152,12 @@ def seconds_a_step(state: TrainState, processes: int = 1, crops: int | None = No
         crops //= 2
 
 
-def _seconds(state: TrainState, crops: int, repeats: int) -> float:
-    """Of a forward and a backward pass, the fastest."""
+def _seconds(state: TrainState, crops: int) -> float:
+    """Of a forward and a backward pass, the faster of two."""
     y0 = torch.zeros(_shape(state.recipe, crops), device=state.device).contiguous(memory_format=state.layout)
     level = torch.full((crops,), 0.5, device=state.device)
     times = []
-    for _ in range(1 + repeats):  # the first warms up
+    for _ in range(3):  # the first warms up
         start = time.perf_counter()
         with torch.autocast(state.device.type, torch.bfloat16, enabled=state.bf16):
             denoise, guidance = loss_terms(state.model, y0, y0, level, y0)

@@ -58,24 +58,20 @@ def leave_processes() -> None:
 def from_first(produce: Callable[[], T]) -> T:
     """What `produce` gives in the first process, in every process; it is called there alone.
 
-    Raises: what it raised there; ValueError in the other processes.
+    Raises: what it raised there, in every process too.
     """
     rank, processes = rank_and_processes()
     if processes == 1:
         return produce()
-    answer: list[Any] = [None, ""]  # what it gives, what went wrong
-    error = None
+    answer: list[Any] = [None, None]
     if rank == 0:
         try:
             answer[0] = produce()
-        except Exception as raised:  # whatever it is: the others wait for an answer
-            plain, error = isinstance(raised, ValueError | OSError), raised
-            answer[1] = str(raised) if plain else f"{type(raised).__name__}: {raised}"
+        except Exception as error:  # whatever it is: the others wait for an answer
+            answer[1] = error
     dist.broadcast_object_list(answer, src=0, group=_control)
-    if error is not None:
-        raise error
-    if answer[1]:
-        raise ValueError(answer[1])
+    if answer[1] is not None:
+        raise answer[1]
     return answer[0]
 
 

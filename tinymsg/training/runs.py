@@ -6,7 +6,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -58,7 +58,7 @@ def run(
             out.mkdir(parents=True, exist_ok=True)
             _write_run(state, batches, out, validation)
             logs = opened.enter_context(contextlib.closing(Logs(out, state.step, plan.tensorboard)))
-        received = opened.enter_context(_signals())
+        received = _note_signals(opened)
         records = fit(state, clock, network=training_network(state))
         quiet = None if first else True  # None: where there is no terminal
         bar = opened.enter_context(
@@ -75,8 +75,8 @@ def run(
             if logs is not None and validation is not None and due(plan.validate_every):
                 before = time.perf_counter()
                 state.check_finite()
-                logs.write("validation", validation(state, out / "validation"))
-                logs.picture(out / "validation" / f"{record.step:08d}.png", record.step)
+                row, strip = validation(state, out / "validation")
+                logs.write("validation", row, strip)
                 clock.start += time.perf_counter() - before  # looking is not learning
             stop = 0
             if state.share[1] == 1 or state.device.type == "cpu" or state.step % 10 == 0:
@@ -112,9 +112,8 @@ def _write_run(state: TrainState, batches: Batches, out: Path, validation: Valid
     write_results(out / "run.json", provenance() | record)
 
 
-@contextlib.contextmanager
-def _signals() -> Iterator[list[int]]:
-    """The list fills with SIGTERM or SIGINT when one arrives; the first only notes it, a second acts as ever."""
+def _note_signals(until: contextlib.ExitStack) -> list[int]:
+    """A list that fills with SIGTERM or SIGINT when one arrives; the first only notes it, a second acts as ever."""
     received: list[int] = []
     before = {}
 
@@ -122,13 +121,11 @@ def _signals() -> Iterator[list[int]]:
         received.append(number)
         signal.signal(number, before[number])
 
-    if threading.current_thread() is threading.main_thread():
-        before.update({int(number): signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)})
-    try:
-        yield received
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    if threading.current_thread() is threading.main_thread():  # nobody else may
+        for number in (signal.SIGTERM, signal.SIGINT):
+            before[int(number)] = signal.signal(number, note)
+            until.callback(signal.signal, number, before[int(number)])
+    return received
 
 
 # --- logs ---------------------------------------------------------------------------------------------------
@@ -158,8 +155,8 @@ class Logs:
                 partial.write_text("".join(rows))
             self.files[name] = self._opened.enter_context(path.open("a"))
 
-    def write(self, table: str, values: dict[str, float]) -> None:
-        """Add a row, {"step": ..., ...}."""
+    def write(self, table: str, values: dict[str, float], picture: Path | None = None) -> None:
+        """Add a row, {"step": ..., ...}; TensorBoard shows the picture too."""
         file = self.files[table]
         header = "" if file.tell() else ",".join(values) + "\n"
         file.write(header + ",".join(f"{value:.6g}" for value in values.values()) + "\n")
@@ -167,11 +164,8 @@ class Logs:
         if self.writer is not None:
             for name in values.keys() - {"step"}:
                 self.writer.add_scalar(f"{table}/{name}", values[name], values["step"])
-
-    def picture(self, path: Path, step: int) -> None:
-        """Show a validation strip in TensorBoard too."""
-        if self.writer is not None:
-            self.writer.add_image("validation/blurry, restored, sharp", read_image(path), step)
+            if picture is not None:
+                self.writer.add_image(f"{table}/blurry, restored, sharp", read_image(picture), values["step"])
 
     def sync(self) -> None:
         """Onto the disk, before a checkpoint relies on it."""

@@ -103,10 +103,10 @@ class Validation:
     name: str
     setting: Setting = Setting()
 
-    def __call__(self, state: TrainState, folder: Path) -> dict[str, float]:
-        """One row for the log: step, psnr, ssim (NaN where it cannot be computed), the losses at fixed noise.
+    def __call__(self, state: TrainState, folder: Path) -> tuple[dict[str, float], Path]:
+        """A row for the log: step, psnr, ssim (NaN where it cannot be computed), the losses at fixed noise.
 
-        Writes folder/STEP.png: blurry, restored, sharp, a row a picture.
+        And a picture, folder/STEP.png: blurry, restored, sharp, a row a pair.
         """
         model = state.ema_model
         y0, x = self.pictures
@@ -115,8 +115,9 @@ class Validation:
         scores = measure(restored, y0, available(METRICS)[0])
         means = {name: sum(scores[name]) / len(x) if name in scores else float("nan") for name in METRICS}
         strip = torch.cat([torch.cat(list(images), dim=-2) for images in (x, restored, y0)], dim=-1)
-        write_image(Path(folder) / f"{state.step:08d}.png", to_display(strip).expand(3, -1, -1))
-        return {"step": state.step} | means | self._losses(state, model)
+        path = Path(folder) / f"{state.step:08d}.png"
+        write_image(path, to_display(strip).expand(3, -1, -1))
+        return {"step": state.step} | means | self._losses(state, model), path
 
     @torch.inference_mode()
     def _losses(self, state: TrainState, model: Model) -> dict[str, float]:
