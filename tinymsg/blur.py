@@ -4,15 +4,14 @@
                          ->  camera response (display values)            ->  8 bits or JPEG
 
 Images are float (n, c, h, w). Linear light and display values both live in [0, 1] (linear light may exceed 1
-before the sensor clips it). Everything runs on the device of its input; what is drawn for a picture is drawn on the
-CPU and uploaded, so that a picture is the same on every device and no device is waited for.
+before the sensor clips it). Everything runs on the device of its input; who moves how is decided on the CPU.
 """
 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
-from typing import NamedTuple
+from functools import cache, partial
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -37,14 +36,31 @@ class Range(NamedTuple):
 Amount = float | tuple[float, float] | Range  # a constant, which draws no random number, or a range
 
 
-def draw_amount(amount: tuple[float, float] | Range, draws: Draws) -> Tensor:
-    """(n,) values of a range."""
+def draw_amount(amount: Amount, draws: Draws) -> float | Tensor:
+    """A constant as it is, (n,) values of a range."""
+    if not isinstance(amount, tuple):
+        return amount
     low, high, log, share, otherwise = Range(*amount)
     if log:
         value = torch.exp(draws.uniform(low=math.log(low), high=math.log(high)))
     else:
         value = draws.uniform(low=low, high=high)
     return value if share == 1 else torch.where(draws.uniform() < share, value, otherwise)
+
+
+def _check_amount(name: str, amount: Amount, least: float = 0) -> None:
+    low, high = amount[:2] if isinstance(amount, tuple) else (amount, amount)
+    if not least <= low <= high:
+        raise ValueError(f"{name} must be a number or a range (low, high), low >= {least:g}, got {amount}")
+
+
+def _names(given: str | tuple[str, ...], kind: str, known: dict[str, Any]) -> tuple[str, ...]:
+    """One name or several, as a tuple. Raises: ValueError for one that is not known."""
+    names = (given,) if isinstance(given, str) else given
+    for name in names:
+        if name not in known:
+            raise ValueError(f"unknown {kind} {name!r}; known: {', '.join(known)}")
+    return names
 
 
 # --- camera response: scene light <-> the numbers in the file -----------------------------------------------
@@ -157,11 +173,9 @@ class Motion:
     kernels: int | None = None  # draw from this many fixed paths only; None: endless
 
     def __post_init__(self):
-        for path in self.paths:
-            if path not in PATHS:
-                raise ValueError(f"unknown path {path!r}; known: {', '.join(PATHS)}")
-        if not 0 <= self.length[0] <= self.length[1]:
-            raise ValueError(f"length must be a range (low, high) of pixels, low >= 0, got {self.length}")
+        _names(self.path, "path", PATHS)
+        _check_amount("length", self.length)
+        _check_amount("roll", self.roll)
         if self.angle is not None and self.path != "linear":
             raise ValueError("angle fixes the direction of linear paths only; leave it None for others")
         if self.steps < 2:
@@ -170,15 +184,8 @@ class Motion:
             raise ValueError(f"kernels must be at least 1 or None, got {self.kernels}")
 
     @property
-    def paths(self) -> tuple[str, ...]:
-        return (self.path,) if isinstance(self.path, str) else self.path
-
-    @property
     def reach(self) -> float:
-        """How far from its mean a path strays at most, in pixels along either axis, whatever was drawn.
-
-        Half the longest path, and one pixel for its bend; a walk that wanders farther is made smaller (`draw`).
-        """
+        """Pixels along either axis that no path leaves its mean by more than: half the longest, one for its bend."""
         return self.length[1] / 2 + 1
 
     def draw(self, draws: Draws) -> Tensor:
@@ -186,17 +193,13 @@ class Motion:
         if self.kernels is not None:  # the path then depends on which of the fixed ones it is, not on the image
             draws = Draws(0x6B65726E, draws.integers(self.kernels))
         length = draw_amount(self.length, draws)
-        drawn = [
-            linear_path(draws, length, self.steps, self.angle)
-            if name == "linear"
-            else PATHS[name](draws, length, self.steps)
-            for name in self.paths
-        ]
-        shifts = drawn[0]
-        if len(drawn) > 1:
-            shifts = torch.stack(drawn)[draws.integers(len(drawn)), torch.arange(len(draws), device=length.device)]
-        farthest = shifts.abs().amax(dim=(1, 2))
-        shifts = shifts * (self.reach / farthest).clamp(max=1)[:, None, None]
+        names = _names(self.path, "path", PATHS)
+        paths = PATHS | {"linear": partial(linear_path, angle=self.angle)}
+        drawn = torch.stack([paths[name](draws, length, self.steps) for name in names])
+        which = draws.integers(len(names)) if len(names) > 1 else 0
+        shifts = drawn[which, torch.arange(len(length), device=length.device)]
+        # A walk may wander to one side: it is made smaller, so that no light is asked for from beyond the margin
+        shifts = shifts * (self.reach / shifts.abs().amax(dim=(1, 2))).clamp(max=1)[:, None, None]
         roll = draw_amount(self.roll, draws) * torch.sign(draws.uniform() - 0.5)
         time = torch.linspace(-0.5, 0.5, self.steps, device=shifts.device)
         path = torch.cat([shifts, (roll[:, None] * time)[:, :, None]], dim=-1)
@@ -305,13 +308,6 @@ def blend_kernels(linear: Tensor, kernels: Tensor, weights: Tensor) -> Tensor:
 # --- sensor and file ----------------------------------------------------------------------------------------
 
 
-def _check_at_least(least: float, **values: float | Tensor) -> None:
-    """Raise ValueError for a number below `least`; tensors may lie on a device, which nobody waits for."""
-    for name, value in values.items():
-        if not isinstance(value, Tensor) and value < least:
-            raise ValueError(f"{name} must be at least {least:g}, got {value}")
-
-
 def sensor_noise(
     linear: Tensor, shot: float | Tensor, read: float | Tensor, draws: Draws, gains: float | Tensor = 1.0
 ) -> Tensor:
@@ -323,7 +319,8 @@ def sensor_noise(
         read: standard deviation of the electronics, >= 0, in units of full scale; as `shot`.
         gains: (n, c, 1, 1) of the white balance: the sensor saw light / gains, and its noise is multiplied with it.
     """
-    _check_at_least(0, shot=shot, read=read)
+    if any(not isinstance(value, Tensor) and value < 0 for value in (shot, read)):  # a device is not asked
+        raise ValueError(f"shot and read must be >= 0, got {shot} and {read}")
     deviation = torch.sqrt(gains * (shot * linear.clamp_min(0)) + (gains * read) ** 2)
     return linear + deviation * draws.on(linear.device).normal(*linear.shape[1:])
 
@@ -334,7 +331,8 @@ def expand_highlights(linear: Tensor, gain: float | Tensor, threshold: float = 0
     A file stores a street lamp as 1.0; its light was many times that, which is why blurred lamps
     draw bright streaks. Smooth in the light, so that no edges are invented.
     """
-    _check_at_least(1, gain=gain)
+    if not isinstance(gain, Tensor) and gain < 1:
+        raise ValueError(f"gain must be at least 1, got {gain}")
     excess = ((linear.amax(dim=1, keepdim=True) - threshold) / (1 - threshold)).clamp(0, 1)
     return linear * (1 + (gain - 1) * excess**2)
 
@@ -421,31 +419,42 @@ class Camera:
     read: Amount = 0.0  # noise deviation of the electronics
     red_gain: Amount = 1.0  # white balance: what the sensor's red is multiplied with, and its noise
     blue_gain: Amount = 1.0
-    jpeg_quality: int | tuple[int, int] | Range | None = None  # None, or 0 in a range: lossless 8 bits
+    jpeg_quality: int | Range | None = None  # None, or 0 for those without: lossless 8 bits
 
     def __post_init__(self):
-        for name in self.responses:
-            if name not in RESPONSES:
-                raise ValueError(f"unknown response {name!r}; known: {', '.join(RESPONSES)}")
+        _names(self.response, "response", RESPONSES)
+        for name in ("exposure", "defocus", "shot", "read", "red_gain", "blue_gain"):
+            _check_amount(name, getattr(self, name))
+        _check_amount("highlights", self.highlights, least=1)
 
     @property
-    def responses(self) -> tuple[str, ...]:
-        return (self.response,) if isinstance(self.response, str) else self.response
+    def spread(self) -> float:
+        """Pixels that defocus spreads light at most: three standard deviations."""
+        return 3 * (self.defocus[1] if isinstance(self.defocus, tuple) else self.defocus)
 
-    def draw(self, draws: Draws) -> dict[str, float | Tensor]:
-        """The value of each field on the CPU: constants as they are, ranges (n,), several responses by their number."""
-        values = {name: value for name, value in vars(self).items() if name != "response" and value is not None}
-        drawn = {name: draw_amount(v, draws) if isinstance(v, tuple) else v for name, v in values.items()}
-        if len(self.responses) > 1:
-            drawn["response"] = draws.integers(len(self.responses)).float()
-        return drawn
+    def draw(self, draws: Draws, device: torch.device) -> dict[str, Any]:
+        """The values of one picture each: constants as they are, what is drawn (n, 1, 1, 1) on the device.
+
+        A response is a number in the order of names; "gains" are those of the white balance, (n, 3, 1, 1).
+        """
+        names = ("exposure", "highlights", "shot", "read", "red_gain", "blue_gain", "jpeg_quality")
+        values: dict[str, Any] = {name: draw_amount(getattr(self, name) or 0, draws) for name in names}
+        values["response"] = 0 if isinstance(self.response, str) else draws.integers(len(self.response)).float()
+        if drawn := {name: value for name, value in values.items() if isinstance(value, Tensor)}:
+            table = upload(torch.stack(list(drawn.values())), device)  # all at once
+            values |= dict(zip(drawn, table[..., None, None, None], strict=True))
+        values["gains"] = 1.0  # a number where it is none: gray pictures have one channel
+        if not self.red_gain == self.blue_gain == 1:
+            one = torch.ones(len(draws), 1, 1, 1, device=device)
+            values["gains"] = torch.cat([one * values["red_gain"], one, one * values["blue_gain"]], dim=1)
+        return values
 
 
-def _respond(functions: list[Callable[[Tensor], Tensor]], which: float | Tensor, image: Tensor) -> Tensor:
-    """Each image through its own of several functions."""
-    answer = functions[0](image)
-    for number, function in enumerate(functions[1:], start=1):
-        answer = torch.where(which == number, function(image), answer)
+def _respond(responses: tuple[str, ...], way: int, which: float | Tensor, image: Tensor) -> Tensor:
+    """Each image through its own of several responses: encoded (way 0) or decoded (1)."""
+    answer = RESPONSES[responses[0]][way](image)
+    for number, name in enumerate(responses[1:], start=1):
+        answer = torch.where(which == number, RESPONSES[name][way](image), answer)
     return answer
 
 
@@ -486,13 +495,6 @@ def resampling(scale: Tensor, source: int, target: int) -> Tensor:
     return weights / weights.sum(dim=-1, keepdim=True)
 
 
-def cut(image: Tensor, corner: Tensor, size: int) -> Tensor:
-    """(n, c, size, size) of each image, from its own corner (n, 2), y and x, on the device of the image."""
-    places = corner[:, :, None] + torch.arange(size, device=image.device)
-    number = torch.arange(len(image), device=image.device)[:, None, None]
-    return image.permute(0, 2, 3, 1)[number, places[:, 0, :, None], places[:, 1, None, :]].permute(0, 3, 1, 2)
-
-
 def photograph(
     sharp: Tensor, motion: Motion, camera: Camera, draws: Draws, margin: int = 0, resize: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
@@ -505,39 +507,27 @@ def photograph(
         resize: (n, h', h) matrices of `resampling`, on the CPU, for square images: the sensor adds up neighbours.
     Returns: (sharp, blurry), both (n, c, h - 2 margin, w - 2 margin), display values in [0, 1]; h' for h if resized.
     """
-    path, values, device = motion.draw(draws), camera.draw(draws), sharp.device
-    defocus = values.pop("defocus")
-    drawn = {name: value for name, value in values.items() if isinstance(value, Tensor)}
-    if drawn:  # one upload
-        table = upload(torch.stack(list(drawn.values())), device)
-        values |= dict(zip(drawn, table[..., None, None, None], strict=True))
-    encoders, decoders = zip(*(RESPONSES[name] for name in camera.responses), strict=True)
-    which = values.get("response", 0.0)
-    light = expand_highlights(_respond(decoders, which, sharp), values["highlights"]) * values["exposure"]
-    # Kernels are wider than the paths' reach: another size would round pictures of earlier editions differently
-    size = 2 * math.ceil(motion.length[1] + 1) + 1
-    if not isinstance(defocus, Tensor):
-        defocus = torch.full((len(sharp),), defocus) if defocus else None
-    blurred = expose(light, path, size, defocus)
+    path, values, device = motion.draw(draws), camera.draw(draws, sharp.device), sharp.device
+    responses, which = _names(camera.response, "response", RESPONSES), values["response"]
+    light = expand_highlights(_respond(responses, 1, which, sharp), values["highlights"]) * values["exposure"]
+    defocus = draw_amount(camera.defocus, draws) + torch.zeros(len(sharp)) if camera.defocus != 0 else None
+    # Wider than the paths' reach: kernels of another size would round the pictures of earlier editions differently
+    half = math.ceil(max(motion.length[1] + 1, motion.reach + camera.spread))
+    blurred = expose(light, path, 2 * half + 1, defocus)
     if resize is not None:
         resize = upload(resize, device)[:, None]
         light, blurred = (resize @ image.clamp(0, 1) @ resize.mT for image in (light, blurred))
     if camera.shot or camera.read:
-        gains: float | Tensor = 1.0
-        if not camera.red_gain == camera.blue_gain == 1:
-            one = torch.ones(len(sharp), 1, 1, 1, device=device)
-            gains = torch.cat([one * values["red_gain"], one, one * values["blue_gain"]], dim=1)
-        blurred = sensor_noise(blurred.clamp(0, 1), values["shot"], values["read"], draws, gains)
-    still, blurry = (quantise(_respond(encoders, which, image)) for image in (light, blurred))
-    quality = values.get("jpeg_quality")
+        blurred = sensor_noise(blurred.clamp(0, 1), values["shot"], values["read"], draws, values["gains"])
+    y0, x = (quantise(_respond(responses, 0, which, image)) for image in (light, blurred))
+    quality = values["jpeg_quality"]
     if isinstance(quality, Tensor):
-        compressed = jpeg(blurry, quality.flatten().round().clamp_min(1))
-        blurry = torch.where(quality == 0, blurry, compressed)
-    elif quality is not None:
-        blurry = jpeg(blurry, quality)
-    h, w = still.shape[-2:]
-    if resize is not None:  # from any corner, so that the blocks of JPEG lie anywhere
-        corner = upload(draws.integers(2 * margin + 1, 2), device)
-        return cut(still, corner, h - 2 * margin), cut(blurry, corner, h - 2 * margin)
-    inside = (..., slice(margin, h - margin), slice(margin, w - margin))
-    return still[inside], blurry[inside]
+        x = torch.where(quality > 0, jpeg(x, quality.flatten().round().clamp_min(1)), x)
+    elif camera.jpeg_quality is not None:
+        x = jpeg(x, quality)
+    pair, (h, w) = torch.stack([y0, x]), x.shape[-2:]
+    # From any corner if resized, so that the blocks of JPEG begin anywhere
+    corners = [(margin, margin)] * len(sharp) if resize is None else draws.integers(2 * margin + 1, 2).tolist()
+    inside = [pair[:, i, :, y : h - 2 * margin + y, x : w - 2 * margin + x] for i, (y, x) in enumerate(corners)]
+    y0, x = torch.stack(inside, dim=1)
+    return y0, x

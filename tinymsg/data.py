@@ -280,9 +280,7 @@ class Domain:
 
     def margin(self, size: int) -> int:
         """Pixels about a picture of `size` pixels that its light may come from."""
-        motion, defocus = self.motion, self.camera.defocus
-        spread = 3 * (defocus[1] if isinstance(defocus, tuple) else defocus)
-        return int(motion.reach + 1 + 0.01 * motion.roll[1] * size + spread)
+        return int(self.motion.reach + 1 + 0.01 * self.motion.roll[1] * size + self.camera.spread)
 
 
 _SHAKE = Motion("walk", length=(9.0, 23.0), roll=(0.0, 2.0))
@@ -374,7 +372,7 @@ class SyntheticPairs:
         sides = [target] * len(index)
         scale = torch.ones(len(index))
         if scaled:
-            scale = draw_amount(domain.scale, draws) if isinstance(domain.scale, tuple) else scale * domain.scale
+            scale = scale * draw_amount(domain.scale, draws)
             need = [target / s + 2 * domain.margin(int(target / s)) + 4 / s for s in scale.tolist()]  # 4: the weights'
             sides = [target + 8 * math.ceil((side - target) / 8) for side in need]  # few sizes: few groups
         pictures, rows, made = self.contents.cut(draws, sides), [], []
