@@ -1,6 +1,5 @@
 """The learner's own photograph: dropped in by hand or by code, whatever it is, and forgotten again."""
 
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -58,10 +57,8 @@ def test_a_png_is_kept_and_used(folder):
     two_halves(300, 200).save(folder / "holiday.png")
     upload = PhotoUpload()
     assert upload.forget.disabled
-    assert (
-        drop_in(upload, folder / "holiday.png")
-        == "holiday.png is kept. Run the cells below again. In use: your photograph."
-    )
+    said = drop_in(upload, folder / "holiday.png")
+    assert "holiday.png is kept" in said and "your photograph" in said
     assert upload.upload.value == () and not upload.forget.disabled  # the same file can be chosen again
     mine, caption = my_photo(100)
     assert caption == "your photograph" and mine.shape == (3, 100, 100)
@@ -140,7 +137,7 @@ def test_a_damaged_file_says_what_to_do(folder):
     with pytest.raises(ImageError, match="delete the file"):
         my_photo(8)
     upload = PhotoUpload()
-    assert "drop a photograph in again. In use: no photograph." in upload.status.value and not upload.forget.disabled
+    assert "no photograph" in upload.status.value and not upload.forget.disabled
     upload.forget.click()
     assert is_the_cat()
 
@@ -161,17 +158,10 @@ def test_a_lesson_shows_picture_and_words_where_widgets_cannot_run(folder, monke
     monkeypatch.setattr(IPython.display, "display", lambda bundle, **options: shown.append((bundle, options)))
     my_photo_upload()
     ((bundle, options),) = shown
-    assert bundle["text/plain"] == options["metadata"]["image/png"]["alt"] == "In use: the cat Chelsea."
+    assert bundle["text/plain"] == options["metadata"]["image/png"]["alt"] and "the cat" in bundle["text/plain"]
     assert bundle["image/png"].startswith("iVBOR")
 
 
 def test_a_size_below_one_is_refused():
     with pytest.raises(ValueError, match="at least 1 pixel, got 0"):
         my_photo(0)
-
-
-def test_keeping_a_photograph_needs_no_widgets(folder, monkeypatch):
-    two_halves(30, 30).save(folder / "good.png")
-    monkeypatch.setitem(sys.modules, "ipywidgets", None)
-    assert keep_photo("good.png") == Path(FILE)
-    assert my_photo(4)[1] == "your photograph"
