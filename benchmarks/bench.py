@@ -3,10 +3,10 @@
 python benchmarks/bench.py [--device cuda] [--width 32] [--rounds 3] [--out benchmarks/results]
 
 Every contender lives in a process of its own, so that a peak of memory is nobody else's; they take turns, round after
-round, so that a slow minute of the machine meets all of them. What counts is the ratio to ours within a round, at equal FLOPs:
-its median and its spread over the rounds. End to end means from a folder of PNG pairs of 1280x720, each as its own trainer
-reads them: ours has packed it before. Writes bench.json, bench.md and bench.png; what was measured until it ends early is in
-bench.json.part. Three rounds take about an hour on two cores without units for bf16.
+round, so that a slow minute of the machine meets all of them. What counts is the ratio to ours within a round, at
+equal FLOPs: its median and its spread over the rounds. End to end means from a folder of PNG pairs of 1280x720, each
+as its own trainer reads them: ours has packed it before. Writes bench.json, bench.md and bench.png; what was measured
+until it ends early is in bench.json.part. Three rounds take about an hour on two cores without units for bf16.
 """
 
 import argparse
@@ -16,7 +16,6 @@ import gc
 import json
 import multiprocessing
 import os
-import platform
 import statistics
 import sys
 import tempfile
@@ -25,12 +24,14 @@ from importlib import metadata
 from pathlib import Path
 
 import torch
+from common import clock, place
 from loader import make_pictures
 from peers import CONTENDERS, Contender
 
 from tinymsg.cli.allocator import ALLOCATOR, restart_with_allocator
-from tinymsg.datasets.packing import folder_pairs, pack
-from tinymsg.machine import use_bf16
+from tinymsg.datasets.folders import folder_pairs
+from tinymsg.datasets.packing import pack
+from tinymsg.machine import accelerator, use_bf16
 from tinymsg.training.runs import peak_memory
 
 # Kinds of operation, by parts of their names: PyTorch's on a CPU, the kernels' on a GPU
@@ -41,16 +42,9 @@ OPERATIONS = {
 }
 
 
-def clock(device: torch.device) -> float:
-    """Seconds, once what was asked of the device is done."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter()
-
-
 def machine_limits(device: torch.device) -> dict[str, float | str]:
-    """What this machine can do at best: matrix product and convolution (TFLOP/s) in the number type that is faster here, which
-    the library then chooses too; copying (GB/s). The best of 5 each."""
+    """What this machine can do at best: matrix product and convolution (TFLOP/s) in the number type that the library
+    chooses here; copying (GB/s). The best of 5 each."""
 
     def best(work, warmup: int = 2) -> float:
         seconds = []
@@ -78,79 +72,91 @@ def machine_limits(device: torch.device) -> dict[str, float | str]:
     }
 
 
-def serve(pipe, name: str, width: int, device_name: str) -> None:
-    """A contender's process: does what it is asked for, once to warm up and then timed, and answers with seconds; ends at None."""
-    device = torch.device(device_name)
-    batches, contenders = {}, {}
-    fast = device.type == "cuda"  # its steps are short: more of them, and more before the clock starts
+class Worker:
+    """A contender, in its process: each method is a kind of request; times are after a warm-up."""
 
-    def contender(batch: int) -> Contender:
-        if batch not in contenders:
-            contenders.clear()  # one at a time: its memory is not the next one's
+    def __init__(self, name: str, width: int, device: torch.device):
+        self.name, self.width, self.device = name, width, device
+        self.fast = device.type == "cuda"  # its steps are short: more of them, and more before the clock starts
+        self.one, self.batch = None, None  # the contender as it is set up, and for how many crops
+
+    def contender(self, batch: int) -> Contender:
+        """The contender for so many crops a step; one at a time: its memory is not the next one's."""
+        if self.one is None or self.one.batch != batch:
+            self.one = None
             torch.compiler.reset()  # nor are its compiled forms, of which torch keeps few
-            contenders[batch] = Contender(name, width, device, batch)
-            generator = torch.Generator().manual_seed(0)
-            batches[batch] = tuple(
-                (torch.rand(batch, 3, 128, 128, generator=generator) * 2 - 1).to(device) for _ in range(2)
-            )
-        return contenders[batch]
+            self.one = Contender(self.name, self.width, self.device, batch)
+            self.batch = (self.noise(0, batch, 128, 128), self.noise(1, batch, 128, 128))
+        return self.one
 
+    def noise(self, seed: int, batch: int, height: int, wide: int) -> torch.Tensor:
+        generator = torch.Generator().manual_seed(seed)
+        return (torch.rand(batch, 3, height, wide, generator=generator) * 2 - 1).to(self.device)
+
+    def about(self) -> dict:
+        """Its size and the cost of one crop."""
+        it = self.contender(1)
+        parameters = sum(p.numel() for p in it.network.parameters())
+        return {"parameters_M": round(parameters / 1e6, 2), "gflop": it.gigaflops()}
+
+    def train(self, batch: int, steps: int) -> float:
+        """Seconds a training step."""
+        it, steps = self.contender(batch), 20 if self.fast else steps
+        it.train(lambda step: self.batch, 5 if self.fast else 1)
+        start = clock(self.device)
+        it.train(lambda step: self.batch, steps)
+        return (clock(self.device) - start) / steps
+
+    def folder(self, batch: int, steps: int, pictures: str, packed: str) -> tuple[float, float]:
+        """Seconds a training step from a folder, and seconds of it that were spent waiting for data."""
+        if self.fast:
+            steps = 8 * (os.cpu_count() or 1)  # each worker of a loader has two batches ready when the clock starts
+        it, waited = self.contender(batch), []
+        source = it.source(Path(pictures), Path(packed))
+
+        def timed(step: int) -> tuple[torch.Tensor, torch.Tensor]:
+            begin = time.perf_counter()
+            pair = source(step)
+            waited.append(time.perf_counter() - begin)
+            return pair
+
+        it.train(timed)
+        start, done = clock(self.device), len(waited)
+        it.train(timed, steps)
+        return (clock(self.device) - start) / steps, sum(waited[done:]) / steps
+
+    def sample(self, height: int, wide: int, steps: int) -> tuple[float, float]:
+        """Seconds of what is done once a picture, and of a network evaluation."""
+        it, steps = self.contender(1), 20 if self.fast else steps
+        x = self.noise(0, 1, height, wide)
+        start = clock(self.device)
+        it.begin(x)
+        begun = clock(self.device)
+        for _ in range(5 if self.fast else 1):
+            it.step()
+        warm = clock(self.device)
+        for _ in range(steps):
+            it.step()
+        return begun - start, (clock(self.device) - warm) / steps
+
+    def profile(self, batch: int) -> dict[str, float]:
+        """Where the time of a training step goes."""
+        it = self.contender(batch)
+        it.train(lambda step: self.batch)
+        return shares(lambda: it.train(lambda step: self.batch), self.device)
+
+    def memory(self) -> float:
+        """Peak of the process so far, GB."""
+        return round(peak_memory(self.device) / 1e9, 2)
+
+
+def serve(pipe, name: str, width: int, device_name: str) -> None:
+    """A contender's process: answers (kind, *arguments) until None comes."""
+    worker = Worker(name, width, torch.device(device_name))
     while (request := pipe.recv()) is not None:
         kind, *arguments = request
-        if kind == "about":
-            it = contender(1)
-            pipe.send(
-                {
-                    "parameters_M": round(sum(p.numel() for p in it.network.parameters()) / 1e6, 2),
-                    "gflop": it.gigaflops(),
-                }
-            )
-        elif kind == "train":
-            batch, steps = arguments[0], 20 if fast else arguments[1]
-            it = contender(batch)
-            it.train(lambda step: batches[batch], 5 if fast else 1)
-            start = clock(device)
-            it.train(lambda step: batches[batch], steps)
-            pipe.send((clock(device) - start) / steps)
-        elif kind == "folder":
-            batch, steps, *folders = arguments
-            if fast:
-                steps = 8 * (os.cpu_count() or 1)  # each worker of a loader has two batches ready when the clock starts
-            it, waited = contender(batch), []
-            source = it.source(*map(Path, folders))
-
-            def timed(step: int):
-                begin = time.perf_counter()
-                pair = source(step)
-                waited.append(time.perf_counter() - begin)
-                return pair
-
-            it.train(timed)
-            start, done = clock(device), len(waited)
-            it.train(timed, steps)
-            pipe.send(((clock(device) - start) / steps, sum(waited[done:]) / steps))
-            del source, timed  # ends its processes: they would decode ahead in the others' turn
-        elif kind == "sample":
-            height, wide, steps = arguments
-            it = contender(1)
-            x = (torch.rand(1, 3, height, wide, generator=torch.Generator().manual_seed(0)) * 2 - 1).to(device)
-            start = clock(device)
-            it.begin(x)
-            begun = clock(device)
-            for _ in range(5 if fast else 1):
-                it.step()
-            warm, steps = clock(device), 20 if fast else steps
-            for _ in range(steps):
-                it.step()
-            pipe.send((begun - start, (clock(device) - warm) / steps))
-        elif kind == "profile":
-            (batch,) = arguments
-            it = contender(batch)
-            it.train(lambda step: batches[batch])
-            pipe.send(shares(lambda: it.train(lambda step: batches[batch]), device))
-        elif kind == "memory":
-            pipe.send(round(peak_memory(device) / 1e9, 2))
-        give_back(device)
+        pipe.send(getattr(worker, kind)(*arguments))
+        give_back(worker.device)
 
 
 def shares(work, device: torch.device) -> dict[str, float]:
@@ -201,14 +207,12 @@ class Field:
     """All contenders, each behind a pipe; asked one at a time."""
 
     def __init__(self, names: tuple[str, ...], width: int, device: str):
-        """Ours and the tuned ones start with the allocator's settings, which our commands set for themselves; the shipped without."""
+        """Ours and the tuned ones start with the allocator's settings, which our commands set; the shipped without."""
         context = multiprocessing.get_context("spawn")
         self.pipes, self.processes = {}, []
         for name in names:
             here, there = context.Pipe()
-            process = context.Process(
-                target=serve, args=(there, name, width, device)
-            )  # no daemon: it has workers of its own
+            process = context.Process(target=serve, args=(there, name, width, device))  # may have workers: no daemon
             with allocator_of(name):
                 process.start()
             there.close()
@@ -234,10 +238,8 @@ class Field:
     def close(self) -> None:
         """End the processes."""
         for pipe in self.pipes.values():
-            try:
+            with contextlib.suppress(ConnectionError):
                 pipe.send(None)
-            except ConnectionError:
-                pass
         for process in self.processes:
             process.join(10)
             process.kill()
@@ -249,10 +251,10 @@ def with_ours(names: list[str]) -> tuple[str, ...]:
 
 
 def ratios(seconds: dict[str, list[float]], about: dict[str, dict], ours: str = "ours") -> dict[str, dict]:
-    """Seconds and, within a round, how many times as long as ours at equal FLOPs: {name: {"seconds", "ratio", "low", "high"}}.
+    """Seconds and, within a round, how many times as long as ours at equal FLOPs: "seconds", "ratio", "low", "high".
 
-    The networks are matched as far as their structures allow; what is left is divided out. One that failed when asked `about`
-    itself has no row; without ours there is none.
+    The networks are matched as far as their structures allow; what is left is divided out. One that failed when asked
+    `about` itself has no row; without ours there is none.
     """
     known, table = {name: values for name, values in seconds.items() if about.get(name)}, {}
     if ours not in known:
@@ -324,7 +326,7 @@ def measure(
 
 
 def end_to_end(new_field, batch: int, rounds: int, pictures: int, about: dict) -> dict:
-    """Training from a folder of PNG pairs: {"batch", "packing_seconds", "rows": ratios with the share of time spent waiting}."""
+    """Training from a folder of PNG pairs: batch, seconds of packing, ratios with the share of time spent waiting."""
     with tempfile.TemporaryDirectory() as work, new_field() as field:
         folder, packed = Path(work) / "pictures", Path(work) / "packed"
         make_pictures(folder, pictures)
@@ -347,7 +349,7 @@ def panels(results: dict) -> dict[str, dict]:
 
 
 def markdown(results: dict) -> str:
-    """The run in Markdown: seconds of ours and how many times as long the others take; memory; shares of the machine's limits."""
+    """The run in Markdown: seconds of ours and how many times as long the others take, memory, the machine's limits."""
     about, tables = results["about"], panels(results)
     lines = ["| | M parameters | GFLOP a crop | " + " | ".join(tables) + " |", "|---" * (3 + len(tables)) + "|"]
     for name, facts in about.items():
@@ -409,9 +411,9 @@ def markdown(results: dict) -> str:
     rate = 3 * about["ours"]["gflop"] * int(batch) / ours / 1e3
     lines[-1] += (
         f" Ours: {int(batch) / ours:.1f} crops a second at {batch}, {rate:.2f} TFLOP/s, "
-        f"{rate / limits['conv_tflops']:.0%} of this machine's own convolution in {limits['precision']} ({limits['conv_tflops']} TFLOP/s), "
-        f"{rate / limits['matmul_tflops']:.0%} of its matrix product ({limits['matmul_tflops']}); "
-        f"it copies {limits['copy_gbs']} GB/s."
+        f"{rate / limits['conv_tflops']:.0%} of this machine's own convolution in {limits['precision']} "
+        f"({limits['conv_tflops']} TFLOP/s), {rate / limits['matmul_tflops']:.0%} of its matrix product "
+        f"({limits['matmul_tflops']}); it copies {limits['copy_gbs']} GB/s."
     )
     return "\n".join(lines)
 
@@ -430,11 +432,11 @@ def picture(results: dict, path: Path) -> None:
     axes = axes[0]
     names = list(results["about"])
     for axis, (title, table) in zip(axes, tables.items(), strict=True):
-        for place, name in enumerate(names):
+        for row, name in enumerate(names):
             if name in table:
                 color = "#0072B2" if name.startswith("ours") else "#E69F00" if name.endswith("tuned") else "#999999"
-                axis.barh(place, table[name]["ratio"], color=color)
-                axis.plot([table[name]["low"], table[name]["high"]], [place, place], color="black", linewidth=1)
+                axis.barh(row, table[name]["ratio"], color=color)
+                axis.plot([table[name]["low"], table[name]["high"]], [row, row], color="black", linewidth=1)
         axis.axvline(1, color="black", linewidth=1)
         axis.set_title(title, fontsize=9)
         axis.spines[["top", "right"]].set_visible(False)
@@ -447,7 +449,7 @@ def picture(results: dict, path: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--device", default=str(accelerator()))
     parser.add_argument(
         "--width", type=int, default=32, help="channels at full resolution, a multiple of 32 (default: %(default)s)"
     )
@@ -475,14 +477,11 @@ def main() -> None:
     device = torch.device(args.device)
     batches = args.batches or ([2, 8, 32, 256] if device.type == "cuda" else [2, 8, 32])
     sizes = [tuple(reversed([int(n) for n in size.split("x")])) for size in args.sizes]
-    where = (
-        torch.cuda.get_device_name(device)
-        if device.type == "cuda"
-        else f"{processor()}, {torch.get_num_threads()} threads"
-    )
-    packages = {p: metadata.version(p) for p in ("diffusers", "denoising-diffusion-pytorch")}
+    names, out = with_ours(args.contenders), Path(args.out)
+    peers = {name.partition(",")[0].replace("_", "-") for name in names} - {"ours", "sr3"}
+    packages = {peer: metadata.version(peer) for peer in sorted(peers)}
     results = {
-        "machine": where,
+        "machine": place(device),
         "torch": torch.__version__,
         "packages": packages,
         "width": args.width,
@@ -490,8 +489,7 @@ def main() -> None:
         "limits": machine_limits(device),
     }
     give_back(device)
-    print(f"{where}: {results['limits']}", flush=True)
-    names, out = with_ours(args.contenders), Path(args.out)
+    print(f"{results['machine']}: {results['limits']}", flush=True)
     out.mkdir(parents=True, exist_ok=True)
     partial = out / "bench.json.part"
 
@@ -512,18 +510,6 @@ def main() -> None:
     (out / "bench.md").write_text(markdown(results) + "\n")
     picture(results, out / "bench.png")
     print(markdown(results))
-
-
-def processor() -> str:
-    """The processor's name."""
-    try:
-        return next(
-            line.split(":")[1].strip()
-            for line in Path("/proc/cpuinfo").read_text().splitlines()
-            if line.startswith("model name")
-        )
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
 
 
 if __name__ == "__main__":

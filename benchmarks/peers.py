@@ -2,13 +2,13 @@
 
 diffusers' UNet2DModel and denoising_diffusion_pytorch's Unet come from the package index (extra `bench`); SR3 is
 written here, after the structure that Saharia 2021 publishes. Each has two ways of being trained: as its own trainer
-sets it ("shipped"), and with the usual tricks ("tuned": our number type, memory layout and allocator settings, fused optimiser, compiled on a GPU).
+sets it ("shipped"), and with the usual tricks ("tuned": our number type, memory layout and allocator settings, fused
+optimiser, compiled on a GPU).
 """
 
 import math
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,30 +18,26 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tinymsg.data import Batches
+from tinymsg.datasets.folders import folder_pairs
 from tinymsg.datasets.packed import PackedPairs
-from tinymsg.datasets.packing import folder_pairs
 from tinymsg.machine import use_bf16
-from tinymsg.model import Config
+from tinymsg.model import Recipe
 from tinymsg.sample import prepare
-from tinymsg.train import TrainState, fit, training_layout
+from tinymsg.train import TrainState, fit
+from tinymsg.training.parallel import training_network
 
 STEPS_FOREVER = 10**7
 
 
-def our_config(width: int, guided: bool = True, **changes) -> Config:
+def our_recipe(width: int, guided: bool = True, **changes) -> Recipe:
     """Base `width`, multiples 1-2-3-4; plain: exactly these widths.
 
     Four blocks a resolution: the peers have three on the way down and four on the way up, ours as many up as down.
     """
-    config = Config(
-        widths=(width, 2 * width, 3 * width, 4 * width),
-        blocks=4,
-        crop=128,
-        steps=STEPS_FOREVER,
-        guidance_width=2 * width if guided else 32,
-        **changes,
+    recipe = Recipe().change(
+        widths=(width, 2 * width, 3 * width, 4 * width), blocks=4, crop=128, steps=STEPS_FOREVER, **changes
     )
-    return config if guided else replace(config, scales=())
+    return recipe.change(guidance_width=2 * width) if guided else recipe.change(scales=())
 
 
 # --- the peers' networks: (y_t, x, noise_level) -> eps_hat ----------------------------------------------------
@@ -107,7 +103,7 @@ class _SR3Block(nn.Module):
 
 
 class SR3(nn.Module):
-    """The structure of SR3 (Saharia 2021, Sec. 2.4 and Appendix A): GroupNorm of 32 groups, strided and nearest resampling."""
+    """The structure of SR3 (Saharia 2021, Sec. 2.4, App. A): GroupNorm of 32 groups, strided and nearest resampling."""
 
     def __init__(self, width: int):
         super().__init__()
@@ -160,7 +156,8 @@ NETWORKS: dict[str, Callable[[int], nn.Module]] = {
 
 # --- what they learn from: one folder of PNG pairs ---------------------------------------------------------------
 
-# Processes that decode, as each one's own trainer sets them: diffusers' example none, SR3 in its usual form 8, here no more than cores
+# Processes that decode, as each one's own trainer sets them: diffusers' example none, SR3 in its usual form 8; here no
+# more than cores
 WORKERS = {"diffusers": 0, "denoising_diffusion_pytorch": os.cpu_count() or 1, "sr3": min(8, os.cpu_count() or 1)}
 Source = Callable[[int], tuple[Tensor, Tensor]]
 
@@ -210,19 +207,18 @@ class Contender:
         self.ours, self.kind, self.batch = kind == "ours", kind, batch
         self.tuned = variant == "tuned"
         self.bf16 = (self.ours or self.tuned) and use_bf16("auto", device)
-        self.layout = training_layout(
-            our_config(width, False), device, self.bf16
-        )  # the tuned ones': sampling is channels_last
         if self.ours:
-            self.config = our_config(width, variant == "guided", batch=batch, compile=device.type == "cuda")
-            self.state = TrainState(self.config, device)
+            compiled = "" if device.type == "cpu" else "default"
+            self.state = TrainState(our_recipe(width, variant == "guided", batch=batch, compile=compiled), device)
             self.network = self.state.model
             return
+        # The tuned ones' in training, as ours has it for crops of 128 (tinymsg.train); sampling is channels_last
+        self.layout = torch.contiguous_format if device.type == "cpu" and not self.bf16 else torch.channels_last
         torch.manual_seed(0)
         self.network = NETWORKS[kind](width).to(device).train()
         if self.tuned:
             self.network = self.network.to(memory_format=self.layout)
-        # AdamW in diffusers' example, Adam in the others'; neither is fused there. Both clip the norm at 1 and keep an EMA
+        # AdamW in diffusers' example, Adam in the others'; neither fused there. Both clip at 1 and keep an EMA
         kind_of = torch.optim.AdamW if kind == "diffusers" or self.tuned else torch.optim.Adam
         self.optimizer = kind_of(
             self.network.parameters(), lr=1e-4, betas=(0.9, 0.99), **({"fused": True} if self.tuned else {})
@@ -248,7 +244,8 @@ class Contender:
         if self.ours:
             self.batches = source
             if not hasattr(self, "records"):
-                self.records = fit(self.state, lambda step: self.batches(step))
+                network = training_network(self.state)
+                self.records = fit(self.state, lambda step: self.batches(step), network=network)
             for _ in range(steps):
                 next(self.records)
             return
@@ -294,7 +291,7 @@ class Contender:
         """One network evaluation of a restoration."""
         if self.ours:
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.prepared.bf16):
-                self.prepared.eps_fn(self.y_t, self.level)
+                self.prepared.denoise(self.y_t, self.level)
             return
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
             self.network(self.y_t, self.x, self.level)

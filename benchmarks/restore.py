@@ -10,7 +10,6 @@ algorithms, is left out of the seconds, not out of the peak.
 import argparse
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -18,13 +17,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from bench import clock
+from common import clock, place
 
 from tinymsg.cli.allocator import ALLOCATOR
-from tinymsg.machine import use_bf16
-from tinymsg.model import Config, build_model, count_parameters, pretrained, pretrained_names
-from tinymsg.sample import prepare, restore_steps
-from tinymsg.training.profiles import PROFILES
+from tinymsg.machine import accelerator, use_bf16
+from tinymsg.model import build_model, count_parameters, pretrained, pretrained_names
+from tinymsg.sample import Setting, prepare, restore_steps
+from tinymsg.training.profiles import profile
 from tinymsg.training.runs import peak_memory
 
 HEAD = "{:<16} {:>8} {:>5} {:>8} {:>7} {:>11} {:>9} {:>9}"
@@ -32,22 +31,19 @@ HEAD = "{:<16} {:>8} {:>5} {:>8} {:>7} {:>11} {:>9} {:>9}"
 
 def measure(name: str, precision: str, width: int, height: int, steps: int, repeats: int, device: torch.device) -> dict:
     """Seconds and peak memory of one model at one number of steps, in this process."""
-    model = (
-        pretrained(name, device)
-        if name in pretrained_names()
-        else build_model(Config(**PROFILES[name])).eval().to(device)
-    )
+    shipped = name in pretrained_names()
+    model = pretrained(name, device) if shipped else build_model(profile(name).network).eval().to(device)
     model.config = replace(model.config, precision=precision)
     x = torch.rand(1, 3, height, width, generator=torch.Generator().manual_seed(0)).to(device) * 2 - 1
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
+    if device.type != "cpu":
+        torch.accelerator.reset_peak_memory_stats(device)
     before = peak_memory(device)
     guidance, seconds = [], []
     for _ in range(1 + repeats):
         start = clock(device)
         prepared = prepare(model, x)
         middle = clock(device)
-        for _ in restore_steps(model, x, "ancestral", steps, 0.5, prepared=prepared):
+        for _ in restore_steps(model, x, Setting("ancestral", steps, 0.5), prepared=prepared):
             pass
         guidance.append(middle - start)
         seconds.append(clock(device) - middle)
@@ -86,7 +82,7 @@ def row(name: str, precision: str, args: argparse.Namespace) -> dict:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--size", default="1280x720", type=lambda text: tuple(map(int, text.split("x"))), metavar="WxH")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--device", default=str(accelerator()))
     parser.add_argument("--models", nargs="+", default=["scenes-guided", "full"], help="shipped weights, or profiles")
     parser.add_argument("--precisions", nargs="+", default=["auto"], choices=("auto", "fp32", "bf16"))
     parser.add_argument("--steps", nargs=2, type=int, default=[1, 3], metavar="N", help="two numbers of steps")
@@ -99,9 +95,7 @@ def main() -> None:
         name, precision, width, height, steps, repeats = json.loads(args.child)
         print(json.dumps(measure(name, precision, width, height, steps, repeats, device)))
         return
-    where = f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"
-    if device.type == "cuda":
-        where = torch.cuda.get_device_name(device)
+    where = place(device)
     print(f"{where}, torch {torch.__version__}, {args.size[0]}x{args.size[1]}, whole")
     print(
         HEAD.format(

@@ -3,9 +3,9 @@ would cost on GPUs that are not here.
 
 python benchmarks/scale.py [--out benchmarks/results] [--predict-only]
 
-The first half is measured on this machine; --predict-only takes it from scale.json of an earlier run. The second half is
-arithmetic: operations and bytes counted from the network, divided by what a GPU can do, times an efficiency that is assumed.
-Writes scale.json and scale.md.
+The first half is measured on this machine; --predict-only takes it from scale.json of an earlier run. The second
+half is arithmetic: operations and bytes counted from the network, divided by what a GPU can do, times an efficiency
+that is assumed. Writes scale.json and scale.md.
 """
 
 import argparse
@@ -15,23 +15,23 @@ import socket
 import statistics
 import sys
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from bench import clock, processor
+from common import clock, place
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from tinymsg.cli.allocator import restart_with_allocator
-from tinymsg.model import Config, build_model, count_parameters
-from tinymsg.sample import prepare, restore_steps
+from tinymsg.model import Model, Recipe, build_model, count_parameters
+from tinymsg.sample import Setting, prepare, restore_steps
 from tinymsg.train import TrainState, fit, loss_terms
 from tinymsg.training.estimate import gigaflops
-from tinymsg.training.parallel import from_first, join_processes, leave_processes
-from tinymsg.training.profiles import PROFILES
+from tinymsg.training.parallel import join_processes, leave_processes, rank_and_processes, training_network
+from tinymsg.training.profiles import profile
 
-FULL = replace(Config(), **PROFILES["full"] | {"compile": False})
+FULL = profile("full").change(compile="")
 
 
 @dataclass(frozen=True)
@@ -44,10 +44,7 @@ class Cluster:
     outside: float = 50e9  # bytes a second of each GPU to other machines (400 Gbit/s)
     launch: float = 4e-6  # seconds to start one kernel from Python; kernels of a large batch hide it
     price: float = 3.5  # US dollars a GPU and hour: an assumption in the middle of what is asked for, 2 to 5
-    efficiency: tuple[float, float] = (
-        0.64,
-        0.3,
-    )  # of the time that compute and memory would take: our goal; a poor day
+    efficiency: tuple[float, float] = (0.64, 0.3)  # of the time that compute and memory take: our goal; a poor day
 
 
 # --- counted ----------------------------------------------------------------------------------------------------
@@ -69,15 +66,13 @@ class Traffic(TorchDispatchMode):
         return result
 
 
-def traffic(config: Config, crops: int = 2) -> dict[str, float]:
+def traffic(recipe: Recipe, crops: int = 2) -> dict[str, float]:
     """Of a training step's passes, uncompiled: {"kernels", "bytes_a_crop"}, counted on the CPU in bf16."""
-    model = build_model(config).to(memory_format=torch.channels_last).train()
-    y0, x = (
-        torch.zeros(crops, 3, config.crop, config.crop).contiguous(memory_format=torch.channels_last) for _ in range(2)
-    )
+    model, side = build_model(recipe.network).to(memory_format=torch.channels_last).train(), recipe.training.crop
+    y0, x = (torch.zeros(crops, 3, side, side).contiguous(memory_format=torch.channels_last) for _ in range(2))
     with Traffic() as counted:
         with torch.autocast("cpu", torch.bfloat16):
-            denoise, guidance = loss_terms(model, config, y0, x, torch.full((crops,), 0.5), torch.zeros_like(y0))
+            denoise, guidance = loss_terms(model, y0, x, torch.full((crops,), 0.5), torch.zeros_like(y0))
         (denoise + guidance).backward()
     return {"kernels": counted.kernels, "bytes_a_crop": counted.bytes / crops}
 
@@ -85,13 +80,13 @@ def traffic(config: Config, crops: int = 2) -> dict[str, float]:
 # --- measured here ----------------------------------------------------------------------------------------------
 
 
-def step_seconds(config: Config, repeats: int = 3) -> float:
+def step_seconds(recipe: Recipe, repeats: int = 3) -> float:
     """Median seconds of a whole training step on zeros, the first left out."""
-    share = config.batch // (torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1)
-    y0, x = (torch.zeros(share, 3, config.crop, config.crop) for _ in range(2))
-    state = TrainState(replace(config, steps=10**6))
-    state.compute_in(from_first(lambda: state.bf16))  # each process has measured it for itself
-    steps, seconds = fit(state, lambda step: (y0, x)), []
+    state = TrainState(recipe.change(steps=10**6))
+    state.share = rank_and_processes()
+    side, share = recipe.training.crop, recipe.training.batch // state.share[1]
+    y0, x = (torch.zeros(share, 3, side, side) for _ in range(2))
+    steps, seconds = fit(state, lambda step: (y0, x), network=training_network(state)), []
     for _ in range(1 + repeats):
         start = time.perf_counter()
         next(steps)
@@ -109,7 +104,7 @@ def _process(rank: int, processes: int, port: int, threads: int, queue) -> None:
     }
     torch.set_num_threads(threads)
     join_processes(torch.device("cpu"))
-    seconds = step_seconds(replace(FULL, batch=4))
+    seconds = step_seconds(FULL.change(batch=4))
     leave_processes()
     if rank == 0:
         queue.put(seconds)
@@ -134,13 +129,13 @@ def shared_seconds(processes: int) -> float:
     return seconds
 
 
-def restoration(height: int, width: int, steps: int, model) -> tuple[float, float]:
+def restoration(height: int, width: int, steps: int, model: Model) -> tuple[float, float]:
     """(seconds of the guidance, of all steps) of a whole picture."""
     x = torch.zeros(1, 3, height, width)
     start = clock(x.device)
     prepared = prepare(model, x)
     begun = clock(x.device)
-    for _ in restore_steps(model, x, "ancestral", steps, 0.5, prepared=prepared):
+    for _ in restore_steps(model, x, Setting("ancestral", steps, 0.5), prepared=prepared):
         pass
     return begun - start, clock(x.device) - begun
 
@@ -155,8 +150,8 @@ def measured(say) -> dict[str, list[dict]]:
     rows: dict[str, list[dict]] = {}
     for name, settings in changes.items():
         for setting in settings:
-            config = replace(FULL, **setting)
-            work, seconds = config.batch * gigaflops(config), step_seconds(config)
+            recipe = FULL.change(**setting)
+            work, seconds = recipe.training.batch * gigaflops(recipe), step_seconds(recipe)
             at = setting["widths"][0] if name == "width" else setting[name]
             rows.setdefault(name, []).append({"at": at, "gflop": round(work, 1), "seconds": round(seconds, 4)})
             say(f"training, {name} {at}: {seconds:.3f} s, {work / seconds:.0f} GFLOP/s")
@@ -167,7 +162,7 @@ def measured(say) -> dict[str, list[dict]]:
             {"at": processes, "gflop": round(4 * gigaflops(FULL), 1), "seconds": round(seconds, 4)}
         )
         say(f"training, 4 crops by {processes} processes: {seconds:.3f} s")
-    model = build_model(FULL).eval()
+    model = build_model(FULL.network).eval()
     rows["picture"], rows["evaluations"] = [], []
     restoration(256, 256, 1, model)  # warms up
     for height, width in ((256, 256), (512, 512), (720, 1280)):
@@ -175,7 +170,7 @@ def measured(say) -> dict[str, list[dict]]:
         rows["picture"].append(
             {
                 "at": f"{width}x{height}",
-                "gflop": round(gigaflops(FULL) / 3 * height * width / FULL.crop**2, 1),
+                "gflop": round(gigaflops(FULL) / 3 * height * width / FULL.training.crop**2, 1),
                 "guidance_seconds": round(guidance, 4),
                 "seconds": round(steps / 2, 4),
             }
@@ -193,23 +188,23 @@ def measured(say) -> dict[str, list[dict]]:
 # --- predicted --------------------------------------------------------------------------------------------------
 
 
-def predicted(config: Config, counted: dict, cluster: Cluster, gpus: int, efficiency: float) -> dict[str, float]:
+def predicted(recipe: Recipe, counted: dict, cluster: Cluster, gpus: int, efficiency: float) -> dict[str, float]:
     """Seconds a step, hours and dollars of a whole training on so many GPUs, and what bounds the step.
 
-    A step's passes take their compute and memory time, one after the other, over the efficiency, or as long as its kernels
-    take to start, whichever is longer; then the gradients go once around the ring of GPUs (not hidden behind the passes).
+    A step's passes take their compute and memory time, one after the other, over the efficiency, or as long as its
+    kernels take to start, whichever is longer; then the gradients go once around the ring of GPUs (not hidden).
     """
-    crops = config.batch / gpus
+    crops = recipe.training.batch / gpus
     busy = (
         crops
-        * (1e9 * gigaflops(config) / (cluster.tflops * 1e12) + counted["bytes_a_crop"] / (cluster.terabytes * 1e12))
+        * (1e9 * gigaflops(recipe) / (cluster.tflops * 1e12) + counted["bytes_a_crop"] / (cluster.terabytes * 1e12))
         / efficiency
     )
     launches = counted["kernels"] * cluster.launch
     bandwidth = cluster.inside if gpus <= 8 else cluster.outside
     exchange = 0.0 if gpus == 1 else 2 * (gpus - 1) / gpus * 4 * counted["parameters"] / bandwidth
     seconds = max(busy, launches) + exchange
-    hours = config.steps * seconds / 3600
+    hours = recipe.training.steps * seconds / 3600
     return {
         "gpus": gpus,
         "crops_a_gpu": crops,
@@ -264,12 +259,15 @@ def main() -> None:
         results = json.loads(file.read_text())
     else:
         results = {
-            "machine": f"{processor()}, {torch.get_num_threads()} threads",
+            "machine": place(torch.device("cpu")),
             "torch": torch.__version__,
             "measured": measured(lambda line: print(line, flush=True)),
         }
     cluster = Cluster()
-    counted = traffic(FULL) | {"parameters": count_parameters(build_model(FULL)), "gflop_a_crop": gigaflops(FULL)}
+    counted = traffic(FULL) | {
+        "parameters": count_parameters(build_model(FULL.network)),
+        "gflop_a_crop": gigaflops(FULL),
+    }
     results |= {
         "counted": counted,
         "assumed": vars(cluster),

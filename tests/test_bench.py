@@ -16,7 +16,7 @@ BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 @pytest.fixture
 def bench(monkeypatch):
     monkeypatch.syspath_prepend(str(BENCHMARKS))
-    for name in ("bench", "peers", "loader"):
+    for name in ("bench", "peers", "loader", "common"):
         monkeypatch.delitem(sys.modules, name, raising=False)
     import bench
 
@@ -221,7 +221,8 @@ def test_all_learn_from_the_same_folder(bench, tmp_path):
     import peers
     from PIL import Image
 
-    from tinymsg.datasets.packing import folder_pairs, pack
+    from tinymsg.datasets.folders import folder_pairs
+    from tinymsg.datasets.packing import pack
 
     for side, shade in (("sharp", 200), ("blur", 100)):
         (tmp_path / "pictures" / side).mkdir(parents=True)

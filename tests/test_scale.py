@@ -2,22 +2,28 @@
 
 import json
 import sys
-from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import pytest
 import torch
 
+from tinymsg.training.estimate import gigaflops
+
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+
+
+counted = cache(gigaflops)  # of the full network, which takes seconds
 
 
 @pytest.fixture
 def scale(monkeypatch):
     monkeypatch.syspath_prepend(str(BENCHMARKS))
-    for name in ("scale", "bench", "peers", "loader"):
+    for name in ("scale", "common"):
         monkeypatch.delitem(sys.modules, name, raising=False)
     import scale
 
+    monkeypatch.setattr(scale, "gigaflops", counted)
     return scale
 
 
@@ -29,12 +35,12 @@ def test_traffic_counts_what_is_read_and_written(scale):
     assert (counted.kernels, counted.bytes) == (2, 4 * (32 + 16 + 8 + 8 + 8))
 
 
-def test_traffic_grows_with_the_network_and_not_with_the_crops(scale, tiny_config):
-    config = tiny_config(crop=16)
-    one, two = (scale.traffic(config, crops) for crops in (2, 4))
+def test_traffic_grows_with_the_network_and_not_with_the_crops(scale, tiny_recipe):
+    recipe = tiny_recipe(crop=16)
+    one, two = (scale.traffic(recipe, crops) for crops in (2, 4))
     assert one["kernels"] == two["kernels"] > 100
     assert one["bytes_a_crop"] > two["bytes_a_crop"] > 0.5 * one["bytes_a_crop"]  # the weights are read once a step
-    assert scale.traffic(replace(config, blocks=2), 2)["kernels"] > one["kernels"]
+    assert scale.traffic(recipe.change(blocks=2), 2)["kernels"] > one["kernels"]
 
 
 COUNTED = {"kernels": 1000, "bytes_a_crop": 1e9, "parameters": 10_000_000}
@@ -44,11 +50,11 @@ def test_a_prediction_in_closed_form(scale):
     """One GPU: compute and memory one after the other, over the efficiency."""
     cluster = scale.Cluster(tflops=100.0, terabytes=2.0, launch=1e-6, price=2.0)
     row = scale.predicted(scale.FULL, COUNTED, cluster, 1, 0.5)
-    step = scale.FULL.batch * (scale.gigaflops(scale.FULL) / 1e5 + 1e9 / 2e12) / 0.5
+    step = scale.FULL.training.batch * (scale.gigaflops(scale.FULL) / 1e5 + 1e9 / 2e12) / 0.5
     assert (
         row["step_ms"] == pytest.approx(1e3 * step) and row["exchange_ms"] == 0 and row["bound"] == "compute and memory"
     )
-    assert row["hours"] == pytest.approx(scale.FULL.steps * step / 3600) and row["dollars"] == pytest.approx(
+    assert row["hours"] == pytest.approx(scale.FULL.training.steps * step / 3600) and row["dollars"] == pytest.approx(
         2 * row["hours"]
     )
 
