@@ -6,6 +6,7 @@ import torch
 
 from tinymsg.data import photo
 from tinymsg.evaluate import MetricUnavailable, ssim
+from tinymsg.paper import align
 from tinymsg.paper.align import (
     IDENTICAL,
     PROTOCOLS,
@@ -83,6 +84,13 @@ def test_realblur_scores_only_where_both_pictures_are(wide, truth):
     assert float(((moved - truth) ** 2 * mask).mean()) < 1e-4
     whole = float(ssim(truth.flip(2)[None], truth[None]))
     assert masked_ssim(truth.flip(2), truth, torch.ones_like(mask)) == pytest.approx(whole, abs=5e-3)
+
+
+def test_what_the_homography_leaves_uncovered_does_not_count(truth, monkeypatch):
+    left = torch.zeros_like(truth[:1])
+    left[..., :100] = 1
+    monkeypatch.setattr(align, "register_homography", lambda moving, fixed: (fixed + 0.1 + 5 * (1 - left), left))
+    assert realblur_scores(truth, [truth])["psnr"] == pytest.approx(20, abs=1e-3)
 
 
 def test_match_intensity_is_least_squares(truth):

@@ -132,8 +132,9 @@ def test_each_picture_is_restored_once_and_scored_as_it_is_on_disk(root, row, tm
         for restored, r in ((one, rows[2]), (mean, rows[3])):
             scores = evaluation.scores(test, r, pair)
             assert scores["psnr"] == pytest.approx(float(psnr(restored[None], read_image(pair.sharp)[None])), abs=1e-4)
-    # Alone, a single sample is the same one; another seed, another setting or another set draws others
-    finish(test, [rows[2]], tmp_path / "alone")
+    # Alone, and of pictures that lie elsewhere, a single sample is the same one
+    (tmp_path / "elsewhere").symlink_to(root)
+    finish(open_set("gopro", tmp_path / "elsewhere", complete=False), [rows[2]], tmp_path / "alone")
     assert [p.read_bytes() for p in pictures(tmp_path / "alone")] == [
         evaluation.picture(test, rows[2], pair).read_bytes() for pair in test.pairs
     ]
@@ -160,7 +161,8 @@ def test_another_setting_or_set_has_its_own_pictures_and_scores(root, row, tmp_p
     assert len(pictures(tmp_path)) == 12
     one, two = (evaluation.scores(test, r, test.pairs[0]) for r in (row, other))
     assert one != two and set(one) == set(two) == {"psnr"}
-    assert evaluation.scores(gamma, row, gamma.pairs[0]) == {}
+    for another in (gamma, replace(test, protocol="shift")):
+        assert evaluation.scores(another, row, test.pairs[0]) == {}
 
 
 @pytest.mark.parametrize("name", ["realblur_j", "kohler"])
