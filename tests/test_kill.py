@@ -47,17 +47,17 @@ def test_killed_twice_at_the_worst_moments(packed, tmp_path):
     assert kill("points", tmp_path, packed, "--kills", "2").count("equal") == 6
 
 
-def test_twenty_kills_from_the_command_line(packed, tmp_path):
-    said = kill("real", tmp_path, packed, "--kills", "24", "--steps", "50")
+def test_kills_of_trainings_from_the_command_line(packed, tmp_path):
+    said = kill("real", tmp_path, packed, "--kills", "10", "--steps", "50")
     assert "every completed training equals the whole one" in said
 
 
-def test_eighty_kills_of_forked_trainings(packed, tmp_path):
-    said = kill("fast", tmp_path, packed, "--kills", "80", "--steps", "50")
+def test_kills_of_forked_trainings(packed, tmp_path):
+    said = kill("fast", tmp_path, packed, "--kills", "40", "--steps", "50")
     assert "every completed training equals the whole one" in said
     assert "packed pairs of gopro" in (tmp_path / "messages.txt").read_text()
 
 
 def test_kills_under_torchrun(packed, tmp_path):
-    said = kill("two", tmp_path, packed, "--kills", "8", "--steps", "50")
+    said = kill("two", tmp_path, packed, "--kills", "5", "--steps", "50")
     assert "every completed training equals the whole one" in said

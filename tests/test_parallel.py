@@ -63,7 +63,7 @@ def of_two(rank: int, port: int) -> dict[str, str]:
 
 
 WORKER = """
-import sys, torch
+import sys, torch, warnings
 from pathlib import Path
 from tinymsg.cli.sources import open_data
 from tinymsg.model import Recipe
@@ -72,6 +72,7 @@ from tinymsg.training.parallel import (
     from_first, highest, join_processes, leave_processes, mean_over_processes, rank_and_processes, training_network
 )
 torch.set_num_threads(1)
+warnings.filterwarnings("error", category=FutureWarning)
 device = join_processes(torch.device("cpu"))
 rank, processes = rank_and_processes()
 tiny = Recipe().change(widths=(16, 16), scales=(1,), crop=16, batch=4, steps=3, warmup=0, guidance_width=8,

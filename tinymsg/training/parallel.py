@@ -1,6 +1,7 @@
 """One training in several processes, on one machine or many, as torchrun starts them; torch.compile."""
 
 import datetime
+import inspect
 import os
 from collections.abc import Callable
 from typing import Any, TypeVar, cast
@@ -104,11 +105,9 @@ def training_network(state: TrainState) -> nn.Module:
         network = cast(nn.Module, compiled)
     if rank_and_processes()[1] == 1:
         return network
+    ddp = nn.parallel.DistributedDataParallel
+    names = ("forward_sync_buffers", "broadcast_buffers")  # the second before torch renamed it
+    sync = next(name for name in names if name in inspect.signature(ddp).parameters)
     # static_graph counts the backward passes of a step: it does not go with no_sync. There are no buffers that change
-    return nn.parallel.DistributedDataParallel(
-        network,
-        device_ids=None if state.device.type == "cpu" else [state.device.index],
-        broadcast_buffers=False,
-        gradient_as_bucket_view=True,
-        static_graph=c.accumulate == 1,
-    )
+    ours: dict[str, Any] = {sync: False, "gradient_as_bucket_view": True, "static_graph": c.accumulate == 1}
+    return ddp(network, device_ids=None if state.device.type == "cpu" else [state.device.index], **ours)
