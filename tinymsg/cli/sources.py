@@ -2,7 +2,6 @@
 
 from collections.abc import Sized
 from dataclasses import dataclass
-from typing import cast
 
 import torch
 
@@ -11,14 +10,7 @@ from ..datasets.layouts import DATASETS
 from ..datasets.packed import open_pairs
 from ..model import Recipe
 from ..training.parallel import rank_and_processes
-from ..training.validation import (
-    RealPairs,
-    Validation,
-    WithoutHeldOut,
-    centre_crops,
-    choose_held_out,
-    synthetic_validation,
-)
+from ..training.validation import Validation, WithoutHeldOut, centre_crops, choose_held_out, synthetic_validation
 
 
 @dataclass(frozen=True)
@@ -65,7 +57,7 @@ def open_data(
         if validate and validation is None:
             watched = synthetic_validation(recipe, pictures, device)
     else:
-        real = pairs = cast(RealPairs, open_pairs(source, "train", blur, c.seed, device, root))
+        real = pairs = open_pairs(source, "train", blur, c.seed, device, root)
         identity = describe(pairs) | {"blur": blur}
         if validate and validation is None:
             held_out, words = choose_held_out(real.names)
@@ -75,7 +67,7 @@ def open_data(
             identity["held_out"] = words
     if validate and validation is not None:
         kind = "blur" if validation in DATASETS and validation != "gopro" else blur  # a choice of GoPro alone
-        other = cast(RealPairs, open_pairs(validation, "test", kind, 0, device, root))
+        other = open_pairs(validation, "test", kind, 0, device, root)
         watched = Validation(centre_crops(other, list(range(len(other))), pictures, size), f"pictures of {other.name}")
     return Data(Batches(pairs, c.batch, c.crop, rank, processes), identity, watched)
 

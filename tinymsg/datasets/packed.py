@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..data import ImageError, Pairs, to_model
+from ..data import ImageError, to_model
 from ..machine import upload
 from ..rng import Draws
 from .folders import ListedPairs, PairedImages
@@ -188,7 +188,7 @@ def open_pairs(
     device: torch.device | str = "cpu",
     root: str | Path = "data",
     complete: bool = True,
-) -> Pairs:
+) -> ListedPairs | PackedPairs:
     """Real pairs, by whatever name one has for them.
 
     Args:
