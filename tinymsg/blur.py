@@ -36,11 +36,9 @@ class Range(NamedTuple):
 Amount = float | tuple[float, float] | Range  # a constant, which draws no random number, or a range
 
 
-def draw_amount(amount: Amount, draws: Draws) -> float | Tensor:
-    """A constant as it is, (n,) values of a range."""
-    if not isinstance(amount, tuple):
-        return amount
-    low, high, log, share, otherwise = Range(*amount)
+def draw_range(bounds: tuple[float, float] | Range, draws: Draws) -> Tensor:
+    """(n,) values."""
+    low, high, log, share, otherwise = bounds if isinstance(bounds, Range) else Range(*bounds)
     if log:
         value = torch.exp(draws.uniform(low=math.log(low), high=math.log(high)))
     else:
@@ -48,10 +46,16 @@ def draw_amount(amount: Amount, draws: Draws) -> float | Tensor:
     return value if share == 1 else torch.where(draws.uniform() < share, value, otherwise)
 
 
+def draw_amount(amount: Amount, draws: Draws) -> float | Tensor:
+    """A constant as it is, (n,) values of a range."""
+    return draw_range(amount, draws) if isinstance(amount, tuple) else amount
+
+
 def _check_amount(name: str, amount: Amount, least: float = 0) -> None:
     low, high = amount[:2] if isinstance(amount, tuple) else (amount, amount)
-    if not least <= low <= high:
-        raise ValueError(f"{name} must be a number or a range (low, high), low >= {least:g}, got {amount}")
+    if not least <= low <= high or isinstance(amount, Range) and amount.log and low == 0:
+        text = f"low >= {least:g} (> 0 for the logarithm)"
+        raise ValueError(f"{name} must be a number or a range (low, high), {text}, got {amount}")
 
 
 def _names(given: str | tuple[str, ...], kind: str, known: dict[str, Any]) -> tuple[str, ...]:
@@ -192,7 +196,7 @@ class Motion:
         """Camera poses (n, steps, 3): dx and dy in pixels, roll in degrees; the mean pose is zero."""
         if self.kernels is not None:  # the path then depends on which of the fixed ones it is, not on the image
             draws = Draws(0x6B65726E, draws.integers(self.kernels))
-        length = draw_amount(self.length, draws)
+        length = draw_range(self.length, draws)
         names = _names(self.path, "path", PATHS)
         paths = PATHS | {"linear": partial(linear_path, angle=self.angle)}
         drawn = torch.stack([paths[name](draws, length, self.steps) for name in names])
@@ -200,7 +204,7 @@ class Motion:
         shifts = drawn[which, torch.arange(len(length), device=length.device)]
         # A walk may wander to one side: it is made smaller, so that no light is asked for from beyond the margin
         shifts = shifts * (self.reach / shifts.abs().amax(dim=(1, 2))).clamp(max=1)[:, None, None]
-        roll = draw_amount(self.roll, draws) * torch.sign(draws.uniform() - 0.5)
+        roll = draw_range(self.roll, draws) * torch.sign(draws.uniform() - 0.5)
         time = torch.linspace(-0.5, 0.5, self.steps, device=shifts.device)
         path = torch.cat([shifts, (roll[:, None] * time)[:, :, None]], dim=-1)
         return path * (draws.uniform() >= self.still)[:, None, None] if self.still else path
@@ -387,6 +391,7 @@ def jpeg(display: Tensor, quality: int | Tensor) -> Tensor:
     if display.shape[1] != 3:
         raise ValueError(f"jpeg needs 3 colour channels, got {display.shape[1]}")
     h, w = display.shape[-2:]
+    percent: float | Tensor
     if isinstance(quality, Tensor):
         percent = torch.where(quality < 50, 5000 / quality, 200 - 2 * quality)[:, None, None, None, None]
     else:
@@ -426,6 +431,7 @@ class Camera:
         for name in ("exposure", "defocus", "shot", "read", "red_gain", "blue_gain"):
             _check_amount(name, getattr(self, name))
         _check_amount("highlights", self.highlights, least=1)
+        _check_amount("jpeg_quality", self.jpeg_quality or 1, least=1)
 
     @property
     def spread(self) -> float:
@@ -450,7 +456,7 @@ class Camera:
         return values
 
 
-def _respond(responses: tuple[str, ...], way: int, which: float | Tensor, image: Tensor) -> Tensor:
+def _respond(responses: tuple[str, ...], way: int, which: Tensor, image: Tensor) -> Tensor:
     """Each image through its own of several responses: encoded (way 0) or decoded (1)."""
     answer = RESPONSES[responses[0]][way](image)
     for number, name in enumerate(responses[1:], start=1):
@@ -488,6 +494,8 @@ def resampling(scale: Tensor, source: int, target: int) -> Tensor:
 
     Antialiased cubic weights (Keys 1981, a = -1/2), as most programs use; scale 1 cuts only. source - target: even.
     """
+    if not ((scale > 0) & (scale <= 1)).all():
+        raise ValueError(f"scale must be above 0 and at most 1, got {scale.tolist()}")
     place = (torch.arange(target) - (target - 1) / 2) / scale[:, None] + (source - 1) / 2
     distance = ((torch.arange(source) - place[:, :, None]) * scale[:, None, None]).abs()
     near, far = (1.5 * distance - 2.5) * distance**2 + 1, ((2.5 - 0.5 * distance) * distance - 4) * distance + 2
@@ -514,8 +522,11 @@ def photograph(
     # Wider than the paths' reach: kernels of another size would round the pictures of earlier editions differently
     half = math.ceil(max(motion.length[1] + 1, motion.reach + camera.spread))
     blurred = expose(light, path, 2 * half + 1, defocus)
+    corners = [(margin, margin)] * len(sharp)
     if resize is not None:
         resize = upload(resize, device)[:, None]
+        # Cut from any corner at the end, so that the blocks of JPEG begin anywhere
+        corners = draws.integers(2 * margin + 1, 2).tolist()
         light, blurred = (resize @ image.clamp(0, 1) @ resize.mT for image in (light, blurred))
     if camera.shot or camera.read:
         blurred = sensor_noise(blurred.clamp(0, 1), values["shot"], values["read"], draws, values["gains"])
@@ -526,8 +537,9 @@ def photograph(
     elif camera.jpeg_quality is not None:
         x = jpeg(x, quality)
     pair, (h, w) = torch.stack([y0, x]), x.shape[-2:]
-    # From any corner if resized, so that the blocks of JPEG begin anywhere
-    corners = [(margin, margin)] * len(sharp) if resize is None else draws.integers(2 * margin + 1, 2).tolist()
-    inside = [pair[:, i, :, y : h - 2 * margin + y, x : w - 2 * margin + x] for i, (y, x) in enumerate(corners)]
+    inside = [
+        pair[:, number, :, top : top + h - 2 * margin, left : left + w - 2 * margin]
+        for number, (top, left) in enumerate(corners)
+    ]
     y0, x = torch.stack(inside, dim=1)
     return y0, x
