@@ -1,4 +1,5 @@
 import itertools
+import json
 import math
 import sys
 import warnings
@@ -7,14 +8,41 @@ from urllib.error import URLError
 import pytest
 import torch
 import torch.nn.functional as F
-from torch._subclasses.fake_tensor import FakeTensorMode
+from conftest import ROOT
+from jaxtyping import TypeCheckError
 
+from tinymsg import __version__
 from tinymsg import evaluate as ev
 from tinymsg.data import SyntheticPairs, photo, scene_contents, to_display
-from tinymsg.evaluate import HIGHER_IS_BETTER, IDENTICAL, METRICS, MetricUnavailable, available, best_cell, bootstrap_interval, choose_cell, differences, domain_pairs, evaluate, grid_search, lpips_distance, markdown_table, measure, nested_interval, psnr, radial_spectrum, sign_flip_p, spectral_distance, ssim, summary, table
-from tinymsg.sample import Setting
-from tinymsg.evaluate import read_results, write_results
-from tinymsg.sample import restore
+from tinymsg.evaluate import (
+    HIGHER_IS_BETTER,
+    IDENTICAL,
+    METRICS,
+    MetricUnavailable,
+    available,
+    best_cell,
+    bootstrap_interval,
+    choose_cell,
+    differences,
+    domain_pairs,
+    evaluate,
+    grid_search,
+    lpips_distance,
+    measure,
+    nested_interval,
+    provenance,
+    psnr,
+    radial_spectrum,
+    read_results,
+    sample_and_mean,
+    sign_flip_p,
+    spectral_distance,
+    ssim,
+    summary,
+    table,
+    write_results,
+)
+from tinymsg.sample import Setting, restore
 from tinymsg.schedule import linear
 
 SETTING = Setting("ddim", steps=2, max_noise=0.9, samples=2)
@@ -75,24 +103,10 @@ def test_ssim_is_one_for_identical_and_known_for_constants(photographs):
 
 
 def test_ssim_does_not_depend_on_the_device(photographs, device):
-    """A GPU's convolution in fp32 takes TF32, which moves SSIM in the second decimal; what is left is the CPU's own rounding."""
+    """TF32 in a GPU's convolutions would move it in the second decimal; what is left is the CPU's own rounding."""
     noisy = photographs + 0.02 * torch.randn(photographs.shape, generator=torch.Generator().manual_seed(0))
     exact = ssim(noisy.double(), photographs.double()).float()
     torch.testing.assert_close(ssim(noisy.to(device), photographs.to(device)).cpu(), exact, rtol=0, atol=3e-5)
-
-
-def test_ssim_on_a_gpu_is_computed_in_double(monkeypatch):
-    seen = []
-
-    def stand_in(*images, **options):
-        seen.extend(image.dtype for image in images)
-        return images[0].mean(dim=(1, 2, 3))
-
-    monkeypatch.setattr("torchmetrics.functional.image.structural_similarity_index_measure", stand_in)
-    with FakeTensorMode():
-        for kind in ("cuda", "cpu"):
-            assert ssim(*torch.zeros(2, 4, 3, 16, 16, device=kind)).dtype == torch.float32
-    assert seen == [torch.float64] * 2 + [torch.float32] * 2
 
 
 def test_spectral_distance_sees_missing_and_invented_detail(photographs):
@@ -124,7 +138,7 @@ def test_nested_interval_covers_other_trainings_too():
     assert high - low > 3 * (plain[1] - plain[0])
     assert low < float((same + 2 * trainings).mean()) < high
     for wrong in (pictures, pictures[None], pictures[:, None]):
-        with pytest.raises(ValueError, match="at least 2 of each"):
+        with pytest.raises((ValueError, TypeCheckError)):
             nested_interval(wrong)
 
 
@@ -140,7 +154,7 @@ def test_sign_flip_counts_the_ways_that_are_as_far_out():
     assert sign_flip_p(-values) == sign_flip_p(values) == sign_flip_p(1000 * values.double())
     assert sign_flip_p(torch.zeros(4)) == sign_flip_p(torch.tensor([1.0, -1.0])) == 1
     for wrong in (torch.ones(0), torch.ones(17), torch.ones(2, 2)):
-        with pytest.raises(ValueError, match="n from 1 to 16"):
+        with pytest.raises((ValueError, TypeCheckError)):
             sign_flip_p(wrong)
 
 
@@ -156,7 +170,7 @@ def test_measure_takes_the_models_range(photographs):
     expected = psnr(photographs, photographs.flip(0)).clamp(max=IDENTICAL)  # the middle one of three is itself
     assert scores["psnr"] == pytest.approx(expected.tolist(), rel=1e-4)
     assert list(scores) == ["psnr", "spectral"]
-    with pytest.raises(ValueError, match="unknown metric 'fid'; known: psnr, ssim, lpips, spectral"):
+    with pytest.raises(ValueError, match="fid.*psnr, ssim, lpips, spectral"):
         measure(estimate, truth, ("fid",))
 
 
@@ -170,8 +184,8 @@ def test_an_unavailable_metric_is_reported_with_its_reason(monkeypatch):
     monkeypatch.setattr(lpips, "LPIPS", no_network)
     usable, reasons = available(("psnr", "lpips", "ssim"))
     assert usable == ("psnr", "ssim")
-    assert "AlexNet's weights" in reasons["lpips"] and "no route to host" in reasons["lpips"]
-    with pytest.raises(MetricUnavailable, match="download at first use"):
+    assert "AlexNet" in reasons["lpips"] and "no route to host" in reasons["lpips"]
+    with pytest.raises(MetricUnavailable, match="download"):
         lpips_distance(torch.zeros(1, 3, 32, 32), torch.zeros(1, 3, 32, 32))
     monkeypatch.setitem(sys.modules, "torchmetrics.functional.image", None)  # as if not installed
     usable, reasons = available(("psnr", "ssim"))
@@ -210,7 +224,7 @@ def test_bootstrap_interval_covers_the_truth_as_often_as_it_says():
 
 @pytest.mark.parametrize("values", [torch.zeros(1), torch.zeros(0), torch.zeros(3, 2)])
 def test_bootstrap_needs_a_list_of_values(values):
-    with pytest.raises(ValueError, match="n >= 2"):
+    with pytest.raises((ValueError, TypeCheckError)):
         bootstrap_interval(values)
 
 
@@ -240,21 +254,13 @@ def test_domain_pairs_are_held_out():
     assert "photos" in domain_pairs("new_content", "scenes", 3, seed=7_000).contents.name
 
 
-def test_setting_gives_one_sample_and_the_mean(tiny_model):
-    x = torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    model = tiny_model()
-    one, mean = Setting(steps=3, samples=2).restore(model, x, torch.Generator().manual_seed(5))
+def test_one_sample_and_the_mean(tiny_model, images):
+    x, setting, model = images(1)[0], Setting(steps=3, samples=2), tiny_model()
+    one, mean = sample_and_mean(model, x, setting, torch.Generator().manual_seed(5))
     generator = torch.Generator().manual_seed(5)
-    draws = [restore(model, x, steps=3, max_noise=0.9, generator=generator) for _ in range(2)]
+    draws = [restore(model, x, Setting(steps=3), generator) for _ in range(2)]
     assert torch.equal(one, draws[0])
     torch.testing.assert_close(mean, (draws[0] + draws[1]) / 2)
-
-
-def test_a_setting_computes_the_guidance_once_a_picture(tiny_model):
-    model, calls = tiny_model(), []
-    model.guidance.register_forward_hook(lambda *_: calls.append(1))
-    Setting(steps=2, samples=3).restore(model, torch.zeros(1, 3, 16, 16), torch.Generator().manual_seed(5))
-    assert len(calls) == 1
 
 
 def test_evaluate(tiny_model, pairs, tmp_path):
@@ -286,11 +292,22 @@ def test_evaluate(tiny_model, pairs, tmp_path):
     write_results(tmp_path / "results.json", results)
     assert read_results(tmp_path / "results.json") == results
 
-    text = table(results).splitlines()
-    assert len(text) == 7 and text[0].split() == ["in", "noise"] and len({len(line.rstrip()) for line in text[1:]}) <= 3
-    assert f"{entry['scores']['blurry']['psnr']['mean']:.2f}" in text[1] and "±" in text[1]
-    markdown = markdown_table(results).splitlines()
-    assert len(markdown) == 4 and {line.count("|") for line in markdown} == {8} and markdown[2].startswith("| in |")
+    lines = table(results).splitlines()
+    assert len(lines) == 4 and {line.count("|") for line in lines} == {8} and lines[2].startswith("| in |")
+    assert f"{entry['scores']['blurry']['psnr']['mean']:.2f} ±" in lines[2]
+
+
+def test_evaluate_registers_the_estimate_with_the_truth(tiny_model, pairs):
+    """What is compared is what `register` gives, of each row."""
+
+    def drop_border(estimate, truth):
+        return estimate[:, 4:-4, 4:-4], truth[:, 4:-4, 4:-4]
+
+    model = {"plain": tiny_model(scales=())}
+    results = evaluate(model, {"in": pairs}, SETTING, 3, 24, ("psnr",), register=drop_border)
+    y0, x = (image[..., 4:-4, 4:-4] for image in pairs.crops(torch.arange(3), 24))
+    expected = psnr(to_display(x), to_display(y0)).tolist()
+    assert results["domains"]["in"]["per_image"]["blurry"]["psnr"] == pytest.approx(expected, abs=1e-3)
 
 
 def test_evaluate_goes_on_without_an_unavailable_metric(tiny_model, pairs, monkeypatch):
@@ -316,7 +333,7 @@ def test_grid_search(tiny_model, pairs):
     )
     assert all(c["seconds"] > 0 for c in cells) and len(lines) == 4
     y0, x = pairs.crops(torch.arange(2), 16)
-    output = restore(model, x, steps=3, max_noise=0.2, generator=torch.Generator().manual_seed(ev.VALIDATION_SEED))
+    output = restore(model, x, Setting(steps=3, max_noise=0.2), torch.Generator().manual_seed(ev.VALIDATION_SEED))
     assert cells[2]["psnr"] == pytest.approx(sum(measure(output, y0, ("psnr",))["psnr"]) / 2, abs=1e-3)
 
 
@@ -330,3 +347,69 @@ def test_best_and_chosen_cell():
     assert best_cell(cells) is cells[0] and best_cell(cells, "spectral") is cells[3]
     assert choose_cell(cells) is cells[1] and choose_cell(cells, slack=0.1) is cells[0]
     assert choose_cell(cells, slack=9.0) is cells[3]
+
+
+# --- results files ------------------------------------------------------------------------------------------------
+
+
+def test_results_come_back_as_they_were(tmp_path):
+    results = {
+        "command": "x --set widths=[ 1, 2 ] \n[\n3 ]",
+        "list": [1, 2.5, "a, [ b ]", None],
+        "open": ["x [ a", "b"],
+        "empty": [],
+        "no": {},
+        "nested": [[1, 2], [3, 4]],
+        "of dicts": [{"a": 1}, {"b": [1, 2]}],
+        "words": ["é", "{", "]", "["],
+    }
+    path = tmp_path / "new" / "folder" / "results.json"
+    write_results(path, results)
+    assert read_results(path) == results
+    raw = json.loads(path.read_text())
+    assert len(raw.pop("digest")) == 64 and raw == results
+    assert [p.name for p in path.parent.iterdir()] == ["results.json"]
+
+
+def test_a_list_of_numbers_takes_one_line(tmp_path):
+    path = tmp_path / "results.json"
+    write_results(path, {"per_image": {"psnr": [20.5, 21.25, 30.0]}})
+    assert '"psnr": [20.5, 21.25, 30.0]' in path.read_text()
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_numbers_that_are_not_finite_are_refused_and_the_old_file_stays(tmp_path, value):
+    path = tmp_path / "results.json"
+    write_results(path, {"psnr": 1.0})
+    with pytest.raises(ValueError):
+        write_results(path, {"psnr": value})
+    assert read_results(path) == {"psnr": 1.0} and len(list(tmp_path.iterdir())) == 1
+
+
+@pytest.mark.parametrize(
+    "old, new", [("20.5", "20.6"), ('"plain"', '"guided"'), ('"digest"', '"digset"'), ("21.25, ", "")]
+)
+def test_a_number_changed_by_hand_is_found(tmp_path, old, new):
+    path = tmp_path / "results.json"
+    write_results(path, {"command": "python -m tinymsg evaluate", "arm": "plain", "psnr": [20.5, 21.25, 30.0]})
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new))
+    with pytest.raises(ValueError, match="by hand"):
+        read_results(path)
+
+
+SHIPPED = sorted((ROOT / "notebooks/results").glob("*.json"))
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda p: p.name)
+def test_the_lessons_results_are_as_their_commands_wrote_them(path):
+    assert read_results(path)["command"].startswith("python -m tinymsg ")
+
+
+def test_provenance_says_how_it_came_about(monkeypatch):
+    origin = provenance(["evaluate", "--count", "3"])
+    assert origin["command"] == "python -m tinymsg evaluate --count 3" and origin["tinymsg"] == __version__
+    assert {"torch", "numpy"} <= origin["packages"].keys() and origin["python"].startswith("3.")
+    monkeypatch.setattr("sys.argv", ["tinymsg", "train"])
+    assert provenance()["command"] == "python -m tinymsg train"
