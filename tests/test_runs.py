@@ -1,5 +1,6 @@
 """Whole runs: data, logs, validation, signals."""
 
+import contextlib
 import json
 import math
 import os
@@ -150,15 +151,13 @@ def test_a_torn_log_is_mended(tiny_recipe, batches, tmp_path):
     state.step = 2
     save_checkpoint(tmp_path, state)
     (tmp_path / "log.csv").write_text("step,denoise\n1,0.5\n2,0.4\n3,0.3\n4,0.")
-    logs = runs.Logs(tmp_path, 2, tensorboard=False)
-    logs.write("log", {"step": 3, "denoise": 0.25})
-    logs.close()
+    with contextlib.ExitStack() as opened:
+        runs.Logs(tmp_path, 2, False, opened).write("log", {"step": 3, "denoise": 0.25})
     assert (tmp_path / "log.csv").read_text() == "step,denoise\n1,0.5\n2,0.4\n3,0.25\n"
     for torn in ("", "step,den"):  # killed before, or within, the header
         (tmp_path / "validation.csv").write_text(torn)
-        logs = runs.Logs(tmp_path, 2, tensorboard=False)
-        logs.write("validation", {"step": 3, "psnr": 20.0})
-        logs.close()
+        with contextlib.ExitStack() as opened:
+            runs.Logs(tmp_path, 2, False, opened).write("validation", {"step": 3, "psnr": 20.0})
         assert (tmp_path / "validation.csv").read_text() == "step,psnr\n3,20\n"
 
 

@@ -57,7 +57,7 @@ def run(
         if first:
             out.mkdir(parents=True, exist_ok=True)
             _write_run(state, batches, out, validation)
-            logs = opened.enter_context(contextlib.closing(Logs(out, state.step, plan.tensorboard)))
+            logs = Logs(out, state.step, plan.tensorboard, opened)
         received = _note_signals(opened)
         records = fit(state, clock, network=training_network(state))
         quiet = None if first else True  # None: where there is no terminal
@@ -135,11 +135,11 @@ class Logs:
     """log.csv (losses), speed.csv, validation.csv, and the same for TensorBoard.
 
     The losses stand alone, so that two runs can be compared byte by byte. What an earlier process wrote beyond `step`
-    is dropped: it will be written anew.
+    is dropped: it will be written anew. `opened` closes the files.
     """
 
-    def __init__(self, out: Path, step: int, tensorboard: bool):
-        self.writer, self.files, self._opened = None, {}, contextlib.ExitStack()
+    def __init__(self, out: Path, step: int, tensorboard: bool, opened: contextlib.ExitStack):
+        self.writer, self.files = None, {}
         if tensorboard:
             try:
                 from torch.utils.tensorboard import SummaryWriter
@@ -147,13 +147,13 @@ class Logs:
                 what = "TensorBoard is not installed here: pip install tensorboard, or leave out --tensorboard"
                 raise ValueError(what) from None
             # Hides what an earlier process logged beyond `step`
-            self.writer = self._opened.enter_context(SummaryWriter(str(out / "tensorboard"), purge_step=step + 1))
+            self.writer = opened.enter_context(SummaryWriter(str(out / "tensorboard"), purge_step=step + 1))
         for name in ("log", "speed", "validation"):
             path = out / f"{name}.csv"
             rows = _rows_before(path, step)
             with atomic_write(path) as partial:  # a kill here leaves the old file or the new one
                 partial.write_text("".join(rows))
-            self.files[name] = self._opened.enter_context(path.open("a"))
+            self.files[name] = opened.enter_context(path.open("a"))
 
     def write(self, table: str, values: dict[str, float], picture: Path | None = None) -> None:
         """Add a row, {"step": ..., ...}; TensorBoard shows the picture too."""
@@ -173,10 +173,6 @@ class Logs:
             os.fsync(file.fileno())
         if self.writer is not None:
             self.writer.flush()
-
-    def close(self) -> None:
-        """Close the files."""
-        self._opened.close()
 
 
 def _rows_before(path: Path, step: int) -> list[str]:

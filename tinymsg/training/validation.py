@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..data import Pairs, to_display, write_image
 from ..evaluate import VALIDATION_SEED, available, domain_pairs, measure
-from ..model import Model, Recipe
+from ..model import Recipe
 from ..rng import Draws
 from ..sample import Setting, restore
 from ..train import TrainState, loss_terms
@@ -108,19 +108,18 @@ class Validation:
 
         And a picture, folder/STEP.png: blurry, restored, sharp, a row a pair.
         """
-        model = state.ema_model
         y0, x = self.pictures
         generator = torch.Generator(x.device).manual_seed(VALIDATION_SEED)
-        restored = restore(model, x, self.setting, generator)
+        restored = restore(state.ema_model, x, self.setting, generator)
         scores = measure(restored, y0, available(METRICS)[0])
         means = {name: sum(scores[name]) / len(x) if name in scores else float("nan") for name in METRICS}
         strip = torch.cat([torch.cat(list(images), dim=-2) for images in (x, restored, y0)], dim=-1)
         path = Path(folder) / f"{state.step:08d}.png"
         write_image(path, to_display(strip).expand(3, -1, -1))
-        return {"step": state.step} | means | self._losses(state, model), path
+        return {"step": state.step} | means | self._losses(state), path
 
     @torch.inference_mode()
-    def _losses(self, state: TrainState, model: Model) -> dict[str, float]:
+    def _losses(self, state: TrainState) -> dict[str, float]:
         y0, x = self.pictures
         generator = torch.Generator(x.device).manual_seed(VALIDATION_SEED + 1)
         eps = torch.randn(y0.shape, generator=generator, device=x.device)
@@ -128,7 +127,7 @@ class Validation:
         for value in LEVELS:
             level = torch.full((len(x),), value, device=x.device)
             with torch.autocast(x.device.type, torch.bfloat16, enabled=state.bf16):
-                denoise, guidance = loss_terms(model, y0, x, level, eps, state.training.loss)
+                denoise, guidance = loss_terms(state.ema_model, y0, x, level, eps, state.training.loss)
             row[f"denoise_{value}"] = float(denoise)
         return {"denoise": sum(row.values()) / len(row), "guidance": float(guidance)} | row  # guidance sees no noise
 
