@@ -33,7 +33,7 @@ def loss_terms(
         z_t, noise_level, wanted = torch.zeros_like(z0), torch.zeros_like(noise_level), z0
     else:
         z_t, wanted = q_sample(z0, noise_level, eps), model.target(z0, eps, noise_level)
-    output, predictions = (network or model)(z_t, x, noise_level)
+    output, predictions = (model if network is None else network)(z_t, x, noise_level)
     structure = y0.new_zeros(())
     if predictions:
         targets = structure_targets(y0, model.guidance.scales, model.guidance.target)
