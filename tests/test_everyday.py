@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
+from gpu_cases import OnDevice
 
 from tinymsg import blur
 from tinymsg.blur import RESPONSES, Camera, Motion, Range, draw_range, photograph, resampling
@@ -70,6 +71,7 @@ def test_cameras_are_mixed_within_their_ranges():
     assert 30 <= quality[quality > 0].min() < 32 and 93 < quality.max() <= 95
     assert values["highlights"].min() == 1 and 7.5 < values["highlights"].max() <= 8.001
     assert 0.45 < (values["response"] == 1).float().mean() < 0.55
+    assert isinstance(EVERYDAY.scale, Range)
     scale = draw_range(EVERYDAY.scale, streams(2000))
     assert 0.5 <= scale.min() < 0.52 and 0.65 < (scale == 1).float().mean() < 0.75
 
@@ -92,12 +94,13 @@ def test_a_pair_is_the_same_in_any_batch(noise):
 
 
 def test_everyday_is_made_on_the_device_without_waiting(noise, stand_in):
-    """Of these sixteen some roll, some are scaled, and JPEG's quality differs."""
-    index = torch.arange(16)
+    """Of these ten some roll, some are scaled, and JPEG's quality differs."""
+    index = torch.arange(10)
     expected = SyntheticPairs(noise, "everyday").crops(index, 12)
     with stand_in():
         found = SyntheticPairs(noise, "everyday", device="cuda").crops(index, 12)
     for image, wanted in zip(found, expected, strict=True):
+        assert isinstance(image, OnDevice)
         torch.testing.assert_close(image.held, wanted)
 
 

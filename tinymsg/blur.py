@@ -54,8 +54,8 @@ def draw_amount(amount: Amount, draws: Draws) -> float | Tensor:
 def _check_amount(name: str, amount: Amount, least: float = 0) -> None:
     low, high = amount[:2] if isinstance(amount, tuple) else (amount, amount)
     if not least <= low <= high or isinstance(amount, Range) and amount.log and low == 0:
-        text = f"low >= {least:g} (> 0 for the logarithm)"
-        raise ValueError(f"{name} must be a number or a range (low, high), {text}, got {amount}")
+        least_text = f"low >= {least:g} (> 0 for the logarithm)"
+        raise ValueError(f"{name} must be a number or a range (low, high), {least_text}, got {amount}")
 
 
 def _names(given: str | tuple[str, ...], kind: str, known: dict[str, Any]) -> tuple[str, ...]:
@@ -303,10 +303,8 @@ def blend_kernels(linear: Tensor, kernels: Tensor, weights: Tensor) -> Tensor:
     """
     if not torch.allclose(weights.sum(dim=1), torch.ones_like(weights[:, 0]), atol=1e-4):
         raise ValueError("weights must sum to 1 over the kernels at every pixel")
-    blended = torch.zeros_like(linear)
-    for m in range(kernels.shape[1]):
-        blended += convolve(linear, kernels[:, m]) * weights[:, m, None]
-    return blended
+    each = [convolve(linear, kernels[:, m]) * weights[:, m, None] for m in range(kernels.shape[1])]
+    return torch.stack(each).sum(dim=0)
 
 
 # --- sensor and file ----------------------------------------------------------------------------------------
@@ -467,11 +465,8 @@ def _respond(responses: tuple[str, ...], way: int, which: Tensor, image: Tensor)
 def expose(light: Tensor, path: Tensor, size: int, defocus: Tensor | None = None) -> Tensor:
     """The mean light of an exposure: by one kernel a picture, by moved frames for the pictures that roll.
 
-    Args:
-        light: (n, c, h, w) linear light.
-        path: (n, steps, 3) on the CPU, where a kernel's sum has a fixed order and it is known who rolls.
-        size: odd side of the kernels.
-        defocus: (n,) standard deviations of a Gaussian in pixels, on the CPU.
+    light: (n, c, h, w). path (n, steps, 3) and defocus (n,), standard deviations in pixels, lie on the CPU: there a
+    kernel's sum has a fixed order, and it is known who rolls. size: odd side of the kernels.
     """
     rolls = (path[..., 2] != 0).any(dim=1)
     if defocus is not None or not rolls.all():
