@@ -10,14 +10,16 @@ from urllib.error import URLError
 
 import pytest
 import torch
+from jaxtyping import config as jaxtyping_config
 from jaxtyping import install_import_hook
 
 # The shapes that the method's functions state are checked at every call: a wrong one fails the test that made it
 CHECKED = ("data", "schedule", "unet", "guidance", "model", "train", "sample", "evaluate")
 CHECKER = "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))"  # an int serves as a float
 with install_import_hook([f"tinymsg.{name}" for name in CHECKED], CHECKER):
-    import tinymsg.evaluate  # noqa: F401  and with it all the others
     from gpu_cases import stand_in  # noqa: F401  a fixture
+
+    import tinymsg.evaluate  # noqa: F401  and with it all the others
     from tinymsg.model import Model, Recipe, build_model, save_model
 
 # A shell starts what runs in its background with Ctrl-C ignored, and children inherit that: tests that send it to
@@ -87,6 +89,12 @@ def free_port():
 def device(request) -> torch.device:
     """The CPU, and the GPU where there is one."""
     return torch.device(request.param)
+
+
+@pytest.fixture
+def unchecked_shapes(monkeypatch):
+    """Shapes are not checked in this test: torch.compile cannot look through the checks."""
+    monkeypatch.setattr(jaxtyping_config, "jaxtyping_disable", True)
 
 
 @pytest.fixture
