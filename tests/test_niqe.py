@@ -6,7 +6,17 @@ import torch
 import torch.nn.functional as F
 
 from tinymsg.data import photo
-from tinymsg.paper.niqe import KEYS, Pristine, _halve, fit_aggd, load_pristine, niqe_score, patch_features
+from tinymsg.paper.niqe import (
+    KEYS,
+    Pristine,
+    _features,
+    _halve,
+    _normalise,
+    fit_aggd,
+    load_pristine,
+    niqe_score,
+    patch_features,
+)
 
 
 @pytest.fixture(scope="module")
@@ -35,6 +45,24 @@ def test_aggd_finds_the_parameters_that_made_the_values(alpha, left, right):
     values = torch.from_numpy(np.where(side, -left * size, right * size))[None]
     found = torch.stack(fit_aggd(values))[:, 0]
     torch.testing.assert_close(found, torch.tensor([alpha, left, right], dtype=torch.float64), rtol=0.03, atol=0)
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_the_mean_of_neighbours_products_tells_how_they_go_together(sign):
+    noise = torch.randn(1, 96, 96, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    pairs = noise + sign * noise.roll(1, dims=2)  # each value shares half with the next: products of mean 1 or -1
+    features = _features(pairs)[0]
+    assert float(features[3]) == pytest.approx(sign, rel=0.3) and abs(float(features[7])) < 0.2
+
+
+def test_values_are_normalised_by_their_surroundings(photographs):
+    gray = (photographs[0][0].double() * 255).round()
+    at = torch.arange(-3.0, 4.0, dtype=torch.float64)
+    window = torch.outer(*2 * [torch.softmax(-(at**2) / (2 * (7 / 6) ** 2), dim=0)])
+    piece = gray[17:24, 37:44]
+    mean = (window * piece).sum()
+    deviation = (window * (piece - mean) ** 2).sum().sqrt()
+    assert float(_normalise(gray)[20, 40]) == pytest.approx(float((gray[20, 40] - mean) / (deviation + 1)))
 
 
 def test_features_are_of_whole_patches(photographs):
