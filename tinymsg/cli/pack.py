@@ -51,7 +51,7 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(f"{args.source} is neither a data set ({', '.join(DATASETS)}) nor a folder of pairs")
     there = is_packed(out)
     try:
-        manifest = pack(pairs, out, name, args.split, args.blur, args.workers, args.verify, progress=True)
+        manifest = pack(pairs, out, name, args.split, args.blur, args.workers, args.verify)
     except KeyboardInterrupt:
         print(f"\nstopped; the same command goes on from what is in {out}", file=sys.stderr)
         return 130

@@ -150,17 +150,11 @@ class PackedPairs:
 
         Raises: ImageError if the smallest picture is smaller than the crop.
         """
-        device = self._pixels.device
-        which, top, left, turn = upload(self._plan(index, size), device).T[:, :, None, None]  # each (n, 1, 1)
-        quarter = turn % 4
-        r = torch.arange(size, device=device)[None, :, None]
-        c = torch.where(turn >= 4, size - 1 - r.mT, r.mT)
-        # What stands at (r, c) after k quarter turns, as np.rot90 makes them, came from (down, right)
-        down, right = torch.where(quarter % 2 == 1, c, r), torch.where(quarter % 2 == 1, r, c)
-        down = torch.where(quarter >= 2, size - 1 - down, down)
-        right = torch.where((quarter == 1) | (quarter == 2), size - 1 - right, right)
-        side = torch.arange(2, device=device)[:, None, None, None]
-        return self._to_model(self._pixels[which, side, top + down, left + right])
+        cut = []
+        for i, top, left, turn in self._plan(index, size).tolist():  # planned on the CPU: no GPU is waited for
+            crop = self._pixels[i, :, top : top + size, left : left + size].rot90(turn % 4, (1, 2))
+            cut.append(crop.flip(2) if turn >= 4 else crop)
+        return self._to_model(torch.stack(cut, dim=1))
 
     def _plan(self, index: Tensor, size: int) -> Tensor:
         """(n, 4) int64 on the CPU: picture, top, left, turn (quarter turns, + 4 if mirrored after them)."""

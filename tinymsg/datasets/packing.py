@@ -40,7 +40,6 @@ def pack(
     blur: str = "blur",
     workers: int | None = None,
     verify: bool = False,
-    progress: bool = False,
 ) -> dict:
     """Pack pairs into the folder `out`; after an interruption the same call goes on. Returns the manifest.
 
@@ -52,7 +51,6 @@ def pack(
         source, split, blur: what the pairs are, for the manifest.
         workers: processes that decode; None: one a core; 1: this process alone.
         verify: decode every picture a second time and compare, also of a finished `out`.
-        progress: show bars.
     Raises: ValueError, one sentence, for pictures that cannot be packed, an `out` that holds something else, or a
         result that does not verify; OSError for a full disk and the like.
     """
@@ -69,14 +67,14 @@ def pack(
         out.mkdir(parents=True, exist_ok=True)
         try:
             with FileLock(out / LOCK, timeout=0):
-                _make(out, plan, jobs, workers, progress)
+                _make(out, plan, jobs, workers)
         except Timeout:
             raise ValueError(f"another process is packing into {out}: wait for it, or stop it") from None
     manifest = _finished(out, plan)
     for name in (RECORD, LOCK):
         (out / name).unlink(missing_ok=True)
     if verify:
-        _compare(out, manifest, jobs, workers, progress)
+        _compare(out, manifest, jobs, workers)
     return manifest
 
 
@@ -135,19 +133,18 @@ def _finished(out: Path, plan: dict) -> dict:
     """The manifest of a finished pack. Raises: ValueError if it is one of other pairs, or damaged."""
     manifest = read_manifest(out)
     open_frames(out, manifest["shape"])
-    held, asked = (f"{of['source']} {of['split']} ({of['blur']})" for of in (manifest, plan))
-    if held != asked:
-        raise ValueError(f"{out} holds pairs of {held}, not {asked}: choose another --out")
-    if [pair[:3] for pair in manifest["pairs"]] != plan["pairs"]:
-        found = f"{len(manifest['pairs'])} other pairs than the {len(plan['pairs'])} of {asked}"
-        raise ValueError(f"{out} holds {found}: choose another --out")
+    held, asked = (
+        f"{len(of['pairs'])} pairs of {of['source']} {of['split']} ({of['blur']})" for of in (manifest, plan)
+    )
+    if held != asked or [pair[:3] for pair in manifest["pairs"]] != plan["pairs"]:
+        raise ValueError(f"{out} holds {held}, other ones than these {asked}: choose another --out")
     return manifest
 
 
 # --- the pixels ---------------------------------------------------------------------------------------------
 
 
-def _make(out: Path, plan: dict, jobs: list[_Job], workers: int, progress: bool) -> None:
+def _make(out: Path, plan: dict, jobs: list[_Job], workers: int) -> None:
     """Decode what is not there yet, read everything back, write the manifest."""
     record = {"plan": identity(plan), "done": {}}  # done: {number: [SHA-256, stamp]}, of pictures as they were then
     if (out / RECORD).exists() and (out / PIXELS).exists():
@@ -159,7 +156,7 @@ def _make(out: Path, plan: dict, jobs: list[_Job], workers: int, progress: bool)
         _write(out / RECORD, record)
     done = record["done"]
     todo = [job for job in jobs if done.get(str(job.number), [None, None])[1] != job.stamp()]
-    for chunk in _decode(todo, workers, out / PIXELS, "packing" if progress else None):
+    for chunk in _decode(todo, workers, out / PIXELS):
         done |= {str(number): [sha256, stamp] for number, sha256, stamp in chunk}
         _write(out / RECORD, record)
     rows = [[*pair, done[str(number)][0]] for number, pair in enumerate(plan["pairs"])]
@@ -182,17 +179,20 @@ def _allocate(path: Path, shape: list[int]) -> None:
         np.lib.format.open_memmap(partial, mode="w+", dtype=np.uint8, shape=tuple(shape))
 
 
-def _decode(jobs: list[_Job], workers: int, pixels: Path | None, title: str | None) -> Iterator[list[_Done]]:
-    """Chunk after chunk, each pair written to its place in the file `pixels`, if there is one. title: of a bar."""
+def _decode(jobs: list[_Job], workers: int, pixels: Path | None) -> Iterator[list[_Done]]:
+    """Chunk after chunk, each pair written to its place in the file `pixels`; None: to be compared."""
     from tqdm import tqdm
 
     work, chunks = partial(_decode_chunk, pixels=pixels), [jobs[i : i + CHUNK] for i in range(0, len(jobs), CHUNK)]
-    pool = None
+    found, pool = map(work, chunks), None
     if workers > 1 and len(chunks) > 1:
-        pool = ProcessPoolExecutor(min(workers, len(chunks)), get_context("spawn"), _start_worker)
+        pool = ProcessPoolExecutor(min(workers, len(chunks)), get_context("spawn"), begin_worker)
+        with _no_interrupts():
+            found = pool.map(work, chunks)
     try:
-        with tqdm(desc=title, total=len(jobs), unit="pair", disable=title is None) as bar:
-            for chunk in pool.map(work, chunks) if pool else map(work, chunks):
+        title = "packing" if pixels else "verifying"
+        with tqdm(desc=title, total=len(jobs), unit="pair", disable=None) as bar:  # None: where there is no terminal
+            for chunk in found:
                 yield chunk
                 bar.update(len(chunk))
     except BrokenProcessPool:
@@ -203,9 +203,17 @@ def _decode(jobs: list[_Job], workers: int, pixels: Path | None, title: str | No
             pool.shutdown(cancel_futures=True)
 
 
-def _start_worker() -> None:
-    begin_worker()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent sees to the end
+@contextlib.contextmanager
+def _no_interrupts() -> Iterator[None]:
+    """Processes that start within never see Ctrl-C, which reaches them all: their parent sees to the end."""
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _decode_chunk(jobs: list[_Job], pixels: Path | None) -> list[_Done]:
@@ -238,10 +246,10 @@ def _frame(job: _Job) -> np.ndarray:
     return frame
 
 
-def _compare(out: Path, manifest: dict, jobs: list[_Job], workers: int, progress: bool) -> None:
+def _compare(out: Path, manifest: dict, jobs: list[_Job], workers: int) -> None:
     """Raise ValueError unless the file's bytes, and the pictures as decoded now, both have the manifest's checksums."""
     check_frames(out / PIXELS, open_frames(out, manifest["shape"]), manifest["pairs"])
-    for chunk in _decode(jobs, workers, None, "verifying" if progress else None):
+    for chunk in _decode(jobs, workers, None):
         for number, sha256, _ in chunk:
             name, _, _, expected = manifest["pairs"][number]
             if sha256 != expected:
