@@ -44,7 +44,11 @@ def is_fresh(lesson: Path, executed: Path, profile: str) -> bool:
     """Whether `executed` is this lesson, run to its end in this profile after the last change of what it uses."""
     if not executed.exists():
         return False
-    used = [path for path in (ROOT / "tinymsg").rglob("*") if path.suffix in (".py", ".json", ".safetensors")]
+    used = [
+        path
+        for path in (ROOT / "tinymsg").rglob("*")
+        if path.suffix in (".py", ".json", ".safetensors", ".csv", ".toml")
+    ]
     used += [
         lesson,
         *lesson.parent.glob("results/*"),
