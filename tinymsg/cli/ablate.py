@@ -8,7 +8,6 @@ from .shared import UserError, common, positive, read_record, say
 
 
 def add(commands: argparse._SubParsersAction) -> None:
-    """Declare the command and its arguments."""
     sub = commands.add_parser(
         "ablate",
         help="train and score the variants of a study",
@@ -28,7 +27,6 @@ def add(commands: argparse._SubParsersAction) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Carry it out; returns the exit status."""
     from ..evaluate import provenance, write_results
     from ..studies.trials import KEY, STUDIES, run_study
 

@@ -8,7 +8,6 @@ from .shared import UserError, common, load_weights, pick_device, positive, shar
 
 
 def add(commands: argparse._SubParsersAction) -> None:
-    """Declare the command and its arguments."""
     sub = commands.add_parser(
         "deblur",
         help="deblur pictures or folders of pictures",
@@ -36,7 +35,6 @@ def add(commands: argparse._SubParsersAction) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Carry it out; returns the exit status."""
     from ..data import ImageError
     from ..sample import Setting
 

@@ -7,7 +7,6 @@ from .shared import UserError, at_least, common, load_named_weights, pick_device
 
 
 def add(commands: argparse._SubParsersAction) -> None:
-    """Declare the command and its arguments."""
     sub = commands.add_parser(
         "evaluate",
         help="score weights on in-domain and out-of-domain pairs",
@@ -39,7 +38,6 @@ def add(commands: argparse._SubParsersAction) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Carry it out; returns the exit status."""
     import dataclasses
     from functools import partial
 

@@ -8,7 +8,6 @@ from .shared import UserError, positive
 
 
 def add(commands: argparse._SubParsersAction) -> None:
-    """Declare the command and its arguments."""
     sub = commands.add_parser(
         "pack",
         help="decode pairs of pictures once, into one file for training",
@@ -30,7 +29,6 @@ def add(commands: argparse._SubParsersAction) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Carry it out; returns the exit status."""
     from ..datasets.folders import folder_pairs
     from ..datasets.layouts import DATASETS, find_pairs
     from ..datasets.packed import PackedPairs, is_packed, packed_folder

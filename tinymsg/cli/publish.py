@@ -7,7 +7,6 @@ from .shared import UserError, read_record
 
 
 def add(commands: argparse._SubParsersAction) -> None:
-    """Declare the command and its arguments."""
     sub = commands.add_parser("publish", help="ship evaluated weights with their model card (for maintainers)")
     sub.add_argument("run_folder", metavar="RUN", help="the --out folder of a finished train")
     sub.add_argument("--name", required=True, help="the weights' name")

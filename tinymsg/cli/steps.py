@@ -6,7 +6,6 @@ from .shared import UserError, common, load_named_weights, pick_device, positive
 
 
 def add(commands: argparse._SubParsersAction) -> None:
-    """Declare the command and its arguments."""
     sub = commands.add_parser(
         "steps",
         help="measure how few network evaluations are enough",
@@ -28,7 +27,6 @@ def add(commands: argparse._SubParsersAction) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Carry it out; returns the exit status."""
     from .. import evaluate as ev
     from ..sample import restore
     from ..studies import steps
