@@ -1,4 +1,5 @@
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from tinymsg.data import (
     Contents,
     Domain,
     ImageError,
+    Pair,
     SyntheticPairs,
     folder_contents,
     make_contents,
@@ -393,6 +395,19 @@ def test_batches_are_a_function_of_the_step():
     y0, x = batches(2)
     expected = batches.pairs.crops(torch.tensor([6, 7, 8]), 16)
     assert torch.equal(y0, expected[0]) and torch.equal(x, expected[1])
+
+
+def test_processes_share_a_batch():
+    pairs = SyntheticPairs(scene_contents(8), "gopro_like")
+    whole = Batches(pairs, batch=6, size=16)(2)
+    for rank in range(3):
+        part = Batches(pairs, 6, 16, rank, processes=3)(2)
+        assert all(torch.equal(mine, all_of_it[rank::3]) for mine, all_of_it in zip(part, whole, strict=True))
+
+
+def test_a_pair_has_one_sharp_picture_or_several():
+    one, two = Path("a.png"), Path("b.png")
+    assert Pair("x", one, two).sharp_paths == (one,) and Pair("x", (one, two), two).sharp_paths == (one, two)
 
 
 def test_new_content_is_of_another_kind_than_the_training(tmp_path):
