@@ -64,8 +64,7 @@ class StandIn(TorchDispatchMode):
     def __init__(self, may_wait: bool = False):
         super().__init__()
         self.device, self.may_wait = torch.device("cuda", 0), may_wait
-        if not torch.cuda.is_available():
-            torch._C._ensureCUDADeviceGuardSet()  # as FakeTensorMode does: there is no driver to change devices by
+        torch._C._ensureCUDADeviceGuardSet()  # as FakeTensorMode does: there is no driver to change devices by
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         kwargs = dict(kwargs or {})
@@ -112,7 +111,9 @@ class StandIn(TorchDispatchMode):
 
 @pytest.fixture
 def stand_in(monkeypatch):
-    """stand_in(may_wait=False) -> a context in which there seems to be a GPU: see StandIn."""
+    """stand_in(may_wait=False) -> a context in which there seems to be a GPU: see StandIn. Only where there is none."""
+    if torch.cuda.is_available():
+        pytest.skip("a real GPU is here")
 
     class Generator(torch.Generator):
         """One of the CPU that says it is of the device that was asked for."""
