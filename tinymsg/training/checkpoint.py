@@ -1,7 +1,6 @@
 """Checkpoints that survive anything, and the lock that keeps two trainings out of one folder."""
 
 import contextlib
-import json
 import os
 import re
 import socket
@@ -18,8 +17,8 @@ from ..model import Recipe
 from ..train import TrainState
 from .parallel import from_first, rank_and_processes
 
-KEEP = 2  # checkpoints: should the newest be damaged, the one before it serves
-LOCK, HOLDER = "lock", "holder.json"  # in the run's folder: the lock, and which process holds it
+KEEP = 2  # checkpoints: should the newest be damaged, or its name not have reached the disk, the one before it serves
+LOCK, HOLDER = "lock", "holder"  # in the run's folder: the lock, and "PROCESS on MACHINE" of who holds it
 # Settings that may differ from the checkpoint's: these always, since the result is the same but for rounding ...
 FREE = ("accumulate", "compile")
 # ... and these where that is asked for (accept_changes): the network is the same, its training goes on otherwise
@@ -34,8 +33,8 @@ class OtherTrainingError(ValueError):
 def state_dict(state: TrainState) -> dict:
     """All that a training needs to go on."""
     return {
-        "recipe": json.dumps(state.recipe.to_dict()),
-        "data": json.dumps(state.data),
+        "recipe": state.recipe.to_dict(),
+        "data": state.data,
         "step": state.step,
         "model": state.model.state_dict(),
         "ema": state.ema_model.state_dict(),
@@ -49,13 +48,19 @@ def load_state(state: TrainState, saved: dict, accept_changes: bool = False) -> 
     accept_changes: the settings in TUNABLE, and the data, may differ from the checkpoint's.
     Raises: OtherTrainingError; whatever comes of reading what is not ours.
     """
-    before, step = Recipe.from_dict(json.loads(saved["recipe"])).settings(), int(saved["step"])
+    before, step = Recipe.from_dict(saved["recipe"]).settings(), int(saved["step"])
     now, allowed = state.recipe.settings(), (*FREE, *TUNABLE) if accept_changes else FREE
-    _refuse("settings", [name for name in before if before[name] != now[name] and name not in allowed])
-    data = dict(json.loads(saved["data"]))
+    changed = {"settings": [name for name in before if before[name] != now[name] and name not in allowed]}
+    data = dict(saved["data"])
     if data and state.data and not accept_changes:  # one that says nothing of its data is not asked
         was_and_is = {name: (data.get(name), state.data.get(name)) for name in sorted(data | state.data)}
-        _refuse("data", [f"{name} is {b!r} and was {a!r}" for name, (a, b) in was_and_is.items() if a != b])
+        changed["data"] = [f"{name} is {b!r} and was {a!r}" for name, (a, b) in was_and_is.items() if a != b]
+    for what, differing in changed.items():
+        if differing:
+            raise OtherTrainingError(
+                f"the checkpoint was written with other {what}: {', '.join(differing)}; use the same, or another --out "
+                "folder (--accept-changes allows other data or settings of the optimisation)"
+            )
     modules = {"model": state.model, "ema": state.ema_model}
     for part, module in modules.items():
         if {k: v.shape for k, v in saved[part].items()} != {k: v.shape for k, v in module.state_dict().items()}:
@@ -72,18 +77,9 @@ def load_state(state: TrainState, saved: dict, accept_changes: bool = False) -> 
     state.step = step
 
 
-def _refuse(what: str, differing: list[str]) -> None:
-    if differing:
-        raise OtherTrainingError(
-            f"the checkpoint was written with other {what}: {', '.join(differing)}; use the same, or another --out "
-            "folder (--accept-changes allows other data or settings of the optimisation)"
-        )
-
-
 def save_checkpoint(folder: str | Path, state: TrainState) -> Path:
-    """Write checkpoint-STEP.pt; older ones than the last two are removed.
+    """Write checkpoint-STEP.pt; of the older ones, the last whole one stays, at any moment.
 
-    A kill at any moment leaves the previous checkpoints intact.
     Raises: NotFiniteError if the state is spoilt.
     """
     state.check_finite()
@@ -93,7 +89,6 @@ def save_checkpoint(folder: str | Path, state: TrainState) -> Path:
         left.unlink()
     with atomic_write(path) as partial:
         torch.save(state_dict(state), partial)
-    _sync_folder(folder)
     whole = 1
     for old in reversed([p for p in checkpoints(folder) if p.name < path.name]):
         if whole >= KEEP:
@@ -101,16 +96,6 @@ def save_checkpoint(folder: str | Path, state: TrainState) -> Path:
         elif is_whole(old):
             whole += 1
     return path
-
-
-def _sync_folder(folder: Path) -> None:
-    """A new name itself reaches the disk, before the older file goes."""
-    with contextlib.suppress(OSError):  # Windows cannot open a folder
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
 
 
 def checkpoints(folder: str | Path) -> list[Path]:
@@ -172,12 +157,10 @@ def training_lock(folder: str | Path) -> Iterator[None]:
     try:
         lock.acquire()
     except Timeout:
-        pid, host = _holder(folder) or ("?", "?")
-        raise ValueError(
-            f"{folder}: process {pid} on {host} trains there already; stop it first, or use another --out folder"
-        ) from None
+        what = f"process {_holder(folder) or '?'} trains there already"
+        raise ValueError(f"{folder}: {what}; stop it first, or use another --out folder") from None
     try:
-        (folder / HOLDER).write_text(json.dumps({"pid": os.getpid(), "host": socket.gethostname()}))
+        (folder / HOLDER).write_text(f"{os.getpid()} on {socket.gethostname()}")
         yield
     finally:
         (folder / HOLDER).unlink(missing_ok=True)
@@ -196,17 +179,14 @@ def training_process(folder: str | Path) -> int | None:
         with contextlib.suppress(Timeout), FileLock(folder / LOCK, timeout=0):
             (folder / HOLDER).unlink(missing_ok=True)  # of a process that was killed
             return None
-        if (holder := _holder(folder)) is not None:
-            pid, host = holder
-            if host != socket.gethostname():
-                raise RuntimeError(f"{folder}: process {pid} on {host} trains there; stop it there")
-            return pid
+        pid, _, host = _holder(folder).partition(" on ")
+        if host == socket.gethostname():
+            return int(pid)
         time.sleep(0.05)
-    raise RuntimeError(f"{folder}: some process holds {LOCK}, without its number beside it")
+    raise RuntimeError(f"{folder}: process {pid or '?'} on {host or '?'} trains there; stop it there")
 
 
-def _holder(folder: Path) -> tuple[int, str] | None:
-    with contextlib.suppress(OSError, ValueError):
-        holder = json.loads((folder / HOLDER).read_text())
-        return holder["pid"], holder["host"]
-    return None
+def _holder(folder: Path) -> str:
+    with contextlib.suppress(OSError):
+        return (folder / HOLDER).read_text()
+    return ""

@@ -13,37 +13,23 @@ PROFILES: dict[str, dict] = {
         "lr": 4e-4,
         "compile": "default",
     },
-    # Full GoPro training. Behind each value its source, or "ours" for our choice. The texts of Ren 2023 and of DvSR
-    # (Whang 2022) gave us no loss norm, batch, rate, EMA or number of steps: those are ours, untested at this length
+    # Full GoPro training: the defaults' guidance is the paper's (Ren 2023, Figs. 3 and 12), and so is what is predicted
+    # here. The texts of Ren 2023 and of DvSR (Whang 2022) gave us no loss norm, batch, rate, EMA or number of steps:
+    # all else is ours, most of it after SR3 (Saharia 2021) and WaveGrad (Chen 2021), untested at this length
     "full": {
         "widths": (32, 64, 96, 128),  # DvSR, Fig. 10: c, 2c, 3c, 4c; c = 32 as said of its denoiser
-        "blocks": 3,  # ours: 6.2 M parameters, DvSR's denoiser has about 7 M
+        "blocks": 3,  # 6.2 M parameters, DvSR's denoiser has about 7 M
+        "guidance_width": 64,
         "predict": "eps",
         "residual": False,  # Ren 2023, Fig. 2: eps, of the sharp image itself
-        "scales": (1, 2, 3),  # three by a published summary of Ren 2023; its own text was not seen
-        "target": "gray",
-        "inject": "features",
-        "how": "add",
-        "stop_gradient": False,  # Ren 2023, Figs. 3 and 12
-        "guidance_width": 64,
-        "guidance_blocks": 3,
-        "guidance_weight": 1.0,  # ours
-        "noise_steps": 2000,
-        "noise_max": 0.01,  # levels: SR3, WaveGrad; values: ours
-        "content": "gopro",  # Ren 2023; the pictures themselves come with --data gopro
-        "crop": 128,  # ours
-        "batch": 256,
-        "steps": 1_000_000,  # ours, after SR3 (Saharia 2021): 256 M crops
-        "accumulate": 1,  # for an 80 GB card; `train --estimate --profile full` says what fits others
-        "loss": "l1",  # ours, after WaveGrad (Chen 2021)
+        "content": "gopro",  # Ren 2023
+        "crop": 128,
+        "batch": 256,  # fits a card of 80 GB; `train --estimate --profile full` says what to do on others
+        "steps": 1_000_000,  # SR3's, and its rate and warm-up; the cosine after it is ours
         "lr": 1e-4,
         "warmup": 10_000,
-        "weight_decay": 0.0,  # ours: SR3's rate and warm-up; the cosine after it is ours
-        "ema": 0.9999,  # ours, after Ho 2020
-        "clip": 1.0,
-        "clip_guidance": 1.0,  # ours
-        "precision": "auto",
-        "compile": "default",  # ours: speed alone
+        "ema": 0.9999,  # Ho 2020
+        "compile": "default",
     },
 }
 
