@@ -297,6 +297,19 @@ def test_evaluate(tiny_model, pairs, tmp_path):
     assert f"{entry['scores']['blurry']['psnr']['mean']:.2f} ±" in lines[2]
 
 
+def test_every_picture_has_noise_of_its_own(tiny_model, pairs):
+    """Also those of different batches."""
+
+    class Same:
+        name = "one picture, again and again"
+
+        def crops(self, index, size):
+            return tuple(image.expand(len(index), -1, -1, -1) for image in pairs.crops(torch.tensor([1]), size))
+
+    results = evaluate({"plain": tiny_model(scales=())}, {"in": Same()}, SETTING, 4, 16, ("psnr",), batch=2)
+    assert len(set(results["domains"]["in"]["per_image"]["plain"]["psnr"])) == 4
+
+
 def test_evaluate_registers_the_estimate_with_the_truth(tiny_model, pairs):
     """What is compared is what `register` gives, of each row."""
 
