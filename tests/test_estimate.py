@@ -14,15 +14,14 @@ from tinymsg.training.estimate import (
     CARDS,
     CONTEXT,
     SPARE,
-    Memory,
-    batch_table,
     duration,
     estimate_line,
     gigaflops,
-    memory_model,
     saved_bytes,
     seconds_a_step,
+    step_bytes,
     table_text,
+    what_fits,
 )
 from tinymsg.training.profiles import profile
 
@@ -80,7 +79,7 @@ def test_tensors_without_content_are_counted_as_real_ones(tiny_recipe, changes, 
 def test_counting_takes_neither_memory_nor_random_numbers():
     """The full profile with crops of 4096 would need a terabyte."""
     stream = torch.random.get_rng_state()
-    assert memory_model(profile("full").change(crop=4096)).micro > 1e11
+    assert step_bytes(profile("full").change(crop=4096), 10, 10) > 1e12
     assert torch.equal(stream, torch.random.get_rng_state())
 
 
@@ -117,30 +116,29 @@ def test_the_prediction_for_another_batch_holds_against_a_real_step():
     assert done.returncode == 0, done.stderr
     smaller, larger = map(int, done.stdout.split())
     recipe = Recipe().change(widths=(32, 32), scales=(1,), crop=64, content_count=1, precision="fp32")
-    memory = memory_model(recipe, bf16=False)
-    assert larger - smaller == pytest.approx(memory.total(24, 24) - memory.total(12, 12), rel=0.2)
+    predicted = step_bytes(recipe, 24, 24, bf16=False) - step_bytes(recipe, 12, 12, bf16=False)
+    assert larger - smaller == pytest.approx(predicted, rel=0.2)
 
 
-def test_fitting(monkeypatch):
+def test_fitting():
     """The largest micro-batch that divides the share and fits beside CUDA and what is spared."""
-    memory = Memory(fixed=1e9, micro=1e8, batch=1e6)
-    assert memory.total(10, 20) == pytest.approx(1e9 + 1e9 + 2e7)
-    monkeypatch.setattr("tinymsg.training.estimate.memory_model", lambda recipe: memory)
-    card = (1e9 + 8e8 + 64e6 + CONTEXT) / (1 - SPARE) / 1e9
-    rows = batch_table(Recipe().change(batch=64), (card * 1.001, card * 0.999, 1, 1e6), processes=(1,))
-    assert [row[1]["micro_batch"] for row in rows] == [8, 4, 0, 64]
+    recipe = Recipe().change(batch=64)
+    exactly = (step_bytes(recipe, 8, 64) + CONTEXT) / (1 - SPARE) / 1e9
+    assert [what_fits(recipe, card)[0] for card in (exactly * 1.001, exactly * 0.999, 0.5, 1e6)] == [8, 4, 0, 64]
+    assert what_fits(recipe, 1e6, processes=8)[0] == 8
+    images = 3 * 4 * 3 * recipe.training.crop**2  # bytes of one crop's y0, x and eps
+    assert step_bytes(recipe, 8, 64) - step_bytes(recipe, 8, 32) == 32 * images
 
 
 def test_the_table_of_the_full_profile():
     recipe = profile("full")
-    rows = batch_table(recipe)
-    assert [row["card"] for row in rows] == list(CARDS)
-    for row in rows:
-        for n in (1, 8):
-            assert row[n]["micro_batch"] * row[n]["accumulate"] * n == recipe.training.batch == 256
-            assert row[n]["gb"] <= row["card"] * (1 - SPARE) + CONTEXT / 1e9
-    ones = [row[1]["micro_batch"] for row in rows]
-    assert ones == sorted(ones) and ones[0] >= 4 and ones[-1] > ones[0]
+    for n in (1, 8):
+        fits = [what_fits(recipe, card, n) for card in CARDS]
+        for card, (micro, needed) in zip(CARDS, fits, strict=True):
+            assert recipe.training.batch % (micro * n) == 0 and needed <= card * 1e9 * (1 - SPARE)
+        assert fits == sorted(fits) and fits[0][0] >= 4
+    ones = [what_fits(recipe, card)[0] for card in CARDS]
+    assert ones[-1] == recipe.training.batch == 256 > ones[0]
     text = table_text(recipe)
     assert text.count("\n") == 5 and f"| 8 GB | {ones[0]} x {256 // ones[0]} |" in text
     assert "does not fit" in table_text(recipe, (1,))

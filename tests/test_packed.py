@@ -16,7 +16,7 @@ from tinymsg.datasets.folders import ListedPairs, PairedImages
 from tinymsg.datasets.layouts import find_pairs
 from tinymsg.datasets.packed import PackedPairs, open_pairs, packed_folder, read_manifest
 from tinymsg.datasets.packing import pack
-from tinymsg.training.estimate import CONTEXT, SPARE, batch_table
+from tinymsg.training.estimate import CARDS, CONTEXT, SPARE, what_fits
 from tinymsg.training.profiles import profile
 
 MODES = [False, True]  # from the file; from memory
@@ -180,11 +180,10 @@ def test_resident_pairs_leave_room_for_the_training():
     """GoPro's, and what the full profile is said to take on each card: where they are held, both fit."""
     pairs = 2103 * 2 * 720 * 1280 * 3
     held = []
-    for row in batch_table(profile("full")):
-        card = row["card"] * 1e9
-        if pairs <= packed.GPU_SHARE * (card - CONTEXT):
-            held.append(row["card"])
-            assert pairs + row[1]["gb"] * 1e9 <= card * (1 - SPARE)
+    for card in CARDS:
+        if pairs <= packed.GPU_SHARE * (card * 1e9 - CONTEXT):
+            held.append(card)
+            assert pairs + what_fits(profile("full"), card)[1] <= card * 1e9 * (1 - SPARE)
     assert held == [80]
 
 

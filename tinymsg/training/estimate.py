@@ -5,11 +5,9 @@ and of two, with the number types that the device would use; weights, gradients,
 their sizes. torch.compile recomputes part of what eager mode saves: compiled trainings take less than the figure.
 """
 
-import contextlib
+import functools
 import math
 import time
-from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,19 +20,6 @@ CARDS = (8, 16, 24, 80)  # GB
 CONTEXT = 0.8e9  # bytes: CUDA itself, cuDNN's and cuBLAS's workspaces; our allowance, not measured
 SPARE = 0.1  # share of a card that is left to the allocator's gaps; our allowance
 _STATE_BYTES = 20  # a parameter, all fp32: weight, gradient, two moments of AdamW, EMA
-
-
-@dataclass(frozen=True)
-class Memory:
-    """Bytes that a training step takes: `fixed` + `micro` a crop of the micro-batch + `batch` a crop of the share."""
-
-    fixed: float
-    micro: float
-    batch: float
-
-    def total(self, micro_batch: int, share: int) -> float:
-        """Of a process that takes `share` crops a step, `micro_batch` at a time."""
-        return self.fixed + self.micro * micro_batch + self.batch * share
 
 
 def _shape(recipe: Recipe, crops: int) -> tuple[int, int, int, int]:
@@ -69,48 +54,47 @@ def saved_bytes(recipe: Recipe, crops: int, bf16: bool) -> tuple[int, int]:
     return sum(sizes.values()), max(sizes.values())
 
 
-def memory_model(recipe: Recipe, bf16: bool = True) -> Memory:
-    """The memory of a training step of this recipe."""
+@functools.cache
+def _fixed_and_per_crop(recipe: Recipe, bf16: bool) -> tuple[float, float]:
+    """Bytes that a step takes whatever its size, and those of each crop of a micro-batch."""
     (one, largest), (two, _) = (saved_bytes(recipe, crops, bf16) for crops in (1, 2))
-    per_crop = two - one
     with torch.device("meta"):
-        fixed = _STATE_BYTES * count_parameters(Model(recipe.network)) + max(one - per_crop, 0)
-    # In the backward pass the gradients of one layer's input and output stand beside what was saved.
-    # Three images in fp32 wait for their micro-batch: y0, x, eps
-    return Memory(fixed, per_crop + 2 * largest, 3 * 4 * math.prod(_shape(recipe, 1)))
+        parameters = count_parameters(Model(recipe.network))
+    # In the backward pass the gradients of one layer's input and output stand beside what was saved
+    return _STATE_BYTES * parameters + max(2 * one - two, 0), two - one + 2 * largest
 
 
-def batch_table(recipe: Recipe, cards: tuple[int, ...] = CARDS, processes: tuple[int, ...] = (1, 8)) -> list[dict]:
-    """What fits: one row a card, {"card", and for each number of processes "micro_batch", "accumulate", "gb"}.
+def step_bytes(recipe: Recipe, micro_batch: int, share: int, bf16: bool = True) -> float:
+    """Memory that a training step takes of a process: `share` crops, `micro_batch` at a time."""
+    fixed, per_crop = _fixed_and_per_crop(recipe, bf16)
+    waiting = 3 * 4 * math.prod(_shape(recipe, share))  # y0, x and eps, in fp32, wait for their micro-batch
+    return fixed + per_crop * micro_batch + waiting
 
-    The total batch stays recipe.training.batch: micro_batch x accumulate x processes. micro_batch is 0 if none fits.
+
+def what_fits(recipe: Recipe, card: float, processes: int = 1) -> tuple[int, float]:
+    """(crops at a time, bytes) for a process on a card of so many GB that takes its share of the recipe's batch.
+
+    The largest micro-batch that divides the share and leaves room for CONTEXT, counted too, and SPARE; 0 if none does.
     """
-    memory, rows = memory_model(recipe), []
-    for card in cards:
-        row: dict[str | int, Any] = {"card": card}
-        room = card * 1e9 * (1 - SPARE) - CONTEXT
-        for n in (n for n in processes if recipe.training.batch % n == 0):
-            share = recipe.training.batch // n
-            fitting = (m for m in range(share, 0, -1) if share % m == 0 and memory.total(m, share) <= room)
-            micro = next(fitting, 0)
-            gb = (memory.total(micro, share) + CONTEXT) / 1e9
-            row[n] = {"micro_batch": micro, "accumulate": share // micro if micro else 0, "gb": gb}
-        rows.append(row)
-    return rows
+    share, room = recipe.training.batch // processes, card * 1e9 * (1 - SPARE)
+    for micro in (m for m in range(share, 0, -1) if share % m == 0):
+        if (needed := step_bytes(recipe, micro, share) + CONTEXT) <= room:
+            return micro, needed
+    return 0, 0.0
 
 
 def table_text(recipe: Recipe, cards: tuple[int, ...] = CARDS) -> str:
-    """`batch_table` in Markdown."""
-    rows = batch_table(recipe, cards)
-    processes = [n for n in rows[0] if n != "card"]
-    heads = [f"on {n} {'card' if n == 1 else 'cards'}: crops at a time x accumulate | memory" for n in processes]
+    """What fits common cards, in Markdown: crops at a time x accumulate x processes make up the recipe's batch."""
+    batch = recipe.training.batch
+    counts = [n for n in (1, 8) if batch % n == 0]
+    heads = [f"on {n} {'card' if n == 1 else 'cards'}: crops at a time x accumulate | memory" for n in counts]
     lines = ["| card | " + " | ".join(heads) + " |", "|---" * (1 + 2 * len(heads)) + "|"]
-    for row in rows:
-        cells = [f"{row['card']} GB"]
-        for fit in (row[n] for n in processes):
-            fits = f"{fit['micro_batch']} x {fit['accumulate']} | {fit['gb']:.1f} GB"
-            cells.append(fits if fit["micro_batch"] else "does not fit | -")
-        lines.append("| " + " | ".join(cells) + " |")
+    for card in cards:
+        fits = [(n, *what_fits(recipe, card, n)) for n in counts]
+        cells = [
+            f"{m} x {batch // n // m} | {needed / 1e9:.1f} GB" if m else "does not fit | -" for n, m, needed in fits
+        ]
+        lines.append(f"| {card} GB | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
@@ -131,25 +115,21 @@ def seconds_a_step(state: TrainState, processes: int = 1, crops: int | None = No
     Weights, optimiser and step are left as they were.
 
     Args:
-        crops: how many to time with (default: a micro-batch, at most 4 on the CPU); half as many, and so on, where they
-            do not fit: which micro-batch does is what an estimate is asked for.
+        crops: how many to time with (default: a micro-batch, at most 4 on the CPU and 64 elsewhere); half as many, and
+            so on, where they do not fit: which micro-batch does is what an estimate is asked for.
     Raises: torch.OutOfMemoryError if one crop does not fit.
     """
-    c, device = state.training, state.device
+    c = state.training
     share = c.batch // processes
-    crops = crops or min(share // c.accumulate or 1, 4 if device.type == "cpu" else 64)
-    while True:
-        try:
-            return _seconds(state, crops) * share / crops
-        except (RuntimeError, MemoryError) as error:
-            if crops == 1 or not out_of_memory(error):
-                raise
-        # Here the error is gone, and with it all that its pass had kept
-        state.model.zero_grad(set_to_none=True)
-        if device.type != "cpu":
-            with contextlib.suppress(RuntimeError):  # before torch 2.14, Apple's GPUs refuse
-                torch.accelerator.empty_cache()
-        crops //= 2
+    crops = crops or min(share // c.accumulate or 1, 4 if state.device.type == "cpu" else 64)
+    try:
+        return _seconds(state, crops) * share / crops
+    except (RuntimeError, MemoryError) as error:
+        if crops == 1 or not out_of_memory(error):
+            raise
+    # Here the error is gone, and with it all that its pass had kept
+    state.model.zero_grad(set_to_none=True)
+    return seconds_a_step(state, processes, crops // 2)
 
 
 def _seconds(state: TrainState, crops: int) -> float:
@@ -172,7 +152,7 @@ def estimate_line(state: TrainState, processes: int = 1) -> str:
     """One sentence: time and memory of what is left of a run, on this device."""
     c, seconds = state.training, seconds_a_step(state, processes)
     share, left = c.batch // processes, c.steps - state.step
-    gb = memory_model(state.recipe, state.bf16).total(share // c.accumulate, share) / 1e9
+    gb = step_bytes(state.recipe, share // c.accumulate, share, state.bf16) / 1e9
     rate, compiled = c.batch / seconds, "; compiled, less of both" if c.compile else ""
     return (
         f"estimate: {duration(left * seconds)} for {left:,} steps of {seconds:.3g} s ({rate:,.0f} crops/s), "
