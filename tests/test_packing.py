@@ -1,18 +1,11 @@
-"""Packing: whatever happens on the way, the result is the same, whole and right; and the command, as it is typed."""
+"""Packing: the result is whole and right, or not there; and the command, as it is typed."""
 
-import contextlib
 import json
-import os
 import shutil
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import miniatures
 import numpy as np
-import psutil
 import pytest
 from filelock import FileLock
 from PIL import Image
@@ -25,22 +18,12 @@ from tinymsg.datasets.layouts import find_pairs
 from tinymsg.datasets.packed import PackedPairs, is_packed, open_frames, read_manifest
 from tinymsg.datasets.packing import pack
 
-ROOT = Path(__file__).resolve().parents[1]
-
 
 @pytest.fixture
 def root(tmp_path) -> Path:
     """A miniature GoPro (6 pairs to train on) and RealBlur (sizes differ), to be changed at will."""
     miniatures.make_gopro(tmp_path / "data")
     return miniatures.make_realblur(tmp_path / "data")
-
-
-@pytest.fixture(scope="module")
-def expected(tmp_path_factory) -> dict[str, bytes]:
-    """The files of an uninterrupted pack of `root`'s GoPro."""
-    folder = miniatures.make_gopro(tmp_path_factory.mktemp("uninterrupted"))
-    pack(gopro(folder), folder / "out", "gopro", workers=1)
-    return content(folder / "out")
 
 
 def gopro(root: Path) -> list[Pair]:
@@ -103,13 +86,12 @@ def test_pictures_that_are_turned_gray_or_deep(tmp_path):
         assert np.array_equal(gray[1, :8, :12], np.repeat(pixels[..., :1], 3, axis=2))
 
 
-def test_workers_do_not_change_the_result(root, tmp_path, monkeypatch):
-    monkeypatch.setattr(packing, "CHUNK", 2)
+def test_workers_do_not_change_the_result(root, tmp_path):
     manifests = [pack(gopro(root), tmp_path / f"out{workers}", "gopro", workers=workers) for workers in (1, 2)]
     assert manifests[0] == manifests[1] and content(tmp_path / "out1") == content(tmp_path / "out2")
 
 
-def test_pictures_that_cannot_be_packed(root, tmp_path, monkeypatch):
+def test_pictures_that_cannot_be_packed(root, tmp_path):
     pairs, out = gopro(root), tmp_path / "out"
     with pytest.raises(ValueError, match="no pairs to pack"):
         pack([], out, "gopro")
@@ -125,14 +107,13 @@ def test_pictures_that_cannot_be_packed(root, tmp_path, monkeypatch):
     with pytest.raises(ImageError, match="sharp/000047.png: not a picture that can be read"):
         pack(pairs, out, "gopro", workers=1)
     assert not out.exists()
-    monkeypatch.setattr(packing, "CHUNK", 3)
     pairs[3].sharp.write_bytes(whole[: len(whole) // 2])  # the header is right, the end is missing
     for workers in (1, 2):
         with pytest.raises(ImageError, match="sharp/000047.png: damaged or unreadable"):
             pack(pairs, out, "gopro", workers=workers)
         assert not is_packed(out)
     pairs[3].sharp.write_bytes(whole)
-    pack(pairs, out, "gopro", workers=1, verify=True)  # goes on
+    pack(pairs, out, "gopro", workers=1, verify=True)
 
 
 # --- interruptions ----------------------------------------------------------------------------------------------
@@ -142,123 +123,41 @@ class Stop(BaseException):
     """As sudden as a kill, but in this process."""
 
 
-@pytest.fixture
-def broken_at(monkeypatch):
-    """broken_at(owner, name, n): the n-th call from now on of a function does not happen, nor anything after it."""
+def test_an_interrupted_pack_leaves_nothing_that_looks_whole_and_starts_again(root, tmp_path, monkeypatch):
+    out, whole = tmp_path / "out", packing._frame
+    taken = []
 
-    def arm(owner, name: str, n: int) -> None:
-        original, calls = getattr(owner, name), iter(range(10**6))
+    def stop(pair, size, shape):
+        taken.append(pair.name)
+        if len(taken) == 4:
+            raise Stop
+        return whole(pair, size, shape)
 
-        def wrapped(*args, **kwargs):
-            if next(calls) == n:
-                raise Stop
-            return original(*args, **kwargs)
-
-        monkeypatch.setattr(owner, name, wrapped)
-
-    return arm
-
-
-@pytest.mark.parametrize(
-    ("owner", "name", "n"),
-    [
-        *((packing, "_write", n) for n in range(8)),  # the record, once for each pair, and the manifest
-        *((packing, "_frame", n) for n in (0, 3)),
-        (packing, "_allocate", 0),
-        (packing, "check_frames", 0),
-        (packing, "_finished", 0),
-        *((os, "fsync", n) for n in range(3)),
-        *((Path, "replace", n) for n in range(3)),
-        *((Path, "unlink", n) for n in range(3)),
-    ],
-)
-def test_a_stop_at_any_place_changes_nothing(root, tmp_path, expected, broken_at, monkeypatch, owner, name, n):
-    pairs, out = gopro(root), tmp_path / "out"
-    monkeypatch.setattr(packing, "CHUNK", 1)
-    with monkeypatch.context():
-        broken_at(owner, name, n)
-        with pytest.raises(Stop):
-            pack(pairs, out, "gopro", workers=1)
-    monkeypatch.undo()
-    if is_packed(out):  # then it is whole already
-        assert content(out).items() >= expected.items()
-    pack(pairs, out, "gopro", workers=1)
-    assert content(out) == expected
-
-
-def interrupted(root: Path, out: Path, broken_at, monkeypatch, after: int) -> Path:
-    """An unfinished pack of `after` pairs; returns its folder."""
-    monkeypatch.setattr(packing, "CHUNK", 1)
-    broken_at(packing, "_frame", after)
+    monkeypatch.setattr(packing, "_frame", stop)
     with pytest.raises(Stop):
         pack(gopro(root), out, "gopro", workers=1)
-    monkeypatch.undo()
-    return out
+    assert not out.exists() and not is_packed(tmp_path / "out.part")
+    monkeypatch.setattr(packing, "_frame", whole)
+    pack(gopro(root), out, "gopro", workers=2, verify=True)
+    assert sorted(content(out)) == ["manifest.json", "pairs.npy"] and not (tmp_path / "out.part").exists()
 
 
-def decoded(monkeypatch) -> list[int]:
-    """The numbers of the pairs that are decoded from now on."""
-    numbers, original = [], packing._frame
-    monkeypatch.setattr(packing, "_frame", lambda job: (numbers.append(job.number), original(job))[1])
-    return numbers
+def test_a_disk_that_loses_what_it_is_given(root, tmp_path, monkeypatch):
+    whole = packing.open_frames
 
+    def lossy(folder, shape):
+        frames = whole(folder, shape)
+        frames[1, 0, 0, 0] ^= 1  # in memory alone: as if it had been read so
+        return frames
 
-def test_only_what_is_missing_is_decoded(root, tmp_path, broken_at, monkeypatch):
-    out = interrupted(root, tmp_path / "out", broken_at, monkeypatch, after=4)
-    numbers = decoded(monkeypatch)
-    pack(gopro(root), out, "gopro", workers=1)
-    assert numbers == [4, 5]
-    pack(gopro(root), out, "gopro", workers=1)
-    assert numbers == [4, 5]  # packed already
-
-
-@pytest.mark.parametrize(
-    ("damage", "missing"),
-    [("file lost", range(6)), ("record lost", range(6)), ("picture changed", (2, 4, 5)), ("touched", (2, 4, 5))],
-)
-def test_an_unfinished_pack_that_was_meddled_with(root, tmp_path, expected, broken_at, monkeypatch, damage, missing):
-    out = interrupted(root, tmp_path / "out", broken_at, monkeypatch, after=4)
-    if damage == "file lost":
-        (out / "pairs.npy").unlink()
-    elif damage == "record lost":
-        (out / packing.RECORD).unlink()
-    elif damage == "picture changed":
-        miniatures.write_picture(gopro(root)[2].blurry, miniatures.sharp_pixels(99, (48, 32)))
-    else:
-        gopro(root)[2].blurry.touch()
-    numbers = decoded(monkeypatch)
-    pack(gopro(root), out, "gopro", workers=1, verify=False)
-    assert numbers == list(missing)
-    assert (content(out) == expected) == (damage != "picture changed")
-
-
-def test_a_disk_that_loses_what_it_is_given(root, tmp_path, broken_at, monkeypatch):
-    out = interrupted(root, tmp_path / "out", broken_at, monkeypatch, after=4)
-    holey = bytearray((out / "pairs.npy").read_bytes())
-    holey[-5 * 2 * 32 * 48 * 3 : -4 * 2 * 32 * 48 * 3] = bytes(2 * 32 * 48 * 3)  # the second pair
-    (out / "pairs.npy").write_bytes(holey)
+    monkeypatch.setattr(packing, "open_frames", lossy)
     with pytest.raises(ValueError, match="1 of 6 pairs are damaged, the first: GOPR0372_07_00/000048"):
-        pack(gopro(root), out, "gopro", workers=1)
-    assert not is_packed(out)
-
-
-def test_an_unfinished_pack_of_something_else(root, tmp_path, broken_at, monkeypatch):
-    out = interrupted(root, tmp_path / "out", broken_at, monkeypatch, after=2)
-    other = find_pairs("gopro", root, "train", "blur_gamma", complete=False)
-    with pytest.raises(ValueError, match="out is an unfinished pack of something else"):
-        pack(other, out, "gopro", blur="blur_gamma", workers=1)
-    with pytest.raises(ValueError, match="unfinished pack of something else"):
-        pack(gopro(root)[:5], out, "gopro", workers=1)
-    shutil.rmtree(out)
-    pack(other, out, "gopro", blur="blur_gamma", workers=1)
+        pack(gopro(root), tmp_path / "out", "gopro", workers=1)
+    assert not is_packed(tmp_path / "out")
 
 
 def test_two_at_once(root, tmp_path):
-    (tmp_path / "out").mkdir()
-    with (
-        FileLock(tmp_path / "out" / packing.LOCK),
-        pytest.raises(ValueError, match="another process is packing into .*out"),
-    ):
+    with FileLock(tmp_path / "out.part.lock"), pytest.raises(ValueError, match="another process is packing into .*out"):
         pack(gopro(root), tmp_path / "out", "gopro", workers=1)
 
 
@@ -267,91 +166,6 @@ def test_too_little_space(root, tmp_path, monkeypatch):
     monkeypatch.setattr(packing.shutil, "disk_usage", lambda path: usage._replace(free=50_000))
     with pytest.raises(ValueError, match=r"GB are needed for .*pairs.npy, 0.00 GB are free"):
         pack(gopro(root), tmp_path / "out", "gopro", workers=1)
-
-
-def lives_in(group: int, process: psutil.Process) -> bool:
-    """A zombie does not live: whoever has to bury it may be late."""
-    with contextlib.suppress(psutil.NoSuchProcess, OSError):
-        return os.getpgid(process.pid) == group and process.status() != psutil.STATUS_ZOMBIE
-    return False
-
-
-def gone(group: int) -> bool:
-    """Whether no process of a group is left, after at most a minute."""
-    end = time.monotonic() + 60
-    while any(lives_in(group, process) for process in psutil.process_iter()):
-        if time.monotonic() > end:
-            return False
-        time.sleep(0.05)
-    return True
-
-
-@pytest.fixture
-def many(tmp_path) -> Path:
-    """A GoPro of 240 pairs: four pictures under many names."""
-    miniatures.make_gopro(tmp_path / "few", train=1, test=0, frames=4, size=(320, 180))
-    source = tmp_path / "few/GOPRO_Large/train/GOPR0372_07_00"
-    for kind in ("sharp", "blur"):
-        for i, path in enumerate(sorted((source / kind).iterdir())):
-            targets = [tmp_path / f"data/GOPRO_Large/train/GOPR{k}/{kind}/{i}.png" for k in range(100, 160)]
-            miniatures.link_many(path, targets)
-    return tmp_path / "data"
-
-
-@pytest.fixture
-def start():
-    """start(root, *options) -> Popen of a packing, in a group of its own; it ends with the test."""
-    started = []
-
-    def make(root: Path, *more: str) -> subprocess.Popen:
-        command = [sys.executable, "-m", "tinymsg", "pack", "gopro", "--incomplete", "--root", str(root), *more]
-        started.append(subprocess.Popen(command, cwd=ROOT, start_new_session=True, stderr=subprocess.PIPE, text=True))
-        return started[-1]
-
-    yield make
-    for process in started:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
-
-
-def pairs_done(out: Path) -> int:
-    with contextlib.suppress(FileNotFoundError):
-        return len(json.loads((out / packing.RECORD).read_text())["done"])
-    return 0
-
-
-def wait_for_more(process: subprocess.Popen, out: Path) -> int:
-    """Wait until a chunk more is recorded than an earlier run left; returns how many pairs it left."""
-    before, deadline = pairs_done(out), time.monotonic() + 120
-    while process.poll() is None and pairs_done(out) <= before:
-        assert time.monotonic() < deadline
-        time.sleep(0.002)
-    return before
-
-
-@pytest.mark.course
-@pytest.mark.skipif(sys.platform == "win32", reason="SIGKILL")
-def test_killed_again_and_again(many, tmp_path, start):
-    out = tmp_path / "data/packed/gopro-train"
-    for workers in ("1", "1", "2"):
-        process = start(many, "--workers", workers)
-        before = wait_for_more(process, out)
-        os.kill(process.pid, signal.SIGKILL)  # the parent alone: its workers must notice
-        assert process.wait() == -signal.SIGKILL and before < pairs_done(out) < 240 and not is_packed(out)
-        assert gone(process.pid)
-    process = start(many, "--workers", "2")
-    before = wait_for_more(process, out)
-    os.killpg(process.pid, signal.SIGINT)  # Ctrl-C
-    said = process.stderr.read()
-    assert process.wait() == 130 and "the same command goes on" in said and "Traceback" not in said
-    assert gone(process.pid) and before < pairs_done(out) < 240
-    pack(gopro(many), out, "gopro", workers=1)
-    pack(gopro(many), tmp_path / "uninterrupted", "gopro", workers=1)
-    assert content(out) == content(tmp_path / "uninterrupted")
-
-
-# --- an `out` that is there -------------------------------------------------------------------------------------
 
 
 def test_what_is_there_is_never_overwritten(root, tmp_path):
@@ -459,9 +273,9 @@ def test_mistakes_are_one_sentence(root, tmp_path, capsys, monkeypatch):
         error = capsys.readouterr().err
         assert message in error and error.count("\n") == 1
 
-    def full(job):
+    def full(*_):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(packing, "_frame", full)
     assert run("gopro", "--root", root, "--workers", 1, "--incomplete") == 2
-    assert "No space left on device; what is done stays" in capsys.readouterr().err
+    assert "No space left on device" in capsys.readouterr().err
