@@ -25,7 +25,6 @@ def pack(
     blur: str = "blur",
     workers: int | None = None,
     verify: bool = False,
-    progress: bool = False,
 ) -> dict:
     """Pack pairs into the folder `out`. Returns the manifest. A finished `out` of the same pairs is left as it is.
 
@@ -36,7 +35,6 @@ def pack(
         source, split, blur: what the pairs are, for the manifest.
         workers: threads that decode; None: one a core.
         verify: decode every picture a second time and compare, also of a finished `out`.
-        progress: show a bar.
     Raises: ValueError, one sentence, for pictures that cannot be packed, an `out` that holds something else, or a
         result that does not verify; OSError for a full disk and the like.
     """
@@ -51,7 +49,7 @@ def pack(
         try:
             with FileLock(f"{work}.lock", timeout=0):
                 shutil.rmtree(work, ignore_errors=True)  # of a pack that was interrupted
-                _make(work, plan, pairs, workers, progress)
+                _make(work, plan, pairs, workers)
                 if out.exists():
                     out.rmdir()
                 work.rename(out)
@@ -61,9 +59,8 @@ def pack(
     if verify:
         frames = open_frames(out, manifest["shape"])
         check_frames(out / PIXELS, frames, manifest["pairs"])
-        for (name, *_, expected), found in zip(
-            manifest["pairs"], _decode(pairs, plan, workers, None, "verifying" if progress else None), strict=True
-        ):
+        now = _decode(pairs, plan, workers)
+        for (name, *_, expected), found in zip(manifest["pairs"], now, strict=True):
             if found != expected:
                 what = f"the pictures of {name} are not those that were packed"
                 raise ValueError(f"{out}: {what}; pack again into a new folder")
@@ -106,31 +103,30 @@ def _finished(out: Path, plan: dict) -> dict:
     """The manifest of a finished pack. Raises: ValueError if it is one of other pairs, or damaged."""
     manifest = read_manifest(out)
     open_frames(out, manifest["shape"])
-    held, asked = (f"{of['source']} {of['split']} ({of['blur']})" for of in (manifest, plan))
-    if held != asked:
-        raise ValueError(f"{out} holds pairs of {held}, not {asked}: choose another --out")
-    if [pair[:3] for pair in manifest["pairs"]] != plan["pairs"]:
-        found = f"{len(manifest['pairs'])} other pairs than the {len(plan['pairs'])} of {asked}"
-        raise ValueError(f"{out} holds {found}: choose another --out")
+    held, asked = (
+        f"{len(of['pairs'])} pairs of {of['source']} {of['split']} ({of['blur']})" for of in (manifest, plan)
+    )
+    if held != asked or [pair[:3] for pair in manifest["pairs"]] != plan["pairs"]:
+        raise ValueError(f"{out} holds {held}, other ones than these {asked}: choose another --out")
     return manifest
 
 
-def _make(work: Path, plan: dict, pairs: list[Pair], workers: int, progress: bool) -> None:
+def _make(work: Path, plan: dict, pairs: list[Pair], workers: int) -> None:
     """Decode every pair to its place in the file, read everything back, write the manifest."""
     work.mkdir()
     path, need = work / PIXELS, int(np.prod(plan["shape"], dtype=np.int64))
     if need > (free := shutil.disk_usage(work).free):
         raise ValueError(f"{need / 1e9:.2f} GB are needed for {path}, {free / 1e9:.2f} GB are free")
     np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=tuple(plan["shape"]))
-    found = _decode(pairs, plan, workers, path, "packing" if progress else None)
+    found = _decode(pairs, plan, workers, path)
     rows = [[*row, digest] for row, digest in zip(plan["pairs"], found, strict=True)]
     check_frames(path, open_frames(work, plan["shape"]), rows)
     manifest = plan | {"tinymsg": __version__, "pairs": rows}
     (work / MANIFEST).write_text(json.dumps(manifest | {"identity": identity(manifest)}, indent=1) + "\n")
 
 
-def _decode(pairs: list[Pair], plan: dict, workers: int, pixels: Path | None, title: str | None) -> list[str]:
-    """SHA-256 of every pair's frames, each written to its place in the file `pixels`, if there is one. title: of a bar."""
+def _decode(pairs: list[Pair], plan: dict, workers: int, pixels: Path | None = None) -> list[str]:
+    """SHA-256 of every pair's frames, each written to its place in the file `pixels` if there is one."""
     from tqdm import tqdm
 
     def work(number: int) -> str:
@@ -145,7 +141,7 @@ def _decode(pairs: list[Pair], plan: dict, workers: int, pixels: Path | None, ti
     pool = ThreadPoolExecutor(workers)  # decoding and hashing let other threads run
     try:
         found = pool.map(work, range(len(pairs)))
-        return list(tqdm(found, title, len(pairs), unit="pair", disable=title is None))
+        return list(tqdm(found, "packing" if pixels else "verifying", len(pairs), unit="pair", disable=None))
     finally:
         pool.shutdown(cancel_futures=True)
 
