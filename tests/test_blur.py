@@ -220,20 +220,6 @@ def test_blur_conserves_light():
         assert (blurred - linear).abs().mean() > 0.01
 
 
-def test_blend_kernels_gives_each_region_its_own():
-    linear = noise_image(2, 3, 16, 20)
-    kernels = torch.zeros(2, 2, 5, 5)
-    kernels[:, 0, 2, 2] = 1  # the left half stands still
-    kernels[:, 1] = 1 / 25
-    weights = torch.zeros(2, 2, 16, 20)
-    weights[:, 0, :, :10], weights[:, 1, :, 10:] = 1, 1
-    blended = blur.blend_kernels(linear, kernels, weights)
-    torch.testing.assert_close(blended[..., :10], linear[..., :10], rtol=0, atol=1e-5)
-    torch.testing.assert_close(blended[..., 10:], blur.convolve(linear, kernels[:, 1])[..., 10:])
-    with pytest.raises(ValueError, match="sum to 1"):
-        blur.blend_kernels(linear, kernels, weights * 0.9)
-
-
 # --- sensor and file --------------------------------------------------------------------------------------------
 
 

@@ -247,22 +247,6 @@ def average_frames(linear: Tensor, path: Tensor) -> Tensor:
     return total / path.shape[1]
 
 
-def blend_kernels(linear: Tensor, kernels: Tensor, weights: Tensor) -> Tensor:
-    """Blur that differs from region to region: a moving object before a still scene.
-
-    Args:
-        linear: (n, c, h, w) linear light.
-        kernels: (n, m, k, k), one of m kernels a region.
-        weights: (n, m, h, w), how much of each kernel a pixel sees; must sum to 1 over m.
-    """
-    if not torch.allclose(weights.sum(dim=1), torch.ones_like(weights[:, 0]), atol=1e-4):
-        raise ValueError("weights must sum to 1 over the kernels at every pixel")
-    blended = torch.zeros_like(linear)
-    for m in range(kernels.shape[1]):
-        blended += convolve(linear, kernels[:, m]) * weights[:, m, None]
-    return blended
-
-
 # --- sensor and file ----------------------------------------------------------------------------------------
 
 
