@@ -25,11 +25,11 @@ Picture = Figure | Tensor  # a tensor is (c, h, w) in [-1, 1]
 STILL = "Still picture of a widget; it works in JupyterLab (make lab)."
 
 
-def show(figure: Figure, alt: str) -> None:
-    """Display a figure once, with its text alternative (what a reader without the picture must know)."""
+def show(figure: Figure | str, alt: str) -> None:
+    """Display a figure once, or a picture file, with its text alternative (for a reader without the picture)."""
     if not alt.strip():
         raise ValueError("a figure needs a text alternative")
-    _display(Image.open(io.BytesIO(frame_bytes(figure))), alt)
+    _display(Image.open(figure if isinstance(figure, str) else io.BytesIO(frame_bytes(figure))), alt)
 
 
 def display_view(view: ipywidgets.DOMWidget, png: bytes, text: str) -> None:

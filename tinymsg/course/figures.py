@@ -9,8 +9,6 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
-from matplotlib.patches import FancyArrowPatch, Rectangle
-from matplotlib.path import Path
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -224,51 +222,4 @@ def plot_step_curves(rows: list[dict], start: str) -> Figure:
         axis.set_xticks(ticks, ticks)
         axis.minorticks_off()
     axes[-1].legend()
-    return figure
-
-
-def plot_guidance_diagram() -> Figure:
-    """The guided icDPM in our own drawing, after what Figs. 2 and 3 of Ren 2023 show."""
-    figure, axis = plt.subplots(figsize=(10.5, 4.6))
-    axis.set(xlim=(0, 21), ylim=(0.1, 8.6))
-    axis.axis("off")
-    text = {"va": "center", "fontsize": 9.5}
-    guided, plain, sharp, blurry = (COLORS[name] for name in ("guided", "plain", "structure", "blurry"))
-
-    def box(x: float, y: float, width: float, label: str, color: str) -> None:
-        pale = [1 - 0.18 * (1 - share) for share in to_rgb(color)]  # opaque: lines pass below
-        axis.add_patch(Rectangle((x, y - 0.35), width, 0.7, facecolor=pale, edgecolor=color, linewidth=1.6))
-        axis.text(x + width / 2, y, label, ha="center", **text)
-
-    def arrow(color: str, *points: tuple[float, float], style: str = "-") -> None:
-        look = {"color": color, "linestyle": style, "linewidth": 1.4, "mutation_scale": 11}
-        axis.add_patch(FancyArrowPatch(path=Path(points), arrowstyle="->", fill=False, **look))
-
-    def row(x: float, y: float, *boxes: tuple[float, float, str, str]) -> None:
-        """From x on: an arrow, a box of (x, width, label, colour), an arrow, a box ..."""
-        for left, width, label, color in boxes:
-            arrow(color, (x, y), (left, y))
-            box(left, y, width, label, color)
-            x = left + width
-
-    arrow("0.35", (0.95, 7.4), (0.95, 2.0), (2.0, 2.0))
-    box(0.1, 7.4, 1.7, "blurry $x$", blurry)
-    axis.text(0.62, 4.6, "gray", rotation=90, ha="center", **text)
-    box(8.4, 7.4, 1.5, "$y_t$, $x$", blurry)
-    row(9.9, 7.4, (11.9, 1.9, "encoder 1/1", plain), (16.1, 1.9, "decoder 1/1", plain))
-    arrow(plain, (18.0, 7.4), (18.8, 7.4))
-    axis.text(18.9, 7.4, r"$\hat\epsilon$  vs.  $\epsilon$", color=plain, **text)
-    for k, y in ((1, 5.6), (2, 3.8), (3, 2.0)):
-        size = f"1/{2**k}"
-        views = (2.0, 1.6, rf"$\varphi_{k}$: {size}", guided), (4.2, 2.5, rf"$H_{k}$: res. blocks", guided)
-        added = (8.4, 1.5, "1×1 conv", guided), (12.5, 0.7, "+", guided)
-        row(0.95, y, *views, *added, (16.1, 1.9, f"decoder {size}", plain))
-        arrow(sharp, (5.45, y - 0.35), (5.45, y - 0.9), (6.7, y - 0.9), style=":")
-        axis.text(6.8, y - 0.9, rf"$\hat s_{k}$  vs.  $s_{k}$ (sharp, gray, {size})", color=sharp, **text)
-        arrow(plain, (12.85, y + 1.45), (12.85, y + 0.35))
-        box(11.9, y + 0.93, 1.9, f"encoder {size}", plain)
-        arrow(plain, (17.05, y + 0.35), (17.05, y + 1.45))
-    axis.text(7.55, 5.85, "features", color=guided, ha="center", **text)
-    arrow(plain, (12.85, 1.65), (12.85, 0.75), (17.05, 0.75), (17.05, 1.65))
-    box(14.0, 0.75, 1.7, "middle", plain)
     return figure
