@@ -40,14 +40,13 @@ class LivePanel(Panel):
         self.progress = ipywidgets.IntProgress(bar_style="info", layout={"width": "16em"})
         super().__init__([self.reset] if instant else [self.compute, self.cancel, self.progress])
         self.view.children = (*self.controls.values(), *self.view.children)
-        self._lock, self._stop, self._thread = threading.Lock(), threading.Event(), None
-        self._wanted = None  # the values to compute next
+        self._one_at_a_time, self._newest, self._thread = threading.Lock(), 0, threading.Thread()
         for done, total, picture, words in work(*self.values):
             self._picture(done, total, picture, words)
         if not self.shown[0]:
             raise ValueError("work yielded no picture: let it yield (done, total, picture, words) at least once")
         self.compute.on_click(lambda _: self._ask())
-        self.cancel.on_click(lambda _: self._stop.set())
+        self.cancel.on_click(lambda _: self._outdate())
         self.reset.on_click(lambda _: [setattr(self.controls[name], "value", value) for name, value in first.items()])
         for control in self.controls.values():
             control.observe(lambda _: self._moved(), names="value")
@@ -64,32 +63,30 @@ class LivePanel(Panel):
             self.say("The controls have moved: press Compute.")
 
     def _ask(self) -> None:
-        """Compute for the values of this moment; what computes already takes newer ones only if it is instant."""
-        with self._lock:
-            busy = self.compute.disabled
-            if self.instant or not busy:
-                self._wanted = self.values
-            if not busy:
-                self._stop.clear()
-                self.compute.disabled, self.cancel.disabled = True, False
-                self._thread = threading.Thread(target=self._run, daemon=True)
-                self._thread.start()
+        """Compute for the values of this moment, in a thread; while another computes, only if it is instant."""
+        if self.instant or not self.compute.disabled:
+            self.compute.disabled, self.cancel.disabled = True, False
+            self._thread = threading.Thread(target=self._run, args=(self.values, self._outdate()), daemon=True)
+            self._thread.start()
 
-    def _run(self) -> None:
-        while True:
-            with self._lock:
-                values, self._wanted = self._wanted, None
-                if values is None:
-                    self.compute.disabled, self.cancel.disabled = False, True
-                    return
+    def _outdate(self) -> int:
+        """What computes now shall stop at its next picture; returns the number of what comes after it."""
+        self._newest += 1
+        return self._newest
+
+    def _run(self, values: tuple, number: int) -> None:
+        with self._one_at_a_time:
+            if self.instant and number < self._newest:
+                return
             try:
-                self._compute(values)
+                self._compute(values, number)
             except Exception as error:  # whatever `work` raises: a thread has nobody else to tell
                 sentence = next(iter(str(error).splitlines()), "") or type(error).__name__
                 self.say(f"This could not be computed: {sentence.rstrip('.')}.")
+            self.cancel.disabled, self.compute.disabled = True, False
 
-    def _compute(self, values: tuple) -> None:
-        """One run: to its end, to a press of Cancel, or to newer values."""
+    def _compute(self, values: tuple, number: int) -> None:
+        """To its end, to a press of Cancel, or to newer values."""
         begun, steps = time.perf_counter(), self.work(*values)
         if not self.instant:
             self.progress.value = 0
@@ -97,12 +94,11 @@ class LivePanel(Panel):
         for done, total, picture, words in steps:
             self.progress.max, self.progress.value = total, done
             self._picture(done, total, picture, words)
-            cancelled = self._stop.is_set()
-            if done < total:
-                self.say(f"Cancelled after {done} of {total}." if cancelled else f"{done} of {total}")
-                if cancelled or self._wanted is not None:
-                    steps.close()
-                    return
+            if done < total and number < self._newest:
+                self.say(f"Cancelled after {done} of {total}.")
+                steps.close()
+                return
+            self.say(f"{done} of {total}")
         self.say(f"Done in {time.perf_counter() - begun:.2f} seconds.")
 
     def _picture(self, done: int, total: int, picture: Picture, words: str) -> None:
