@@ -294,8 +294,8 @@ def run_all_cells(page, address: str, token: str, name: str, cells: int, seconds
     page.locator(".jp-NotebookPanel .jp-Cell").first.wait_for()
     prompts = page.locator(".jp-CodeCell .jp-InputPrompt")
     # A server that has just started may ask for the kernel, at any moment; the notebook's own is chosen already
-    choose_kernel = page.locator(".jp-Dialog").get_by_role("button", name="Select", exact=True)
-    page.add_locator_handler(choose_kernel, lambda: choose_kernel.click())
+    accept = page.locator(".jp-Dialog .jp-mod-accept")
+    page.add_locator_handler(accept, lambda: accept.click())
 
     def has_begun() -> bool:
         """Choose the menu's entry; while the kernel is still connecting, that does nothing: choose it again."""
