@@ -76,6 +76,15 @@ def test_show_displays_once_with_its_words(shown):
     assert plt.get_fignums() == [], "left open it would be drawn a second time"
 
 
+def test_a_picture_file_is_shown_as_it_is(shown, tmp_path):
+    path = str(tmp_path / "drawing.png")
+    Image.new("RGB", (30, 20), "#0072B2").save(path)
+    ((data, metadata),) = shown(lambda: figures.show(path, "a drawing"))
+    picture = Image.open(io.BytesIO(base64.b64decode(data["image/png"]))).convert("RGB")
+    assert picture.size == (30, 20) and picture.getcolors() == [(600, (0, 0x72, 0xB2))]
+    assert metadata["image/png"]["alt"] == "a drawing" == data["text/plain"]
+
+
 def test_a_figure_is_stored_in_few_colours_that_nobody_misses(shown):
     def curve():
         figure, axis = plt.subplots()

@@ -14,7 +14,6 @@ from tinymsg.course.monitor import (
     Progress,
     TrainingMonitor,
     plot_progress,
-    progress_text,
     show_progress,
     start_training,
     stop_training,
@@ -55,25 +54,26 @@ def test_start_watch_stop_resume_and_find_again(tmp_path):
     first.start_button.click()
     assert first.start_button.disabled and "starting" in first.status.value
     try:
-        until(lambda: "running as" in first.status.value and "Validation PSNR" in first.picture.value)  # by its thread
+        until(lambda: "running as" in first.status.value and "Validation PSNR" in first.picture.value)  # by its timer
         assert not first.stop_button.disabled and 'alt="Training, running' in first.picture.value
 
         again = TrainingMonitor(ARGUMENTS, out)  # the notebook is opened anew
-        assert again.refresh().process == first._child.pid and again.start_button.disabled
+        assert training_progress(out).process == first._child.pid and again.start_button.disabled
         again.start_button.click()
         assert "trains there already" in again.status.value
         again.stop_button.click()
         until(lambda: training_progress(out).process is None)
-        until(lambda: not first._thread.is_alive())
+        until(lambda: not first._timer.is_alive())
         assert first._child.wait(timeout=30) == 128 + signal.SIGTERM
-        progress = again.refresh()
+        again.refresh()
+        progress = training_progress(out)
         assert again.start_button.description == "Resume"
         assert not again.start_button.disabled and again.stop_button.disabled
         assert progress.saved == progress.step > 0 and f"goes on from step {progress.saved}" in again.status.value
 
         again.start_button.click()
         until(lambda: training_progress(out).step > progress.step)
-        assert again.refresh().losses[: progress.step] == progress.losses
+        assert training_progress(out).losses[: progress.step] == progress.losses
         assert stop_training(out, wait=60) and stop_training(out)
         again._child.wait(timeout=30)
     finally:
@@ -111,7 +111,7 @@ def test_what_is_read(folder):
     progress = training_progress(folder)
     assert (progress.process, progress.step, progress.steps, progress.saved) == (None, 10, 20, 8)
     assert str(progress) == "stopped; it goes on from step 8 of 20" and not progress.complete
-    text = progress_text(progress)
+    _, text = plot_progress(progress)
     assert "1 to 0.1" in text and "0.1 to 0.01" in text and "20 to 21.5" in text
     write_results(folder / "run.json", {"steps": 10})
     assert str(training_progress(folder)) == "complete: 10 steps"
@@ -122,12 +122,13 @@ def test_what_is_read(folder):
 
 
 def test_the_figure(folder):
-    figure = plot_progress(training_progress(folder))
+    figure, _ = plot_progress(training_progress(folder))
     losses, psnr, strip = figure.axes
     assert [line.get_label() for line in losses.lines] == ["denoise", "guidance"] and losses.get_yscale() == "log"
     assert list(psnr.lines[0].get_ydata()) == [20, 21.5]
     assert strip.images[0].get_array().shape[:2] == (16, 48), "the first picture of two"
-    assert len(plot_progress(Progress(None, 0, None, [], [], None, "", None)).axes) == 1
+    figure, text = plot_progress(Progress(None, 0, 0, [], [], None, "", None))
+    assert len(figure.axes) == 1 and "not running" in text
 
 
 def test_static_outputs_have_alternatives(folder, monkeypatch):

@@ -160,8 +160,3 @@ def test_a_lesson_shows_picture_and_words_where_widgets_cannot_run(folder, monke
     ((bundle, options),) = shown
     assert bundle["text/plain"] == options["metadata"]["image/png"]["alt"] and "the cat" in bundle["text/plain"]
     assert bundle["image/png"].startswith("iVBOR")
-
-
-def test_a_size_below_one_is_refused():
-    with pytest.raises(ValueError, match="at least 1 pixel, got 0"):
-        my_photo(0)

@@ -8,14 +8,10 @@ from torch import Tensor
 
 
 def check(mine: Callable, reference: Callable, *inputs: tuple, hints: dict[str, Callable] | None = None) -> bool:
-    """Call both functions on each tuple of inputs and compare the results.
+    """Compare the learner's function with the library's, the solution, on each tuple of arguments.
 
-    Args:
-        mine: the learner's function; one that raises NotImplementedError counts as not attempted.
-        reference: the library's function: the solution.
-        inputs: tuples of arguments, one call each.
-        hints: message -> a function that makes the mistake which the message explains.
-    Returns: True if it matches, False if not attempted (so that the notebook runs on).
+    hints: {message: a function that makes the mistake which the message explains}.
+    Returns: True if it matches, False if it raises NotImplementedError: not attempted yet, and the notebook runs on.
     Raises: AssertionError that says on which input, by how much, and, for a known mistake, why.
     """
     for number, arguments in enumerate(inputs, start=1):
@@ -23,7 +19,8 @@ def check(mine: Callable, reference: Callable, *inputs: tuple, hints: dict[str, 
         try:
             actual = mine(*arguments)
         except NotImplementedError:
-            return _not_attempted(mine.__name__)
+            print(f"○ {mine.__name__}: not attempted yet")
+            return False
         if problem := _difference(actual, expected):
             mistakes = (hints or {}).items()
             known = [message for message, mistake in mistakes if not _difference(actual, mistake(*arguments))]
@@ -35,7 +32,8 @@ def check(mine: Callable, reference: Callable, *inputs: tuple, hints: dict[str, 
 def check_value(mine: float | None, expected: float, tolerance: float, name: str = "your answer") -> bool:
     """Compare a number the learner worked out. None counts as not attempted. Raises AssertionError if it is off."""
     if mine is None:
-        return _not_attempted(name)
+        print(f"○ {name}: not attempted yet")
+        return False
     if abs(mine - expected) > tolerance:
         direction = "too large" if mine > expected else "too small"
         raise AssertionError(f"{name}: {mine:g} is {direction} (allowed difference {tolerance:g})")
@@ -51,11 +49,6 @@ def reveal(guess, answer, explanation: str) -> None:
         said = f"No prediction was made. What happened: {answer}. {explanation}"
     # GitHub does not wrap what is printed
     print(textwrap.fill(said, 92, break_long_words=False, break_on_hyphens=False))
-
-
-def _not_attempted(name: str) -> bool:
-    print(f"○ {name}: not attempted yet")
-    return False
 
 
 def _difference(actual, expected) -> str:

@@ -50,10 +50,7 @@ def _display(picture: Image.Image, alt: str, bundle: dict | None = None) -> None
 
 
 def _fewer_colors(picture: Image.Image) -> Image.Image:
-    """The picture in the 64 colours that serve it best, or 256: a third of the bytes (a lesson may weigh 500 kB).
-
-    64 do where they change a pixel by less than one level of 255 on average: in curves, not in photographs.
-    """
+    """The picture in a third of the bytes: the 64 colours that serve it best, or 256 where those change it visibly."""
     picture = picture.convert("RGB")
     if picture.getcolors(256) is None:
         picture = picture.point([v & 0xFC | v >> 6 for v in range(256)] * 3)  # 6 bits: fewer to sort, white stays
@@ -61,7 +58,7 @@ def _fewer_colors(picture: Image.Image) -> Image.Image:
     way = {"method": Image.Quantize.MAXCOVERAGE, "kmeans": stop, "dither": Image.Dither.NONE}
     few, many = (picture.quantize(colors, **way) for colors in (64, 256))
     change = np.abs(np.asarray(few.convert("RGB"), dtype=int) - np.asarray(picture)).max(axis=-1)
-    return few if change.mean() < 1 else many
+    return few if change.mean() < 1 else many  # a level of 255: in curves, not in photographs
 
 
 def _png(picture: Image.Image, **options) -> bytes:
@@ -72,8 +69,7 @@ def _png(picture: Image.Image, **options) -> bytes:
 
 def pixels(image: Tensor, model_range: bool = True) -> np.ndarray:
     """(c, h, w) or (1, c, h, w) in [-1, 1], or in [0, 1] with model_range=False -> (h, w, 3 or nothing) in [0, 1]."""
-    image = image.detach().float().cpu()
-    image = image[0] if image.ndim == 4 else image
+    image = image.detach().float().cpu().reshape(image.shape[-3:])
     image = to_display(image) if model_range else image.clamp(0, 1)
     return image[0].numpy() if len(image) == 1 else image.permute(1, 2, 0).numpy()
 
@@ -131,11 +127,8 @@ def frame_explorer(
 ) -> None:
     """Display sliders, linked in the browser to pictures computed beforehand for every combination of their values.
 
-    Args:
-        frame: called with one value of each control, by position; a tensor is shown enlarged `scale` times.
-        controls: {label: its values}; texts become a row of buttons.
-        alt: gives the text alternative of these values' picture.
-        start: {label: value shown first} (default: the first of each).
+    frame, alt: of one value of each control, by position: a picture (a tensor is enlarged `scale` times), its words.
+    controls: {label: its values}; texts become a row of buttons. start: {label: value shown first}, else the first.
     """
     first = {name: values[0] for name, values in controls.items()} | (start or {})
     handles = [choice(name, values, first[name]) for name, values in controls.items()]
@@ -156,7 +149,6 @@ def frame_explorer(
 
 def swipe(before: Tensor, after: Tensor, names: tuple[str, str] = ("before", "after"), stops: int = 21) -> None:
     """Display one picture over another, (c, h, w) each in [-1, 1], with a slider that moves the border between them."""
-
     width, label = before.shape[-1], f"{names[0]} up to (%)"
     percents = [round(100 * i / (stops - 1)) for i in range(stops)]
 

@@ -6,7 +6,6 @@ from collections.abc import Iterable, Iterator, Sequence
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
-from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from torch import Tensor
@@ -33,7 +32,6 @@ def use_style() -> None:
     """Figure defaults of the lessons."""
     plt.rc("figure", dpi=80)
     plt.rc("figure.constrained_layout", use=True)
-    plt.rc("savefig", dpi=80)
     plt.rc("font", size=11)
     plt.rc("axes", titlesize=11, grid=True)
     plt.rc("axes.spines", top=False, right=False)
@@ -57,10 +55,8 @@ def image_grid(
 ) -> Figure:
     """Pictures in rows and columns.
 
-    Args:
-        rows: {row label: pictures}, or one unlabelled row; (c, h, w) in [-1, 1], in [0, 1] with model_range=False.
-        titles, notes: one a column; text below each picture, notes[row][column], e.g. its score.
-        size: inches a picture.
+    rows: {row label: pictures}, or one unlabelled row; (c, h, w) in [-1, 1], in [0, 1] with model_range=False.
+    titles: one a column. notes: text below each picture, notes[row][column], e.g. its score. size: inches a picture.
     """
     rows = rows if isinstance(rows, dict) else {"": rows}
     columns = max(len(row) for row in rows.values())
@@ -137,21 +133,16 @@ def plot_signals(signals: dict[str, Tensor], title: str = "") -> Figure:
     return figure
 
 
-def _interval(axis: Axes, place: float, mean: float, low: float, high: float, **look) -> None:
-    axis.errorbar(place, mean, [[mean - low], [high - mean]], capsize=3, **look)
-
-
 def plot_scores(results: dict, rows: Sequence[str]) -> Figure:
     """PSNR of models (rows of a results file) over domains with 95 % intervals; means of samples are filled."""
     domains = list(results["domains"])
     figure, axis = plt.subplots(figsize=(1.3 * len(domains) + 1.8, 3.4))
     for i, row in enumerate(rows):
-        look = {"fmt": "o", "color": COLORS.get(row.removesuffix("-mean"))}
-        look["markerfacecolor"] = None if row.endswith("-mean") else "white"
-        for j, domain in enumerate(domains):
-            cell = results["domains"][domain]["scores"][row]["psnr"]
-            place, label = j + (i - (len(rows) - 1) / 2) * 0.16, row if j == 0 else None
-            _interval(axis, place, cell["mean"], cell["low"], cell["high"], label=label, **look)
+        cells = [results["domains"][domain]["scores"][row]["psnr"] for domain in domains]
+        mean, low, high = (np.array([cell[key] for cell in cells]) for key in ("mean", "low", "high"))
+        places = np.arange(len(domains)) + (i - (len(rows) - 1) / 2) * 0.16
+        color, face = COLORS.get(row.removesuffix("-mean")), None if row.endswith("-mean") else "white"
+        axis.errorbar(places, mean, [mean - low, high - mean], fmt="o", capsize=3, color=color, mfc=face, label=row)
     axis.set_xticks(range(len(domains)), [domain.replace("_", "\n") for domain in domains])
     axis.set_ylabel("PSNR (dB)")
     axis.legend(ncols=min(4, len(rows)), loc="upper center", bbox_to_anchor=(0.5, 1.2))
@@ -159,10 +150,7 @@ def plot_scores(results: dict, rows: Sequence[str]) -> Figure:
 
 
 def plot_differences(differences: dict[str, dict[str, Tensor]], ylabel: str = "PSNR minus plain (dB)") -> Figure:
-    """Paired differences as boxes over domains, with the mean and its 95 % bootstrap interval in black beside each.
-
-    differences: {arm: {domain: (n,) one value a signal}}.
-    """
+    """{arm: {domain: (n,) paired differences}} as boxes, with mean and 95 % bootstrap interval in black beside each."""
     domains = list(next(iter(differences.values())))
     figure, axis = plt.subplots(figsize=(1.45 * len(domains) + 1.4, 3.6))
     step = 0.8 / len(differences)
@@ -175,7 +163,8 @@ def plot_differences(differences: dict[str, dict[str, Tensor]], ylabel: str = "P
             values = by_domain[domain]
             (box,) = axis.boxplot(values.numpy(), positions=[j + offset - 0.06], **look)["boxes"]
             box.set(facecolor=color, edgecolor=color, label=arm if j == 0 else None)
-            _interval(axis, j + offset + 0.3 * step, float(values.mean()), *bootstrap_interval(values), fmt="k_")
+            mean, (low, high) = float(values.mean()), bootstrap_interval(values)
+            axis.errorbar(j + offset + 0.3 * step, mean, [[mean - low], [high - mean]], fmt="k_", capsize=3)
     axis.axhline(0, color="black", linewidth=1)
     axis.set_xticks(range(len(domains)), [domain.replace("_", " ") for domain in domains])
     axis.set(ylabel=ylabel, xlim=(-0.55, len(domains) - 0.35))
@@ -204,10 +193,7 @@ def plot_grid(cells: list[dict], metric: str = "psnr") -> Figure:
 
 
 def plot_step_curves(rows: list[dict], start: str) -> Figure:
-    """Mean quality against network evaluations for every sampler, from one starting point, on the ranges of all.
-
-    rows: of `steps.step_curves`.
-    """
+    """Mean quality against network evaluations, a line a sampler, from one start. rows: of `steps.step_curves`."""
     figure, axes = plt.subplots(1, 2, figsize=(8.6, 2.7))
     looks = {"ancestral": ("plain", "o-"), "ddim": ("guided", "s--"), "dpm_solver": ("structure", "^:")}
     ticks = sorted({row["evaluations"] for row in rows})

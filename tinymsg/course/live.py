@@ -1,7 +1,4 @@
-"""Pictures computed on request: sliders as fine as one likes, progress, and a way to stop.
-
-Where there is no kernel to ask (the site, GitHub), the picture of the first settings is left, with its words.
-"""
+"""Pictures computed on request: sliders as fine as one likes, progress, and a way to stop."""
 
 import html
 import threading
@@ -19,14 +16,11 @@ Work = Callable[..., Generator[tuple[int, int, Picture, str], None, None]]
 class LivePanel(Panel):
     """Controls, buttons to compute and to cancel, a progress bar, and the picture with its words.
 
-    Args:
-        work: called with one value of each control, by position, in a thread. Its pictures are shown as they come, the
-            last one stays; Figures are made without pyplot, whose state threads share.
-        controls: {label: (lowest, highest, step)} for a slider, {label: [texts]} for a row of buttons.
-        start: {label: value at first} (default: the lowest, the first text); computed at once.
-        instant: for work of less than some 100 ms: every move computes anew, the newest values win; nothing to press.
-
-    Cancel stops at the next picture. A mistake becomes a sentence in `status`; at the first values it is raised.
+    work: called with one value of each control, by position, in a thread (so no pyplot); its pictures are shown as they
+        come. A mistake becomes a sentence; at the first values it is raised.
+    controls: {label: (lowest, highest, step)} for a slider, {label: [texts]} for a row of buttons.
+    start: {label: value at first} (default: the lowest, the first text); computed at once.
+    instant: for work of less than some 100 ms: every move computes anew, the newest values win; nothing to press.
     """
 
     def __init__(self, work: Work, controls: dict, start: dict | None = None, instant: bool = False, scale: int = 2):
@@ -65,7 +59,8 @@ class LivePanel(Panel):
     def _ask(self) -> None:
         """Compute for the values of this moment, in a thread; while another computes, only if it is instant."""
         if self.instant or not self.compute.disabled:
-            self.compute.disabled, self.cancel.disabled = True, False
+            self.compute.disabled, self.cancel.disabled, self.progress.value = True, False, 0
+            self.say("Computing …")
             self._thread = threading.Thread(target=self._run, args=(self.values, self._outdate()), daemon=True)
             self._thread.start()
 
@@ -78,28 +73,21 @@ class LivePanel(Panel):
         with self._one_at_a_time:
             if self.instant and number < self._newest:
                 return
+            begun = time.perf_counter()
             try:
-                self._compute(values, number)
+                for done, total, picture, words in self.work(*values):
+                    self.progress.max, self.progress.value = total, done
+                    self._picture(done, total, picture, words)
+                    if done < total and number < self._newest:
+                        self.say(f"Cancelled after {done} of {total}.")
+                        break
+                    self.say(f"{done} of {total}")
+                else:
+                    self.say(f"Done in {time.perf_counter() - begun:.2f} seconds.")
             except Exception as error:  # whatever `work` raises: a thread has nobody else to tell
                 sentence = next(iter(str(error).splitlines()), "") or type(error).__name__
                 self.say(f"This could not be computed: {sentence.rstrip('.')}.")
             self.cancel.disabled, self.compute.disabled = True, False
-
-    def _compute(self, values: tuple, number: int) -> None:
-        """To its end, to a press of Cancel, or to newer values."""
-        begun, steps = time.perf_counter(), self.work(*values)
-        if not self.instant:
-            self.progress.value = 0
-            self.say("Computing …")
-        for done, total, picture, words in steps:
-            self.progress.max, self.progress.value = total, done
-            self._picture(done, total, picture, words)
-            if done < total and number < self._newest:
-                self.say(f"Cancelled after {done} of {total}.")
-                steps.close()
-                return
-            self.say(f"{done} of {total}")
-        self.say(f"Done in {time.perf_counter() - begun:.2f} seconds.")
 
     def _picture(self, done: int, total: int, picture: Picture, words: str) -> None:
         words = words if done >= total else f"{words} Unfinished: {done} of {total}."

@@ -25,7 +25,7 @@ def _resized(display: Tensor, h: int, w: int) -> Tensor:
     return F.interpolate(display[None], size=(h, w), mode="bilinear", antialias=True)[0]
 
 
-def keep_photo(source: str | Path) -> Path:
+def keep_photo(source: str | Path) -> None:
     """Make a picture file the photograph of all lessons: upright, shrunk, saved as PNG without EXIF data (place, time).
 
     Raises: ImageError, with one sentence, if it cannot be read or kept; what was kept before then stays.
@@ -35,7 +35,6 @@ def keep_photo(source: str | Path) -> Path:
     if (longest := max(h, w)) > LONGEST:
         display = _resized(display, *(max(round(side * LONGEST / longest), 1) for side in (h, w)))
     write_image(FILE, display)
-    return Path(FILE)
 
 
 def my_photo(size: int) -> tuple[Tensor, str]:
@@ -44,8 +43,6 @@ def my_photo(size: int) -> tuple[Tensor, str]:
     Returns: ((3, size, size) display values in [0, 1], a caption that says which photograph it is).
     Raises: ImageError if the file is there but damaged.
     """
-    if size < 1:
-        raise ValueError(f"size must be at least 1 pixel, got {size}")
     display, caption = photo("chelsea").float() / 255, "the cat Chelsea"
     if ONLY_DEFAULT not in os.environ and Path(FILE).is_file():
         try:
@@ -76,9 +73,8 @@ class PhotoUpload(Panel):
             display, caption = my_photo(128)
         except ImageError as error:
             display, caption, message = torch.ones(3, 128, 128), "no photograph", f"{error}."
-        words = f"In use: {caption}."
-        self.draw(to_model(display), words, scale=1)
-        self.say(f"{message} {words}".strip())
+        self.draw(to_model(display), f"In use: {caption}.", scale=1)
+        self.say(f"{message} In use: {caption}.".strip())
         self.forget.disabled = not Path(FILE).is_file()
 
     def _on_upload(self, change: dict) -> None:
