@@ -41,10 +41,10 @@ def test_the_grid_sees_what_a_training_holds_out(root, tiny_recipe):
     """Of the training split: no test set's pictures choose the setting."""
     pairs = validation_crops(2, 16, root, "blur", False, CPU)
     folder = str(root / "GOPRO_Large/train")
-    data = open_data(tiny_recipe(), CPU, folder, validate=True, pictures=2, size=16)
-    assert data.validation is not None and pairs.x.shape == (2, 3, 16, 16)
-    assert torch.equal(pairs.y0, data.validation.pictures[0]) and torch.equal(pairs.x, data.validation.pictures[1])
-    assert data.identity["held_out"] in pairs.name
+    _, identity, validation = open_data(tiny_recipe(), CPU, folder, validate=True, pictures=2, size=16)
+    assert validation is not None and pairs.x.shape == (2, 3, 16, 16)
+    assert torch.equal(pairs.y0, validation.pictures[0]) and torch.equal(pairs.x, validation.pictures[1])
+    assert identity["held_out"] in pairs.name
     with pytest.raises(ValueError, match="gopro.py"):
         validation_crops(2, 16, root / "nowhere", "blur", False, CPU)
 
@@ -86,7 +86,7 @@ def test_what_cannot_be_sampled_or_measured_is_said(row, pairs, tmp_path, monkey
 
     monkeypatch.setitem(METRICS, "lpips", unavailable)
     with pytest.raises(ValueError, match="lpips: no weights here"):
-        choose_setting(row, pairs, "lpips", ledger)
+        choose_setting(row, pairs, "lpips", ledger, **GRID)
 
 
 def test_the_command_searches_then_freezes(root, tiny_model, tmp_path, monkeypatch, capsys):

@@ -354,7 +354,8 @@ def table(results: dict, metric: str = "psnr") -> str:
 
 def provenance(command: list[str] | None = None) -> dict:
     """What a results file must say about how it came about."""
-    packages = ("torch", "torchvision", "numpy", "torchmetrics", "lpips", "scikit-image")
+    scoring = ("torchmetrics", "lpips", "scikit-image", "torch-fidelity", "opencv-python-headless")
+    packages = ("torch", "torchvision", "numpy", *scoring)
     installed = {d.metadata["Name"] for d in metadata.distributions()}
     return {
         "command": "python -m tinymsg " + shlex.join(sys.argv[1:] if command is None else command),

@@ -7,7 +7,7 @@ from typing import cast
 import torch
 
 from ..data import Pair
-from ..datasets.folders import PairedImages
+from ..datasets.folders import folder_pairs
 from ..datasets.layouts import find_pairs, get_dataset
 from ..datasets.packed import open_pairs
 from ..paper.choose import HeldOut
@@ -35,10 +35,10 @@ def open_set(
 def open_folder(
     folder: str | Path, blur: str = "blur", limit: int | None = None, protocol: str | None = None
 ) -> TestSet:
-    """One's own pairs, in one of the layouts of PairedImages. Raises: ValueError as there."""
-    folder = Path(folder).resolve()
-    paths = PairedImages(folder, blur).paths
-    pairs = sorted(Pair(b.relative_to(folder).with_suffix("").as_posix(), s, b) for s, b in paths)
+    """One's own pairs, as `folder_pairs` finds them. Raises: ValueError as there, and for pairs of one name."""
+    folder, pairs = Path(folder).resolve(), sorted(folder_pairs(folder, blur))
+    if len({pair.name for pair in pairs}) < len(pairs):
+        raise ValueError(f"two pairs of {folder} have one name, but for the suffix or input/ and blur/: rename one")
     identity = f"{folder} ({blur})"
     return TestSet(folder.name, folder.name, identity, _spread(pairs, limit), len(pairs), protocol or "plain")
 

@@ -1,7 +1,7 @@
 """Full-reference scores where picture and truth do not lie on each other, or there are many truths.
 
-Each protocol takes (estimate, truths), an estimate (3, h, w) and a list of sharp pictures of that size, display values
-in [0, 1], and returns {"psnr": dB, "ssim": value}. Which data set is scored by which: `protocol.PROTOCOL_OF`.
+Each protocol takes (estimate, truths), a picture (3, h, w) and its sharp ones, of the same size, display values in
+[0, 1], and returns {"psnr": dB, "ssim": value}. Which data set is scored by which: `protocol.PROTOCOL_OF`.
 """
 
 import math
@@ -19,7 +19,6 @@ Scores = dict[str, float]
 def plain_scores(estimate: Tensor, truths: list[Tensor]) -> Scores:
     """Pixel on pixel."""
     (truth,) = truths
-    _same_size(estimate, truth)
     found = psnr(estimate[None], truth[None]).clamp(max=IDENTICAL)
     return {"psnr": float(found), "ssim": float(ssim(estimate[None], truth[None]))}
 
@@ -27,7 +26,7 @@ def plain_scores(estimate: Tensor, truths: list[Tensor]) -> Scores:
 def realblur_scores(estimate: Tensor, truths: list[Tensor]) -> Scores:
     """RealBlur's own protocol (Rim 2020): intensity, then a homography, then scores where both pictures are.
 
-    Without it the shift between the two cameras counts as error: more than 1 dB. The order is that of their script.
+    Without it the shift between the two cameras counts as error: more than 1 dB.
     Raises: MetricUnavailable without OpenCV; ValueError where no homography can be found.
     """
     (truth,) = truths
@@ -35,16 +34,12 @@ def realblur_scores(estimate: Tensor, truths: list[Tensor]) -> Scores:
     covered = float(mask.sum())
     if covered < 0.1 * mask.numel():
         raise ValueError("the homography found leaves less than a tenth of the picture")
-    error = float(((moved - truth) ** 2 * mask).sum()) / (3 * covered)
-    found = min(-10 * math.log10(error), IDENTICAL) if error > 0 else IDENTICAL
-    return {"psnr": found, "ssim": masked_ssim(moved * mask, truth * mask, mask)}
+    error = max(float(((moved - truth) ** 2 * mask).sum()) / (3 * covered), 10 ** (-IDENTICAL / 10))
+    return {"psnr": -10 * math.log10(error), "ssim": masked_ssim(moved * mask, truth * mask, mask)}
 
 
 def shifted_scores(estimate: Tensor, truths: list[Tensor], reach: int = 10) -> Scores:
-    """At the best whole-pixel shift of up to `reach` pixels, without the border that it can leave uncovered.
-
-    For kernels that are not centred (Levin 2009), which move the whole restored picture.
-    """
+    """At the best whole-pixel shift: kernels that are not centred (Levin 2009) move the whole restored picture."""
     (truth,) = truths
     moved, core = overlap(estimate, truth, reach)
     return plain_scores(moved, [core])
@@ -69,7 +64,6 @@ PROTOCOLS: dict[str, Callable[[Tensor, list[Tensor]], Scores]] = {
 
 def match_intensity(estimate: Tensor, truth: Tensor) -> Tensor:
     """The estimate times the one factor that brings it nearest to the truth (least squares)."""
-    _same_size(estimate, truth)
     power = float((estimate**2).mean())
     return estimate * (float((estimate * truth).mean()) / power) if power > 0 else estimate
 
@@ -111,7 +105,7 @@ def masked_ssim(estimate: Tensor, truth: Tensor, mask: Tensor) -> float:
 def best_shift(estimate: Tensor, truth: Tensor, reach: int) -> tuple[int, int]:
     """(down, right) of at most `reach` pixels: estimate[y + down, x + right] is nearest to truth[y, x].
 
-    Least squares over the truth without a border of `reach`, all shifts at once by an FFT, in float64 on the CPU.
+    Least squares over the truth without a border of `reach`, all shifts at once by an FFT in float64.
     """
     h, w = truth.shape[1:]
     moving, core = estimate.cpu().double(), truth[:, reach : h - reach, reach : w - reach].cpu().double()
@@ -126,11 +120,10 @@ def best_shift(estimate: Tensor, truth: Tensor, reach: int) -> tuple[int, int]:
 
 
 def overlap(estimate: Tensor, truth: Tensor, reach: int) -> tuple[Tensor, Tensor]:
-    """Both pictures (c, h, w) where they lie on each other after the best whole-pixel shift of up to `reach`.
+    """Both pictures (c, h, w) after the best whole-pixel shift of up to `reach`, without a border of as many pixels.
 
-    Without a border of `reach` pixels, which is smaller for pictures that would leave less than 11.
+    Pictures of which that would leave less than 11 pixels have a smaller reach.
     """
-    _same_size(estimate, truth)
     h, w = truth.shape[1:]
     reach = min(reach, (min(h, w) - 11) // 2)  # SSIM needs 11 pixels
     if reach < 0:
@@ -138,8 +131,3 @@ def overlap(estimate: Tensor, truth: Tensor, reach: int) -> tuple[Tensor, Tensor
     down, right = best_shift(estimate, truth, reach)
     moved = estimate[:, reach + down : h - reach + down, reach + right : w - reach + right]
     return moved, truth[:, reach : h - reach, reach : w - reach]
-
-
-def _same_size(estimate: Tensor, truth: Tensor) -> None:
-    if estimate.shape != truth.shape:
-        raise ValueError(f"sizes differ: {estimate.shape[2]}x{estimate.shape[1]} and {truth.shape[2]}x{truth.shape[1]}")

@@ -14,9 +14,7 @@ SET_METRICS = ("fid", "kid")  # what `set_distances` gives
 EXTRACTOR = "inception-v3-compat"  # the network of Heusel 2017, with its weights and its resizing to 299x299
 
 
-class _Pictures(Dataset):
-    """uint8 (3, h, w) each."""
-
+class _Pictures(Dataset):  # uint8 (3, h, w) each
     def __init__(self, paths: list[Path]):
         self.paths = paths
 

@@ -16,8 +16,6 @@ from torch import Tensor
 from ..machine import sha256
 
 PATCH = 96  # pixels; half as many at the second scale
-# Names of (mean, covariance) in the authors' modelparameters.mat, and in the copies that went into other packages
-KEYS = (("mu_prisparam", "cov_prisparam"), ("mu_pris_param", "cov_pris_param"))
 WHERE = "give the authors' modelparameters.mat, of their NIQE release, by --niqe-parameters"
 
 
@@ -33,22 +31,19 @@ class Pristine:
 def load_pristine(path: str | Path) -> Pristine:
     """Read the authors' .mat, or a .npz with the same entries.
 
-    Raises: ValueError if it holds no mean of 36 and covariance of 36x36 numbers under a known name.
+    Raises: ValueError if there is no such file, or other entries are in it.
     """
     from scipy.io import loadmat
 
     path = Path(path)
     try:
-        values = dict(loadmat(path) if path.suffix == ".mat" else np.load(path))
-    except Exception as error:  # what a file that is none makes the two readers raise is not to be listed
-        raise ValueError(f"{path} is no .mat or .npz file that can be read ({error}); {WHERE}") from None
-    for names in KEYS:
-        if values.keys() >= set(names):
-            mean, covariance = (torch.from_numpy(np.asarray(values[k], dtype=np.float64).squeeze()) for k in names)
-            if mean.shape == (36,) and covariance.shape == (36, 36):
-                return Pristine(mean, covariance, f"{path.name}, SHA-256 {sha256(path)[:12]}")
-    wanted = " or ".join("/".join(names) for names in KEYS)
-    raise ValueError(f"{path} holds no NIQE model: wanted {wanted} of 36 and 36x36 numbers")
+        entries = dict(loadmat(path) if path.suffix == ".mat" else np.load(path))
+        entries = {name.replace("_", ""): values for name, values in entries.items()}  # copies have mu_pris_param
+        mean = torch.tensor(entries["muprisparam"], dtype=torch.float64).reshape(36)
+        covariance = torch.tensor(entries["covprisparam"], dtype=torch.float64).reshape(36, 36)
+    except Exception as error:  # what a file of another kind makes the readers raise is not to be listed
+        raise ValueError(f"{path} cannot be read as a NIQE model ({error!r}); {WHERE}") from None
+    return Pristine(mean, covariance, f"{path.name}, SHA-256 {sha256(path)[:12]}")
 
 
 def niqe_score(image: Tensor, pristine: Pristine) -> float:
@@ -72,31 +67,26 @@ def patch_features(image: Tensor) -> Tensor:
         raise ValueError(f"NIQE needs pictures of at least {PATCH}x{PATCH}, got {image.shape[2]}x{image.shape[1]}")
     red, green, blue = (image[:, :h, :w].double() * 255).round()
     gray = (0.2989 * red + 0.5870 * green + 0.1140 * blue).round()  # 8 bit, as the authors' code has it
-    scales = ((gray, PATCH), (_halve(gray), PATCH // 2))
-    return torch.cat([_features(_blocks(_normalise(values), size)) for values, size in scales], dim=1)
+    features = []
+    for values, size in ((gray, PATCH), (_halve(gray), PATCH // 2)):
+        patches = _normalise(values).unfold(0, size, size).unfold(1, size, size)
+        features.append(_features(patches.flatten(0, 1)))
+    return torch.cat(features, dim=1)
 
 
 def _normalise(gray: Tensor) -> Tensor:
     """(h, w), without its local mean and over its local deviation (Mittal 2013, eq. 1)."""
     from scipy.ndimage import gaussian_filter
 
-    def smooth(values: Tensor) -> Tensor:  # 7x7
-        return torch.from_numpy(gaussian_filter(values.numpy(), sigma=7 / 6, radius=3, mode="nearest"))
-
-    mean = smooth(gray)
-    deviation = torch.sqrt((smooth(gray * gray) - mean * mean).abs())
-    return (gray - mean) / (deviation + 1)
+    values = torch.stack([gray, gray**2]).numpy()
+    mean, square = torch.from_numpy(gaussian_filter(values, sigma=(0, 7 / 6, 7 / 6), radius=3, mode="nearest"))  # 7x7
+    return (gray - mean) / ((square - mean**2).abs().sqrt() + 1)
 
 
 def _halve(gray: Tensor) -> Tensor:
     """(h, w) -> (h / 2, w / 2) by an antialiased cubic of a = -1/2, its border mirrored, as MATLAB's imresize."""
     padded = torch.from_numpy(np.pad(gray.numpy(), 8, mode="symmetric"))[None, None]
     return F.interpolate(padded, scale_factor=0.5, mode="bicubic", antialias=True)[0, 0, 4:-4, 4:-4]
-
-
-def _blocks(values: Tensor, size: int) -> Tensor:
-    h, w = values.shape  # -> (blocks, size, size)
-    return values.reshape(h // size, size, w // size, size).transpose(1, 2).reshape(-1, size, size)
 
 
 def _features(patches: Tensor) -> Tensor:

@@ -1,29 +1,23 @@
 """The paper's table: our scores beside published ones, each marked ours or published, and what is missing said."""
 
 import math
+from itertools import product
 from pathlib import Path
 
 from ..evaluate import summary
 from .protocol import SETS, Evaluation, Row, TestSet
 from .published import COLUMNS, PUBLISHED
 
-DIGITS = {"lpips": 3, "niqe": 2, "fid": 2, "kid": 2, "psnr": 2, "ssim": 3}
 HEADS = {"lpips": "LPIPS ↓", "niqe": "NIQE ↓", "fid": "FID ↓", "kid": "KID×1000 ↓", "psnr": "PSNR ↑", "ssim": "SSIM ↑"}
-PROTOCOL_TEXT = {
-    "plain": "pixel on pixel",
-    "realblur": "PSNR and SSIM after RealBlur's own alignment (intensity, ECC homography, mask); LPIPS without it",
-    "shift": "PSNR and SSIM at the best whole-pixel shift; LPIPS without it",
-    "kohler": "PSNR and SSIM of the best sharp frame of the exposure, after intensity and whole-pixel shift",
-}
 NOTES = (
+    "± is half the width of the 95 % bootstrap interval over pictures.",
     "`*` of fewer pictures than the whole sets: not comparable with published means.",
     "FID and KID by torch-fidelity, on whole pictures (resized to 299x299); what the paper and DvSR did is not known.",
+    "PSNR and SSIM (LPIPS never) are of aligned pictures: realblur by intensity, ECC homography and mask, as its own "
+    "script; shift by whole pixels; kohler by intensity and whole pixels, the best sharp frame of the exposure.",
     "LPIPS: AlexNet, version 0.1. All scores are of 8-bit pictures; equal pictures count 100 dB.",
     "NIQE depends on implementation and parameters (MPRNet on GoPro: 4.09 in DvSR, 5.16 in OSDD).",
-    "Published KID is taken to be times 1000, as DvSR's is.",
-    "Published GoPro scores are, as far as is known, of its `blur`, not `blur_gamma`.",
-    "Others give DeblurGAN-v2 GoPro 29.55/0.934 and HIDE 26.61/0.875.",
-    "Which part of REDS the paper used is not known; reds_val300 (compressed, 300 pictures) is our choice.",
+    "Published GoPro scores are, as far as is known, of its `blur`; of REDS the paper's part is not known.",
 )
 
 
@@ -32,12 +26,8 @@ def collect(evaluation: Evaluation, test: TestSet, rows: list[Row]) -> dict:
     table = {}
     for row in rows:
         known = [evaluation.scores(test, row, pair) for pair in test.pairs]
-        table[row.label] = evaluation.score_whole_set(test, row)
-        for metric in evaluation.wanted(row):
-            found = [scores[metric] for scores in known if metric in scores]
-            numbers = [float(value) for value in found if not isinstance(value, str)]
-            reason = found[0] if found else "no picture was scored"
-            table[row.label][metric] = describe(numbers) if numbers else {"n": 0, "why": reason}
+        wanted = {m: describe([scores[m] for scores in known if m in scores]) for m in evaluation.wanted(row)}
+        table[row.label] = evaluation.score_whole_set(test, row) | wanted
     return {
         "title": test.title,
         "data": Path(test.identity).name,
@@ -48,10 +38,12 @@ def collect(evaluation: Evaluation, test: TestSet, rows: list[Row]) -> dict:
     }
 
 
-def describe(numbers: list[float]) -> dict:
-    """Mean over pictures, its 95 % bootstrap interval (from two pictures on), and how many they are."""
-    found = summary(numbers) if len(numbers) > 1 else {"mean": round(numbers[0], 4)}
-    return found | {"n": len(numbers)}
+def describe(found: list[float | str]) -> dict:
+    """Mean over pictures, its 95 % interval (from two pictures on), and how many; or why there is no number."""
+    numbers = [float(value) for value in found if not isinstance(value, str)]
+    if not numbers:
+        return {"n": 0, "why": found[0] if found else "no picture was scored"}
+    return (summary(numbers) if len(numbers) > 1 else {"mean": round(numbers[0], 4)}) | {"n": len(numbers)}
 
 
 def mean_over_sets(sets: dict[str, dict]) -> dict[str, dict]:
@@ -60,51 +52,38 @@ def mean_over_sets(sets: dict[str, dict]) -> dict[str, dict]:
     `sets` says over how many, `subset` whether pictures are left out. The sets' intervals, independent of each other,
     add as squares; FID and KID, one number a set, have none.
     """
-    chosen = [name for name in (*SETS[:3], SETS[3] if SETS[3] in sets else "reds") if name in sets]
-    means: dict[str, dict] = {}
-    for row in dict.fromkeys(row for name in chosen for row in sets[name]["rows"]):
-        means[row] = {}
-        for metric in COLUMNS:
-            cells = {name: sets[name]["rows"].get(row, {}).get(metric, {}) for name in chosen}
-            cells = {name: cell for name, cell in cells.items() if "mean" in cell}
-            if not cells:
-                continue
-            mean = sum(cell["mean"] for cell in cells.values()) / len(cells)
-            means[row][metric] = {"mean": round(mean, 4)}
-            if all("low" in cell for cell in cells.values()):
-                half = math.hypot(*((cell["high"] - cell["low"]) / 2 for cell in cells.values())) / len(cells)
-                means[row][metric] |= {"low": round(mean - half, 4), "high": round(mean + half, 4)}
-            subset = any(cell["n"] < sets[name]["of"] for name, cell in cells.items())
-            means[row][metric] |= {"sets": len(cells), "subset": subset}
+    chosen = [sets[name] for name in (*SETS[:3], SETS[3] if SETS[3] in sets else "reds") if name in sets]
+    means: dict[str, dict] = {row: {} for found in chosen for row in found["rows"]}
+    for row, metric in product(means, COLUMNS):
+        cells = [found["rows"].get(row, {}).get(metric, {}) | {"of": found["of"]} for found in chosen]
+        cells = [cell for cell in cells if "mean" in cell]
+        if not cells:
+            continue
+        mean = sum(cell["mean"] for cell in cells) / len(cells)
+        means[row][metric] = {"mean": round(mean, 4)}
+        if all("low" in cell for cell in cells):
+            half = math.hypot(*((cell["high"] - cell["low"]) / 2 for cell in cells)) / len(cells)
+            means[row][metric] |= {"low": round(mean - half, 4), "high": round(mean + half, 4)}
+        means[row][metric] |= {"sets": len(cells), "subset": any(cell["n"] < cell["of"] for cell in cells)}
     return means
 
 
 def markdown(results: dict) -> str:
     """All tables of a results file, as the `paper` command writes it, as one Markdown text."""
-    parts = [
-        "# GoPro-trained deblurring: our scores beside published ones",
-        "The column *whose* says of each row whether it was measured here (**ours**) or published, and where.",
-        "± is half the width of the 95 % bootstrap interval over pictures.",
-    ]
+    parts = ["# GoPro-trained deblurring: our scores beside published ones"]
     for label, entry in results["settings"].items():
         s = entry["setting"]
-        averaged = f", `{label}-SA` the mean of {s['samples']}" if s["samples"] > 1 else ""
+        averaged = f"; in the row -SA the mean of {s['samples']}" if s["samples"] > 1 else ""
         parts.append(
             f"{label}: {entry['source']}, SHA-256 {entry['sha256'][:12]}, {'bf16' if entry['bf16'] else 'fp32'}; "
-            f"{s['sampler']}, {s['steps']} steps, max_noise {s['max_noise']} ({entry['chosen']}); `{label}` is one "
-            f"sample{averaged}."
+            f"{s['sampler']}, {s['steps']} steps, max_noise {s['max_noise']} ({entry['chosen']}); "
+            f"one sample{averaged}."
         )
-    parts += [
-        "## Mean over GoPro, HIDE, RealBlur-J and REDS, each with equal weight (the form of Ren 2023, Table 3)",
-        _table("mean", results["mean"]),
-    ]
+    parts += ["## Mean over GoPro, HIDE, RealBlur-J and REDS, each with equal weight", _table("mean", results["mean"])]
     for name, found in results["sets"].items():
-        pictures = f"{found['pictures']} pictures"
-        if found["pictures"] < found["of"]:
-            pictures = f"**only {found['pictures']} of {found['of']} pictures**"
         parts += [
             f"## {found['title']}",
-            f"Data: {found['data']}; {pictures}; {PROTOCOL_TEXT[found['protocol']]}.",
+            f"{found['data']}: {found['pictures']} of {found['of']} pictures; alignment: {found['protocol']}.",
             _table(name, found["rows"], found["pictures"]),
         ]
     for name, reason in results["missing"].items():
@@ -113,7 +92,7 @@ def markdown(results: dict) -> str:
 
 
 def _table(name: str, rows: dict[str, dict], pictures: int = 0) -> str:
-    lines = ["| method | whose | " + " | ".join(HEADS[m] for m in COLUMNS) + " |", "|---|---|" + "---:|" * len(COLUMNS)]
+    lines = [f"| method | whose | {' | '.join(HEADS[m] for m in COLUMNS)} |", "|---|---|" + "---:|" * len(COLUMNS)]
     for row in PUBLISHED.get(name, ()):
         cells = [_cell({"mean": getattr(row, m)}, m) for m in COLUMNS]
         lines.append(f"| {row.method} | published: {row.source} | " + " | ".join(cells) + " |")
@@ -127,7 +106,7 @@ def _table(name: str, rows: dict[str, dict], pictures: int = 0) -> str:
 def _cell(cell: dict, metric: str, pictures: int = 0) -> str:
     if cell.get("mean") is None:
         return "–"
-    digits = DIGITS[metric]
+    digits = 3 if metric in ("lpips", "ssim") else 2
     text = f"{cell['mean']:.{digits}f}"
     if "low" in cell:
         text += f" ± {(cell['high'] - cell['low']) / 2:.{digits}f}"
