@@ -262,10 +262,9 @@ def test_a_lock_holds_until_its_process_is_killed(tmp_path):
     assert training_process(tmp_path) is None
 
 
-def test_who_holds_a_folder_elsewhere_or_namelessly(tmp_path):
+def test_who_holds_a_folder_elsewhere_or_without_a_name(tmp_path):
     with FileLock(tmp_path / LOCK):
-        with pytest.raises(RuntimeError, match=r"process \? on"):
-            training_process(tmp_path)
+        assert training_process(tmp_path) is None, "it has just begun, or is about to end"
         (tmp_path / HOLDER).write_text("7 on elsewhere")
         with pytest.raises(RuntimeError, match="process 7 on elsewhere"):
             training_process(tmp_path)

@@ -1,25 +1,13 @@
 """What a training learns from, and what it is validated on."""
 
-from collections.abc import Sized
-from dataclasses import dataclass
-
 import torch
 
 from ..data import Batches, Pairs, SyntheticPairs, make_contents
 from ..datasets.layouts import DATASETS
-from ..datasets.packed import open_pairs
+from ..datasets.packed import PackedPairs, open_pairs
 from ..model import Recipe
 from ..training.parallel import rank_and_processes
 from ..training.validation import Validation, WithoutHeldOut, centre_crops, choose_held_out, synthetic_validation
-
-
-@dataclass(frozen=True)
-class Data:
-    """What a run learns from (this process's share), and what it is validated on."""
-
-    batches: Batches
-    identity: dict  # for run.json and the checkpoints
-    validation: Validation | None
 
 
 def open_data(
@@ -28,19 +16,16 @@ def open_data(
     source: str | None = None,
     blur: str = "blur",
     root: str = "data",
-    validate: bool = False,
-    validation: str | None = None,
+    validate: bool | str = False,
     pictures: int = 6,
     size: int = 256,
-) -> Data:
-    """The data of a run: real pairs, or the recipe's synthetic domain.
+) -> tuple[Batches, dict, Validation | None]:
+    """(this process's batches, what the run's records say of them, what it is validated on).
 
     Args:
-        source: the name of a data set, a packed folder or a folder of pairs; None: the recipe's content and domain (or
-            the data set, where its content is the name of one).
-        validate: validate on real pairs that are held out, or on synthetic ones (see `synthetic_validation`).
-        validation: where those come from instead: another source (of a data set's name: its test split).
-        pictures, size: how many, and how many pixels of their centres.
+        source: as for `open_pairs`; None: the recipe's content and domain, or the data set that its content names.
+        validate: on real pairs that are held out, or synthetic ones; or on those of another source, a set's test split.
+        pictures, size: how many of them, and how many pixels of their centres.
     Raises: ValueError, one sentence, for what is missing.
     """
     c, (rank, processes) = recipe.training, rank_and_processes()
@@ -53,30 +38,21 @@ def open_data(
     if source is None:
         contents = make_contents(c.content, c.content_count, seed=0)
         pairs: Pairs = SyntheticPairs(contents, c.domain, c.seed, device, gray=recipe.network.channels == 1)
-        identity = describe(pairs)
-        if validate and validation is None:
+        identity: dict = {"name": pairs.name}
+        if validate is True:
             watched = synthetic_validation(recipe, pictures, device)
     else:
         real = pairs = open_pairs(source, "train", blur, c.seed, device, root)
-        identity = describe(pairs) | {"blur": blur}
-        if validate and validation is None:
-            held_out, words = choose_held_out(real.names)
-            name = f"{min(pictures, len(held_out))} of {words}"
+        identity = {"name": real.name, "pairs": len(real), "blur": blur}
+        if isinstance(real, PackedPairs):
+            identity["manifest_sha256"] = real.manifest["identity"]
+        if validate is True:
+            held_out, identity["held_out"] = choose_held_out(real.names)
+            name = f"{min(pictures, len(held_out))} of {identity['held_out']}"
             watched = Validation(centre_crops(real, held_out, pictures, size), name)
             pairs = WithoutHeldOut(real, held_out)
-            identity["held_out"] = words
-    if validate and validation is not None:
-        kind = "blur" if validation in DATASETS and validation != "gopro" else blur  # a choice of GoPro alone
-        other = open_pairs(validation, "test", kind, 0, device, root)
+    if isinstance(validate, str):
+        kind = "blur" if validate in DATASETS and validate != "gopro" else blur  # a choice of GoPro alone
+        other = open_pairs(validate, "test", kind, 0, device, root)
         watched = Validation(centre_crops(other, list(range(len(other))), pictures, size), f"pictures of {other.name}")
-    return Data(Batches(pairs, c.batch, c.crop, rank, processes), identity, watched)
-
-
-def describe(pairs: Pairs) -> dict:
-    """What a source of pairs is: its name, its number of pairs, the hash of its manifest, as far as it has them."""
-    known = {
-        "name": pairs.name,
-        "pairs": len(pairs) if isinstance(pairs, Sized) else None,
-        "manifest_sha256": getattr(pairs, "manifest", {}).get("identity"),
-    }
-    return {key: value for key, value in known.items() if value is not None}
+    return Batches(pairs, c.batch, c.crop, rank, processes), identity, watched

@@ -6,19 +6,10 @@ import signal
 import sys
 from pathlib import Path
 
-from .shared import DEVICE_HELP, UserError, load_weights, pick_device, positive
+from .shared import DEVICE_HELP, load_weights, pick_device, positive
 
-ARMS = ("guided", "control", "plain", "regression")
 ARM_HELP = """guided: the whole method; control: its guidance branch without the regression loss; plain: without
 guidance, widened to as many parameters; regression: as plain, without diffusion (default: %(default)s)"""
-DATA_HELP = """train on real pairs instead of synthetic ones: the name of a data set (gopro, ...), a packed folder, or a
-folder of pairs"""
-START_HELP = """begin with trained weights instead of random ones (fine-tuning): shipped ones by name, or a .safetensors
-file of the same network"""
-WATCH_HELP = """steps between validations (default: none). With --data, the last training sequence is held out for it;
-the test set is not looked at"""
-ACCEPT_HELP = """go on from a checkpoint although the data, or settings of the optimisation (lr, steps, ...), have
-changed"""
 # How gloo, NCCL and the store say that another process is gone or silent
 LOST = ("connection closed", "connection reset", "connection refused", "timed out", "timeout", "broken pipe", "nccl")
 
@@ -28,36 +19,36 @@ def add(commands: argparse._SubParsersAction) -> None:
     sub = commands.add_parser("train", help="train a model; the same command goes on after an interruption")
     option = sub.add_argument
     option("--out", metavar="FOLDER", help="where checkpoints, logs and final weights go")
-    option("--arm", choices=ARMS, default="guided", help=ARM_HELP)
-    option("--start", metavar="WEIGHTS", help=START_HELP)
+    option("--arm", choices=("guided", "control", "plain", "regression"), default="guided", help=ARM_HELP)
+    what = "begin with trained weights (fine-tuning): shipped ones by name, or a .safetensors file of the same network"
+    option("--start", metavar="WEIGHTS", help=what)
     option("--profile", choices=("cpu", "gpu", "full"), default="cpu", help="sizes and budget (default: %(default)s)")
     option("--set", nargs="+", metavar="KEY=VALUE", help="change settings, e.g. --set steps=500 widths=32,64,96")
     option("--device", default="auto", help=DEVICE_HELP)
     option("--estimate", action="store_true", help="print time, memory and what fits common cards; train nothing")
 
+    number: dict = {"type": positive, "metavar": "N"}
+
     option = sub.add_argument_group("data").add_argument
-    option("--data", metavar="DATA", help=DATA_HELP)
-    what = "where data sets lie that are given by name (default: %(default)s)"
-    option("--root", default="data", metavar="FOLDER", help=what)
+    option("--data", metavar="DATA", help="real pairs: a data set (gopro, ...), a packed folder or one of pictures")
+    option("--root", default="data", metavar="FOLDER", help="where named data sets lie (default: %(default)s)")
     option("--blur", choices=("blur", "blur_gamma"), default="blur", help="which of GoPro's (default: %(default)s)")
 
-    title = "validation, by the first process: out/validation.csv, out/validation/STEP.png"
-    option = sub.add_argument_group(title).add_argument
-    option("--validate-every", type=positive, metavar="N", help=WATCH_HELP)
+    option = sub.add_argument_group("validation: out/validation.csv, out/validation/STEP.png").add_argument
+    what = "steps between validations; with --data, the last training sequence is held out, the test set not looked at"
+    option("--validate-every", help=what, **number)
     option("--validation", metavar="DATA", help="validate on these pairs instead")
-    option("--validation-count", type=positive, default=6, metavar="N", help="pictures (default: %(default)s)")
-    what = "of their centres (default: %(default)s; synthetic ones have the training crop's)"
-    option("--validation-size", type=positive, default=256, metavar="PIXELS", help=what)
+    option("--validation-count", default=6, help="pictures (default: %(default)s)", **number)
+    what = "pixels of their centres (default: %(default)s; synthetic ones have the training crop's)"
+    option("--validation-size", default=256, help=what, **number)
 
     option = sub.add_argument_group("logs and checkpoints").add_argument
-    what = "steps between lines of log.csv (default: %(default)s)"
-    option("--log-every", type=positive, default=100, metavar="N", help=what)
+    option("--log-every", default=100, help="steps between lines of log.csv (default: %(default)s)", **number)
     option("--tensorboard", action="store_true", help="log for TensorBoard too, to out/tensorboard")
-    what = "steps between checkpoints (default: %(default)s)"
-    option("--save-every", type=positive, default=500, metavar="N", help=what)
-    what = "and minutes, for slow steps; 0 turns that off (default: %(default)s)"
-    option("--save-minutes", type=float, default=15, metavar="M", help=what)
-    option("--accept-changes", action="store_true", help=ACCEPT_HELP)
+    option("--save-every", default=500, help="steps between checkpoints (default: %(default)s)", **number)
+    option("--save-minutes", type=float, default=15, metavar="M", help="and minutes; 0: none (default: %(default)s)")
+    what = "go on although the data, or settings of the optimisation (lr, steps, ...), are not the checkpoint's"
+    option("--accept-changes", action="store_true", help=what)
     what = "under torchrun: how long they wait for one that is silent (default: %(default)s)"
     option("--timeout-minutes", type=float, default=10, metavar="M", help=what)
     sub.set_defaults(run=run)
@@ -72,36 +63,32 @@ def run(args: argparse.Namespace) -> int:
     if args.estimate:
         return _estimate(args, recipe)
     if args.out is None:
-        raise UserError("--out FOLDER is missing: where checkpoints, logs and final weights go")
+        raise ValueError("--out FOLDER is missing: where checkpoints, logs and final weights go")
     if args.validation is not None and args.validate_every is None:
-        raise UserError("--validation needs --validate-every N")
+        raise ValueError("--validation needs --validate-every N")
     device = pick_device(args.device)
     try:
         device = parallel.join_processes(device, args.timeout_minutes)
         with contextlib.ExitStack() as held:
             parallel.from_first(lambda: held.enter_context(training_lock(args.out)))
             return _train(args, recipe, device)
-    except KeyboardInterrupt:
-        print("\nstopped at once; the same command goes on from the last checkpoint", file=sys.stderr)
-        return 130
-    except (OSError, ValueError, RuntimeError) as error:
-        sentence = _sentence(error, args, device, *parallel.rank_and_processes())
-        if sentence is None:
-            raise
-        raise UserError(sentence) from None
+    except OSError as error:
+        raise ValueError(f"{args.out}: {error.strerror or error}; the last checkpoint there is intact") from None
+    except RuntimeError as error:
+        if sentence := _sentence(error, device, parallel.rank_and_processes()[1]):
+            raise ValueError(sentence) from None
+        raise
     finally:
         parallel.leave_processes()
 
 
-def _sentence(error: Exception, args: argparse.Namespace, device, rank: int, processes: int) -> str | None:
+def _sentence(error: RuntimeError, device, processes: int) -> str | None:
     """What went wrong and what to do, in one sentence; None for an error of the program itself."""
     from ..machine import out_of_memory
     from ..train import NotFiniteError
 
     text = str(error)
-    if isinstance(error, OSError):
-        return f"{args.out}: {error.strerror or error}; the last checkpoint there is intact"
-    if isinstance(error, NotFiniteError | ValueError):
+    if isinstance(error, NotFiniteError):
         return text
     if out_of_memory(error):
         advice = "raise accumulate (--set accumulate=4), or lower batch or crop; --estimate says what fits"
@@ -110,16 +97,12 @@ def _sentence(error: Exception, args: argparse.Namespace, device, rank: int, pro
 
     if isinstance(error, TorchDynamoException) or "Failed to find C compiler" in text:
         cause = getattr(error, "inner_exception", error)
-        why = f"{type(cause).__name__}: {str(cause)[:200]}".partition("\n")[0]
+        why = f"{type(cause).__name__}: {cause}".partition("\n")[0][:200]
         advice = "it needs a C compiler and Python's headers; install them or use --set compile="
         return f"torch.compile failed ({why}): {advice}"
-    if processes > 1:
-        from torch.distributed import DistError
-
-        if isinstance(error, DistError) or any(sign in text.lower() for sign in LOST):
-            who, why = f"process {rank}" if rank else "the first process", text.splitlines()[0][:200]
-            what = f"another process of this training ended or does not answer ({why})"
-            return f"{who} stops: {what}; the last checkpoint is intact"
+    if processes > 1 and any(sign in text.lower() for sign in LOST):
+        why = text.partition("\n")[0][:200]
+        return f"another process of this training ended or does not answer ({why}); the last checkpoint is intact"
     return None
 
 
@@ -127,33 +110,31 @@ def _train(args: argparse.Namespace, recipe, device) -> int:
     """Resume, say what will be done, do it; the folder is ours."""
     from ..model import count_parameters
     from ..train import TrainState
-    from ..training import runs
-    from ..training.checkpoint import resume
-    from ..training.estimate import estimate_line
-    from ..training.parallel import rank_and_processes
+    from ..training import checkpoint, estimate, parallel, runs
     from .sources import open_data
 
-    model, identity = _start(args.start, recipe)
+    model, start = _start(args.start, recipe)
     state = TrainState(recipe, device, model)
-    validate, watched = args.validate_every is not None, (args.validation, args.validation_count, args.validation_size)
-    data = open_data(recipe, device, args.data, args.blur, args.root, validate, *watched)
-    state.data = data.identity | identity
-    path, passed_over = resume(args.out, state, args.accept_changes)
-    rank, processes = rank_and_processes()
+    validate = args.validate_every is not None and (args.validation or True)
+    pictures = args.validation_count, args.validation_size
+    batches, identity, watched = open_data(recipe, device, args.data, args.blur, args.root, validate, *pictures)
+    state.data = identity | start
+    path, passed_over = checkpoint.resume(args.out, state, args.accept_changes)
+    rank, processes = parallel.rank_and_processes()
     if rank == 0:
         for sentence in passed_over:
             print(sentence, file=sys.stderr)
         if path is not None:
             print(f"resuming from {path} at step {state.step}")
-        network, c = recipe.network, recipe.training
+        c, parameters = recipe.training, f"{count_parameters(state.model) / 1e6:.2f} M parameters"
         print(
-            f"{network.kind}, guidance scales {network.scales or 'none'}, {count_parameters(state.model) / 1e6:.2f} M "
-            f"parameters, {'bf16' if state.bf16 else 'fp32'} on {device}: {c.steps} steps of {c.batch} crops "
-            f"{c.crop}x{c.crop} of {data.batches.pairs.name}"
+            f"{recipe.network.kind}, guidance scales {recipe.network.scales or 'none'}, {parameters}, "
+            f"{'bf16' if state.bf16 else 'fp32'} on {device}: {c.steps} steps of {c.batch} crops {c.crop}x{c.crop} of "
+            f"{batches.pairs.name}"
         )
-        print(estimate_line(state, processes), flush=True)
+        print(estimate.estimate_line(state, processes), flush=True)
     plan = runs.Plan(args.log_every, args.save_every, args.save_minutes, args.validate_every or 0, args.tensorboard)
-    stopped = runs.run(state, data.batches, Path(args.out), plan, data.validation)
+    stopped = runs.run(state, batches, Path(args.out), plan, watched)
     if stopped and rank == 0:
         what = f"stopped at step {state.step} by {signal.Signals(stopped).name}, checkpoint written"
         print(f"\n{what}; the same command goes on from there", file=sys.stderr)
@@ -175,7 +156,7 @@ def _start(name: str | None, recipe) -> tuple:
         theirs, ours = trained.config.to_dict(), recipe.network.to_dict()
         differing = ", ".join(key for key in ours if ours[key] != theirs[key] and key != "precision")
         advice = "give the --arm and --set that it was trained with"
-        raise UserError(f"--start {name} is another network: it differs in {differing}; {advice}") from None
+        raise ValueError(f"--start {name} is another network: it differs in {differing}; {advice}") from None
     return model, {"started_from": f"{name}, SHA-256 {sha256(weights_path(name))}"}
 
 
@@ -185,19 +166,16 @@ def _estimate(args: argparse.Namespace, recipe) -> int:
     from ..train import TrainState
     from ..training import estimate
 
-    try:
-        state, c = TrainState(recipe, pick_device(args.device)), recipe.training
-        print(
-            f"{args.profile}, {args.arm}: {count_parameters(state.model) / 1e6:.2f} M parameters, "
-            f"{estimate.gigaflops(recipe):.1f} GFLOP to train on one crop, {c.batch} crops of {c.crop}x{c.crop} a step"
-        )
-        print(f"on {state.device}, {'bf16' if state.bf16 else 'fp32'}: {estimate.estimate_line(state)}")
-        print(
-            f"\nwhat fits (computed for bf16 on CUDA, eager; {estimate.CONTEXT / 1e9:.1f} GB for CUDA itself, "
-            f"{estimate.SPARE:.0%} spare), with --set accumulate=...:\n\n{estimate.table_text(recipe)}"
-        )
-    except ValueError as error:
-        raise UserError(str(error)) from None
+    state, c = TrainState(recipe, pick_device(args.device)), recipe.training
+    print(
+        f"{args.profile}, {args.arm}: {count_parameters(state.model) / 1e6:.2f} M parameters, "
+        f"{estimate.gigaflops(recipe):.1f} GFLOP to train on one crop, {c.batch} crops of {c.crop}x{c.crop} a step"
+    )
+    print(f"on {state.device}, {'bf16' if state.bf16 else 'fp32'}: {estimate.estimate_line(state)}")
+    print(
+        f"\nwhat fits (computed for bf16 on CUDA, eager; {estimate.CONTEXT / 1e9:.1f} GB for CUDA itself, "
+        f"{estimate.SPARE:.0%} spare), with --set accumulate=...:\n\n{estimate.table_text(recipe)}"
+    )
     return 0
 
 
@@ -206,20 +184,16 @@ def _recipe(args: argparse.Namespace):
     from ..model import Recipe, plain_twin
     from ..training.profiles import profile
 
-    try:
-        recipe, changes = profile(args.profile), {}
-        for item in args.set or []:
-            key, _, text = item.partition("=")
-            changes[key] = _parse(item, text, type(recipe.settings().get(key, "")))
-        if args.arm == "control":
-            changes["target"] = "none"
-        recipe = recipe.change(**changes)
-        if args.arm in ("guided", "control"):
-            return recipe
-        kind = "regression" if args.arm == "regression" else "diffusion"
-        return Recipe(plain_twin(recipe.network, kind), recipe.training)
-    except ValueError as error:
-        raise UserError(str(error)) from None
+    recipe, changes = profile(args.profile), {}
+    for item in args.set or []:
+        key, _, text = item.partition("=")
+        changes[key] = _parse(item, text, type(recipe.settings().get(key, "")))
+    if args.arm == "control":
+        changes["target"] = "none"
+    recipe = recipe.change(**changes)
+    if args.arm in ("guided", "control"):
+        return recipe
+    return Recipe(plain_twin(recipe.network, "diffusion" if args.arm == "plain" else "regression"), recipe.training)
 
 
 def _parse(item: str, text: str, kind: type) -> object:
@@ -231,4 +205,4 @@ def _parse(item: str, text: str, kind: type) -> object:
             return kind(text)
         return tuple(int(part) for part in text.split(",") if part)
     except (ValueError, KeyError):
-        raise UserError(f"--set {item}: {text!r} is not a value of type {kind.__name__}") from None
+        raise ValueError(f"--set {item}: {text!r} is not a value of type {kind.__name__}") from None

@@ -4,7 +4,6 @@ import contextlib
 import os
 import re
 import socket
-import time
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,13 +16,12 @@ from ..model import Recipe
 from ..train import TrainState
 from .parallel import from_first, rank_and_processes
 
-KEEP = 2  # checkpoints: should the newest be damaged, or its name not have reached the disk, the one before it serves
 LOCK, HOLDER = "lock", "holder"  # in the run's folder: the lock, and "PROCESS on MACHINE" of who holds it
 # Settings that may differ from the checkpoint's: these always, since the result is the same but for rounding ...
 FREE = ("accumulate", "compile")
 # ... and these where that is asked for (accept_changes): the network is the same, its training goes on otherwise
-OPTIMISER = ("lr", "warmup", "weight_decay", "ema", "clip", "clip_guidance")
-TUNABLE = ("steps", "batch", "precision", "guidance_weight", *OPTIMISER)
+TUNABLE = ("steps", "batch", "precision", "guidance_weight")
+TUNABLE += ("lr", "warmup", "weight_decay", "ema", "clip", "clip_guidance")
 
 
 class OtherTrainingError(ValueError):
@@ -78,8 +76,9 @@ def load_state(state: TrainState, saved: dict, accept_changes: bool = False) -> 
 
 
 def save_checkpoint(folder: str | Path, state: TrainState) -> Path:
-    """Write checkpoint-STEP.pt; of the older ones, the last whole one stays, at any moment.
+    """Write checkpoint-STEP.pt, and remove all older ones but the last whole one.
 
+    That serves should the new one be damaged, or its name not have reached the disk.
     Raises: NotFiniteError if the state is spoilt.
     """
     state.check_finite()
@@ -89,12 +88,10 @@ def save_checkpoint(folder: str | Path, state: TrainState) -> Path:
         left.unlink()
     with atomic_write(path) as partial:
         torch.save(state_dict(state), partial)
-    whole = 1
-    for old in reversed([p for p in checkpoints(folder) if p.name < path.name]):
-        if whole >= KEEP:
-            old.unlink()
-        elif is_whole(old):
-            whole += 1
+    older = reversed([p for p in checkpoints(folder) if p.name < path.name])
+    next(filter(is_whole, older), None)  # damaged ones that are newer stay too
+    for old in older:
+        old.unlink()
     return path
 
 
@@ -170,20 +167,17 @@ def training_lock(folder: str | Path) -> Iterator[None]:
 def training_process(folder: str | Path) -> int | None:
     """Number of the process on this machine that trains into a folder; None if none does.
 
-    Raises: RuntimeError if it runs on another machine, or cannot be told.
+    Raises: RuntimeError if it runs on another machine.
     """
     folder = Path(folder)
     if not (folder / LOCK).is_file():
         return None
-    for _ in range(20):  # taken, but its holder not yet named, or no longer: then it is about to let go
-        with contextlib.suppress(Timeout), FileLock(folder / LOCK, timeout=0):
-            (folder / HOLDER).unlink(missing_ok=True)  # of a process that was killed
-            return None
-        pid, _, host = _holder(folder).partition(" on ")
-        if host == socket.gethostname():
-            return int(pid)
-        time.sleep(0.05)
-    raise RuntimeError(f"{folder}: process {pid or '?'} on {host or '?'} trains there; stop it there")
+    with contextlib.suppress(Timeout), FileLock(folder / LOCK, timeout=0):
+        (folder / HOLDER).unlink(missing_ok=True)  # of a process that was killed
+    pid, _, host = _holder(folder).partition(" on ")  # nobody: none, or it has just begun, or is about to end
+    if pid and host != socket.gethostname():
+        raise RuntimeError(f"{folder}: process {pid} on {host} trains there; stop it there")
+    return int(pid) if pid else None
 
 
 def _holder(folder: Path) -> str:

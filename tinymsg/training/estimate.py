@@ -1,10 +1,10 @@
 """Before a training starts: how much memory it takes, what fits which card, and how long it will be.
 
-Memory is computed: autograd's saved tensors are counted in two forward passes of tensors without content, of one crop
-and of two, with the number types that the device would use; weights, gradients, optimiser and EMA are counted from
-their sizes. torch.compile recomputes part of what eager mode saves: compiled trainings take less than the figure.
+Memory is computed: what autograd saves is counted in two forward passes of tensors without content, of one crop and of
+two; weights, gradients, optimiser and EMA by their sizes. Compiled trainings save, and take, less than the figure.
 """
 
+import datetime
 import functools
 import math
 import time
@@ -74,8 +74,10 @@ def step_bytes(recipe: Recipe, micro_batch: int, share: int, bf16: bool = True) 
 def what_fits(recipe: Recipe, card: float, processes: int = 1) -> tuple[int, float]:
     """(crops at a time, bytes) for a process on a card of so many GB that takes its share of the recipe's batch.
 
-    The largest micro-batch that divides the share and leaves room for CONTEXT, counted too, and SPARE; 0 if none does.
+    The largest micro-batch that divides the share and leaves room for CONTEXT, counted too, and SPARE; (0, 0) if none.
     """
+    if recipe.training.batch % processes:
+        return 0, 0.0
     share, room = recipe.training.batch // processes, card * 1e9 * (1 - SPARE)
     for micro in (m for m in range(share, 0, -1) if share % m == 0):
         if (needed := step_bytes(recipe, micro, share) + CONTEXT) <= room:
@@ -85,15 +87,14 @@ def what_fits(recipe: Recipe, card: float, processes: int = 1) -> tuple[int, flo
 
 def table_text(recipe: Recipe, cards: tuple[int, ...] = CARDS) -> str:
     """What fits common cards, in Markdown: crops at a time x accumulate x processes make up the recipe's batch."""
-    batch = recipe.training.batch
-    counts = [n for n in (1, 8) if batch % n == 0]
-    heads = [f"on {n} {'card' if n == 1 else 'cards'}: crops at a time x accumulate | memory" for n in counts]
-    lines = ["| card | " + " | ".join(heads) + " |", "|---" * (1 + 2 * len(heads)) + "|"]
+    head = "crops at a time x accumulate | memory"
+    lines = [f"| card | on 1 card: {head} | on 8 cards: {head} |", "|---|---|---|---|---|"]
     for card in cards:
-        fits = [(n, *what_fits(recipe, card, n)) for n in counts]
-        cells = [
-            f"{m} x {batch // n // m} | {needed / 1e9:.1f} GB" if m else "does not fit | -" for n, m, needed in fits
-        ]
+        cells = []
+        for processes in (1, 8):
+            micro, needed = what_fits(recipe, card, processes)
+            accumulate = recipe.training.batch // processes // (micro or 1)
+            cells.append(f"{micro} x {accumulate} | {needed / 1e9:.1f} GB" if micro else "does not fit | -")
         lines.append(f"| {card} GB | {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -110,13 +111,10 @@ def gigaflops(recipe: Recipe) -> float:
 
 
 def seconds_a_step(state: TrainState, processes: int = 1, crops: int | None = None) -> float:
-    """Timed: forward and backward pass of some crops, eager, scaled to the process's share of a step.
+    """Timed: forward and backward pass, eager, scaled to the process's share of a step. The state stays as it is.
 
-    Weights, optimiser and step are left as they were.
-
-    Args:
-        crops: how many to time with (default: a micro-batch, at most 4 on the CPU and 64 elsewhere); half as many, and
-            so on, where they do not fit: which micro-batch does is what an estimate is asked for.
+    crops: how many to time with (default: a micro-batch, at most 4 on the CPU and 64 elsewhere); half as many, and so
+        on, where they do not fit: which micro-batch does is what an estimate is asked for.
     Raises: torch.OutOfMemoryError if one crop does not fit.
     """
     c = state.training
@@ -153,16 +151,8 @@ def estimate_line(state: TrainState, processes: int = 1) -> str:
     c, seconds = state.training, seconds_a_step(state, processes)
     share, left = c.batch // processes, c.steps - state.step
     gb = step_bytes(state.recipe, share // c.accumulate, share, state.bf16) / 1e9
-    rate, compiled = c.batch / seconds, "; compiled, less of both" if c.compile else ""
+    duration, rate = datetime.timedelta(seconds=round(left * seconds)), c.batch / seconds
     return (
-        f"estimate: {duration(left * seconds)} for {left:,} steps of {seconds:.3g} s ({rate:,.0f} crops/s), "
-        f"{gb:.2g} GB a process beside PyTorch itself{compiled}"
+        f"estimate: {duration} for {left:,} steps of {seconds:.3g} s ({rate:,.0f} crops/s), "
+        f"{gb:.2g} GB a process beside PyTorch itself{'; compiled, less of both' if c.compile else ''}"
     )
-
-
-def duration(seconds: float) -> str:
-    """Seconds in the unit that reads best."""
-    for unit, size in (("days", 86400), ("hours", 3600), ("minutes", 60)):
-        if seconds >= 2 * size:
-            return f"{seconds / size:.1f} {unit}"
-    return f"{seconds:.0f} seconds"

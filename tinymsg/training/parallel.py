@@ -4,16 +4,13 @@ import datetime
 import inspect
 import os
 from collections.abc import Callable
-from typing import Any, TypeVar, cast
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
 import torch.nn as nn
 
 from ..train import TrainState
-
-T = TypeVar("T")
-_control: Any = None  # a group on the CPU: what the processes agree on between steps never waits for a GPU
 
 
 def rank_and_processes() -> tuple[int, int]:
@@ -29,38 +26,30 @@ def join_processes(device: torch.device, timeout_minutes: float = 10) -> torch.d
     timeout_minutes: how long to wait for a process that does not answer, before all end with an error.
     Raises: ValueError for more processes than GPUs on this machine.
     """
-    global _control
     if "LOCAL_RANK" not in os.environ or dist.is_initialized():
         return device
+    backend = "cpu:gloo"  # what the processes agree on between steps lies on the CPU, and never waits for a GPU
     if device.type != "cpu":  # LOCAL_RANK counts on one machine, RANK (read by torch) over all of them
-        device, count = torch.device(device.type, int(os.environ["LOCAL_RANK"])), torch.accelerator.device_count()
-        here = max(int(os.environ.get("LOCAL_WORLD_SIZE", 1)), device.index + 1)
-        if here > count:  # said by every process: none waits for those without a GPU
-            raise ValueError(
-                f"each process needs a GPU of its own: {here} were started on this machine, which has {count}: "
-                + (f"give torchrun --nproc-per-node {count}" if count else "give --device cpu")
-            )
-        torch.accelerator.set_device_index(device.index)
+        number, count = int(os.environ["LOCAL_RANK"]), torch.accelerator.device_count()
+        if number >= count:
+            advice = f"torchrun --nproc-per-node {count}" if count else "--device cpu"
+            raise ValueError(f"each process needs a GPU of its own, and this machine has {count}: give {advice}")
+        device = torch.device(device.type, number)
+        torch.accelerator.set_device_index(number)
+        backend += f",{device.type}:{dist.get_default_backend_for_device(device)}"
     timeout = datetime.timedelta(minutes=timeout_minutes)
-    backend = dist.get_default_backend_for_device(device)
     dist.init_process_group(backend, timeout=timeout, device_id=None if device.type == "cpu" else device)
-    _control = dist.new_group(backend="gloo", timeout=timeout)
     return device
 
 
 def leave_processes() -> None:
     """Undo `join_processes`."""
-    global _control
-    if _control is not None:
+    if dist.is_available() and dist.is_initialized():
         dist.destroy_process_group()
-    _control = None
 
 
-def from_first(produce: Callable[[], T]) -> T:
-    """What `produce` gives in the first process, in every process; it is called there alone.
-
-    Raises: what it raised there, in every process too.
-    """
+def from_first(produce: Callable[[], Any]) -> Any:
+    """What `produce` gives, or raises, in the first process, in every process; it is called there alone."""
     rank, processes = rank_and_processes()
     if processes == 1:
         return produce()
@@ -70,7 +59,7 @@ def from_first(produce: Callable[[], T]) -> T:
             answer[0] = produce()
         except Exception as error:  # whatever it is: the others wait for an answer
             answer[1] = error
-    dist.broadcast_object_list(answer, src=0, group=_control)
+    dist.broadcast_object_list(answer, src=0)
     if answer[1] is not None:
         raise answer[1]
     return answer[0]
@@ -81,7 +70,7 @@ def highest(value: int) -> int:
     if rank_and_processes()[1] == 1:
         return value
     values = torch.tensor([value])
-    dist.all_reduce(values, dist.ReduceOp.MAX, group=_control)
+    dist.all_reduce(values, dist.ReduceOp.MAX)
     return int(values)
 
 
@@ -96,13 +85,11 @@ def mean_over_processes(value: torch.Tensor) -> torch.Tensor:
 
 def training_network(state: TrainState) -> nn.Module:
     """What `fit` calls instead of state.model: compiled if the recipe says so, its gradients shared under torchrun."""
-    network: nn.Module = state.model
-    c = state.training
+    network, c = cast(nn.Module, state.model), state.training
     if c.compile:
         # torch keeps 8 compiled forms of a function and refuses a ninth: they would be those of earlier trainings here
         torch.compiler.reset()
-        compiled = torch.compile(network, mode=c.compile, fullgraph=True, dynamic=False)  # a training has one shape
-        network = cast(nn.Module, compiled)
+        network = cast(nn.Module, torch.compile(network, mode=c.compile, fullgraph=True, dynamic=False))
     if rank_and_processes()[1] == 1:
         return network
     ddp = nn.parallel.DistributedDataParallel

@@ -13,9 +13,9 @@ PROFILES: dict[str, dict] = {
         "lr": 4e-4,
         "compile": "default",
     },
-    # Full GoPro training: the defaults' guidance is the paper's (Ren 2023, Figs. 3 and 12), and so is what is predicted
-    # here. The texts of Ren 2023 and of DvSR (Whang 2022) gave us no loss norm, batch, rate, EMA or number of steps:
-    # all else is ours, most of it after SR3 (Saharia 2021) and WaveGrad (Chen 2021), untested at this length
+    # Full GoPro training. The defaults' guidance is the paper's (Ren 2023, Figs. 3 and 12). Its loss norm, batch, rate,
+    # EMA and number of steps were not to be had, nor those of DvSR (Whang 2022): they are ours, most after SR3 (Saharia
+    # 2021) and WaveGrad (Chen 2021), untested at this length
     "full": {
         "widths": (32, 64, 96, 128),  # DvSR, Fig. 10: c, 2c, 3c, 4c; c = 32 as said of its denoiser
         "blocks": 3,  # 6.2 M parameters, DvSR's denoiser has about 7 M

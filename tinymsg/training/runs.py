@@ -4,7 +4,6 @@ import contextlib
 import os
 import signal
 import sys
-import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -34,13 +33,10 @@ class Plan:
     tensorboard: bool = False
 
 
-def run(
-    state: TrainState, batches: Batches, out: Path, plan: Plan = Plan(), validation: Validation | None = None
-) -> int:
+def run(state: TrainState, batches: Batches, out: Path, plan: Plan, validation: Validation | None = None) -> int:
     """Drain `fit`: progress bar, logs, validation, checkpoints, and at the end out/weights.safetensors (the EMA).
 
-    Of several processes, the first writes. SIGTERM and Ctrl-C end the step in hand, write a checkpoint and return;
-    a second Ctrl-C interrupts at once.
+    Of several processes, the first writes. The first SIGTERM or Ctrl-C ends the step in hand and writes a checkpoint.
     Returns: 0 when the training is complete, or the number of the signal that stopped it.
     """
     from tqdm import tqdm
@@ -61,10 +57,8 @@ def run(
         received = _note_signals(opened)
         records = fit(state, clock, network=training_network(state))
         quiet = None if first else True  # None: where there is no terminal
-        bar = opened.enter_context(
-            tqdm(records, total=last, initial=state.step, unit="step", mininterval=1, disable=quiet)
-        )
-        for record in bar:
+        bar = tqdm(records, total=last, initial=state.step, unit="step", mininterval=1, disable=quiet)
+        for record in opened.enter_context(bar):
             if due(plan.log_every):
                 record.denoise, record.guidance = mean_over_processes(torch.stack([record.denoise, record.guidance]))
                 if logs is not None:
@@ -97,7 +91,7 @@ def run(
 def _write_run(state: TrainState, batches: Batches, out: Path, validation: Validation | None) -> None:
     """run.json: what was trained, on what, by which versions."""
     c = state.training
-    record = {
+    record = provenance() | {
         "data": batches.pairs.name,
         "source": state.data,
         "validation": validation.name if validation else None,
@@ -109,7 +103,7 @@ def _write_run(state: TrainState, batches: Batches, out: Path, validation: Valid
         "bf16": state.bf16,
         "config": state.recipe.to_dict(),
     }
-    write_results(out / "run.json", provenance() | record)
+    write_results(out / "run.json", record)
 
 
 def _note_signals(until: contextlib.ExitStack) -> list[int]:
@@ -121,21 +115,16 @@ def _note_signals(until: contextlib.ExitStack) -> list[int]:
         received.append(number)
         signal.signal(number, before[number])
 
-    if threading.current_thread() is threading.main_thread():  # nobody else may
-        for number in (signal.SIGTERM, signal.SIGINT):
-            before[int(number)] = signal.signal(number, note)
-            until.callback(signal.signal, number, before[int(number)])
+    for number in (signal.SIGTERM, signal.SIGINT):
+        before[number] = signal.signal(number, note)
+        until.callback(signal.signal, number, before[number])
     return received
 
 
-# --- logs ---------------------------------------------------------------------------------------------------
-
-
 class Logs:
-    """log.csv (losses), speed.csv, validation.csv, and the same for TensorBoard.
+    """log.csv (losses alone: the same bytes in the same training), speed.csv, validation.csv, and TensorBoard.
 
-    The losses stand alone, so that two runs can be compared byte by byte. What an earlier process wrote beyond `step`
-    is dropped: it will be written anew. `opened` closes the files.
+    What an earlier process wrote beyond `step`, or not to the end of its line, is dropped. `opened` closes them all.
     """
 
     def __init__(self, out: Path, step: int, tensorboard: bool, opened: contextlib.ExitStack):
@@ -146,21 +135,23 @@ class Logs:
             except ImportError:
                 what = "TensorBoard is not installed here: pip install tensorboard, or leave out --tensorboard"
                 raise ValueError(what) from None
-            # Hides what an earlier process logged beyond `step`
             self.writer = opened.enter_context(SummaryWriter(str(out / "tensorboard"), purge_step=step + 1))
         for name in ("log", "speed", "validation"):
             path = out / f"{name}.csv"
-            rows = _rows_before(path, step)
+            lines = path.read_text().splitlines(keepends=True) if step and path.exists() else []
+            whole = [line for line in lines if line.endswith("\n")]
             with atomic_write(path) as partial:  # a kill here leaves the old file or the new one
-                partial.write_text("".join(rows))
+                partial.write_text(
+                    "".join(whole[:1] + [row for row in whole[1:] if int(float(row.split(",")[0])) <= step])
+                )
             self.files[name] = opened.enter_context(path.open("a"))
 
     def write(self, table: str, values: dict[str, float], picture: Path | None = None) -> None:
-        """Add a row, {"step": ..., ...}; TensorBoard shows the picture too."""
+        """Add a row, {"step": ..., ...}, at once; TensorBoard shows the picture too."""
         file = self.files[table]
-        header = "" if file.tell() else ",".join(values) + "\n"
-        file.write(header + ",".join(f"{value:.6g}" for value in values.values()) + "\n")
-        file.flush()
+        if not file.tell():
+            print(*values, sep=",", file=file)
+        print(*(f"{value:.6g}" for value in values.values()), sep=",", file=file, flush=True)
         if self.writer is not None:
             for name in values.keys() - {"step"}:
                 self.writer.add_scalar(f"{table}/{name}", values[name], values["step"])
@@ -175,19 +166,8 @@ class Logs:
             self.writer.flush()
 
 
-def _rows_before(path: Path, step: int) -> list[str]:
-    """Lines of an earlier log up to `step`, without one that a kill has torn."""
-    lines = path.read_text().splitlines(keepends=True) if step and path.exists() else []
-    whole = [line for line in lines if line.endswith("\n")]
-    return whole[:1] + [row for row in whole[1:] if int(float(row.split(",")[0])) <= step]
-
-
 class _Clock:
-    """Wraps the batches and times them: crops a second, and the share of the time spent waiting for data.
-
-    On a GPU that share holds for pairs from files. Synthetic ones may wait while they are made, and so for the kernels
-    of the step before, which are counted as waiting; to wait for those here would part every step from the next.
-    """
+    """Wraps the batches and times them; beside a GPU, synthetic ones may also wait for the step before."""
 
     def __init__(self, batches: Callable[[int], tuple[Tensor, Tensor]], device: torch.device):
         self.batches, self.device = batches, device

@@ -28,33 +28,20 @@ class RealPairs(Pairs, Protocol):
     seed: int
     names: list[str]  # SEQUENCE/NAME
 
-    def __len__(self) -> int: ...
-
     def image(self, i: int) -> tuple[Tensor, Tensor]: ...
 
 
 class WithoutHeldOut:
-    """Training pairs without some pictures: an index that draws one of those is replaced by another.
-
-    held_out: numbers of pictures.
-    """
+    """Training pairs without some pictures, by number: an index that draws one of those is replaced by another."""
 
     def __init__(self, pairs: RealPairs, held_out: list[int]):
-        if not held_out or len(held_out) >= len(pairs):
-            raise ValueError(
-                f"{pairs.name}: cannot hold out {len(held_out)} of {len(pairs)} pairs for validation; "
-                "give --validation DATA"
-            )
         self.pairs, self.held_out = pairs, torch.tensor(held_out)
         self.name = f"{pairs.name}, without {len(held_out)} held out"
 
-    def __len__(self) -> int:
-        return len(self.pairs) - len(self.held_out)
-
     def crops(self, index: Tensor, size: int) -> tuple[Tensor, Tensor]:
         """(y0, x), as of the source, never from a picture that is held out."""
-        index = index.cpu()
-        while (taken := torch.isin(Draws(self.pairs.seed, index).integers(len(self.pairs)), self.held_out)).any():
+        index, seed, count = index.cpu(), self.pairs.seed, len(self.pairs.names)
+        while (taken := torch.isin(Draws(seed, index).integers(count), self.held_out)).any():
             index = torch.where(taken, index + 2**40, index)  # beyond any index of a training
         return self.pairs.crops(index, size)
 
@@ -65,6 +52,10 @@ def choose_held_out(names: list[str]) -> tuple[list[int], str]:
     The last sequence: neighbouring frames show the same scene, so single frames held out would be known from
     their neighbours. Where names tell no sequences, or the last is over a fifth of all, the last twentieth.
     """
+    if len(names) < 2:
+        raise ValueError(
+            "a single pair cannot be both learned from and held out for validation; give --validation DATA"
+        )
     sequences = [name.rpartition("/")[0] for name in names]
     last = [i for i, sequence in enumerate(sequences) if sequence == max(sequences)]
     if len(last) <= len(names) / 5:
@@ -93,51 +84,39 @@ def centre_crops(pairs: RealPairs, numbers: list[int], count: int, size: int) ->
 
 @dataclass(frozen=True)
 class Validation:
-    """`validation(state, folder)` scores the averaged weights. It draws from its own generators alone, so that a
-    training goes on as if nobody had looked.
+    """Scores the averaged weights; draws from its own generators alone: training goes on as if nobody had looked."""
 
-    pictures: (y0, x), both (n, c, h, w) in [-1, 1], on the model's device; name: what they are.
-    """
-
-    pictures: tuple[Tensor, Tensor]
-    name: str
+    pictures: tuple[Tensor, Tensor]  # (y0, x), both (n, c, h, w) in [-1, 1], on the model's device
+    name: str  # what they are
     setting: Setting = Setting()
 
+    @torch.inference_mode()
     def __call__(self, state: TrainState, folder: Path) -> tuple[dict[str, float], Path]:
-        """A row for the log: step, psnr, ssim (NaN where it cannot be computed), the losses at fixed noise.
+        """(step, psnr, ssim or NaN where it cannot be computed, losses at fixed noise) for the log, and a picture.
 
-        And a picture, folder/STEP.png: blurry, restored, sharp, a row a pair.
+        That is folder/STEP.png: blurry, restored, sharp, a row a pair.
         """
         y0, x = self.pictures
-        generator = torch.Generator(x.device).manual_seed(VALIDATION_SEED)
-        restored = restore(state.ema_model, x, self.setting, generator)
+        restored = restore(state.ema_model, x, self.setting, torch.Generator(x.device).manual_seed(VALIDATION_SEED))
         scores = measure(restored, y0, available(METRICS)[0])
         means = {name: sum(scores[name]) / len(x) if name in scores else float("nan") for name in METRICS}
-        strip = torch.cat([torch.cat(list(images), dim=-2) for images in (x, restored, y0)], dim=-1)
-        path = Path(folder) / f"{state.step:08d}.png"
-        write_image(path, to_display(strip).expand(3, -1, -1))
-        return {"step": state.step} | means | self._losses(state), path
-
-    @torch.inference_mode()
-    def _losses(self, state: TrainState) -> dict[str, float]:
-        y0, x = self.pictures
         generator = torch.Generator(x.device).manual_seed(VALIDATION_SEED + 1)
         eps = torch.randn(y0.shape, generator=generator, device=x.device)
-        row, guidance = {}, 0.0
+        losses, guidance = {}, 0.0
         for value in LEVELS:
             level = torch.full((len(x),), value, device=x.device)
             with torch.autocast(x.device.type, torch.bfloat16, enabled=state.bf16):
                 denoise, guidance = loss_terms(state.ema_model, y0, x, level, eps, state.training.loss)
-            row[f"denoise_{value}"] = float(denoise)
-        return {"denoise": sum(row.values()) / len(row), "guidance": float(guidance)} | row  # guidance sees no noise
+            losses[f"denoise_{value}"] = float(denoise)
+        mean = {"denoise": sum(losses.values()) / len(losses), "guidance": float(guidance)}  # guidance sees no noise
+        path = Path(folder) / f"{state.step:08d}.png"
+        strip = torch.cat([torch.cat(list(images), dim=-2) for images in (x, restored, y0)], dim=-1)
+        write_image(path, to_display(strip).expand(3, -1, -1))
+        return {"step": state.step} | means | mean | losses, path
 
 
 def synthetic_validation(recipe: Recipe, count: int, device: torch.device) -> Validation:
-    """Pairs of the training domain that training does not see; its name says what is new about them.
-
-    Scenes are others than training's. Photographs, or the pictures of a folder, are a few: crop, motion and camera are
-    drawn anew, from the very pictures that are learned from.
-    """
+    """Pairs of the training domain that training does not see; their name says what is new about them."""
     c, gray = recipe.training, recipe.network.channels == 1
     pairs = domain_pairs(c.domain, c.content, count, VALIDATION_SEED, device, gray=gray)
     fresh = c.content == "scenes" or pairs.domain.new_content
