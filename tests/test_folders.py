@@ -73,7 +73,7 @@ def test_pairs_that_do_not_match_say_so(tmp_path):
     Image.fromarray(pixels(20, 31)).save(tmp_path / "a" / "sharp" / "2.png")
     with pytest.raises(ImageError, match="sizes of the pair differ"):
         PairedImages(tmp_path).image(1)
-    with pytest.raises(ValueError, match="is not a folder"):
+    with pytest.raises(ValueError, match="neither a data set .gopro, hide"):
         PairedImages(tmp_path / "nowhere")
     with pytest.raises(ValueError, match="no pairs below"):
         PairedImages(tmp_path / "a" / "sharp")

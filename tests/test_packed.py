@@ -205,11 +205,10 @@ def edit(path: Path, change) -> None:
 @pytest.mark.parametrize(
     ("file", "change", "message"),
     [
-        ("pairs.npy", lambda b: b[:-1], "pairs.npy is damaged"),
-        ("pairs.npy", lambda b: b[:50], "pairs.npy is damaged"),
-        ("pairs.npy", lambda b: b"", "pairs.npy is damaged"),
-        ("pairs.npy", lambda b: b"<html>" + b[6:], "pairs.npy is damaged"),
-        ("pairs.npy", lambda b: b + b"\0", "has 55425 bytes instead of 55424"),
+        ("pairs.npy", lambda b: b[:-1], "pairs.npy is missing or damaged"),
+        ("pairs.npy", lambda b: b[:50], "pairs.npy is missing or damaged"),
+        ("pairs.npy", lambda b: b"", "pairs.npy is missing or damaged"),
+        ("pairs.npy", lambda b: b"<html>" + b[6:], "pairs.npy is missing or damaged"),
         (
             "pairs.npy",
             lambda b: b.replace(b"(6, 2, 32, 48, 3)", b"(6, 2, 48, 32, 3)"),
@@ -236,7 +235,7 @@ def test_damage_is_found_at_opening(folder, file, change, message):
 @pytest.mark.parametrize("file", ["pairs.npy", "manifest.json"])
 def test_missing_files(folder, file):
     (folder / file).unlink()
-    with pytest.raises(ValueError, match=f"{folder} (lacks|holds no packed pairs: there is no) {file}"):
+    with pytest.raises(ValueError, match=f"{folder}(/{file} is missing| holds no packed pairs: there is no {file})"):
         PackedPairs(folder)
 
 

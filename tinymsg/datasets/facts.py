@@ -1,6 +1,7 @@
 """What is known of the published data sets: counts, licences, archives and how they lie; read from facts.toml."""
 
 import tomllib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,10 +15,10 @@ class DataSet:
     counts: dict[str, int]
     licence: str
     citation: str
-    archives: tuple[str, ...]  # names in ARCHIVES
+    archives: Sequence[str]  # names in ARCHIVES
     frames: range | None = None
     note: str = ""
-    next: tuple[str, ...] | None = None  # {folder}, {root} (its option, "" for data/) and {blur} are filled in
+    next: Sequence[str] | None = None  # {folder}, {root} (its option, "" for data/) and {blur} are filled in
 
 
 @dataclass(frozen=True)
@@ -25,11 +26,11 @@ class Archive:
     """One file to download: an archive to unpack, or a .txt list to put in its place."""
 
     name: str
-    mirrors: tuple[str, ...]
+    mirrors: Sequence[str]
     page: str
     into: str
     contents: dict[str, range]  # {blur} in a pattern is GoPro's choice
-    pixels: tuple[tuple[int, int], ...] = ()
+    pixels: Sequence[tuple[int, int]] = ()
     size: int | None = None
     unpacked: int = 0
     md5: str | None = None
@@ -53,21 +54,18 @@ def _numbers(published: int | list[int]) -> range:
     return range(least, most + 1)
 
 
-def _read(path: Path) -> tuple[dict[str, DataSet], dict[str, Archive]]:
-    """Sets and archives by name. Raises: TypeError for a fact that no field is for."""
-    facts = tomllib.loads(path.read_text(encoding="utf-8"))
-    sets, archives = {}, {}
-    for name, fields in facts["sets"].items():
-        for key in {"archives", "next"} & fields.keys():
-            fields[key] = tuple(fields[key])
-        if "frames" in fields:
-            fields["frames"] = _numbers(fields["frames"])
-        sets[name] = DataSet(**fields)
-    for name, fields in facts["archives"].items():
-        fields["mirrors"], fields["pixels"] = tuple(fields["mirrors"]), tuple(map(tuple, fields.get("pixels", ())))
-        fields["contents"] = {pattern: _numbers(count) for pattern, count in fields["contents"].items()}
-        archives[name] = Archive(name, **fields)
-    return sets, archives
+def _set(fields: dict) -> DataSet:
+    if "frames" in fields:
+        fields["frames"] = _numbers(fields["frames"])
+    return DataSet(**fields)
 
 
-SETS, ARCHIVES = _read(Path(__file__).with_name("facts.toml"))
+def _archive(name: str, fields: dict) -> Archive:
+    fields["contents"] = {pattern: _numbers(count) for pattern, count in fields["contents"].items()}
+    fields["pixels"] = [(w, h) for w, h in fields.get("pixels", [])]
+    return Archive(name, **fields)
+
+
+_FACTS = tomllib.loads(Path(__file__).with_name("facts.toml").read_text(encoding="utf-8"))
+SETS: dict[str, DataSet] = {name: _set(fields) for name, fields in _FACTS["sets"].items()}
+ARCHIVES: dict[str, Archive] = {name: _archive(name, fields) for name, fields in _FACTS["archives"].items()}

@@ -7,15 +7,11 @@ from torch import Tensor
 
 from ..data import ImageError, Pair, picture_files, read_image, to_model
 from ..rng import Draws
+from .layouts import DATASETS
 
 
 class ListedPairs:
-    """Pairs from a list of files.
-
-    Args:
-        seed: of the crops.
-    Raises: ValueError for pairs with several sharp frames (Köhler).
-    """
+    """Pairs from a list of files; the seed is of the crops. Raises: ValueError for several sharp frames (Köhler)."""
 
     def __init__(self, pairs: list[Pair], name: str, seed: int = 0, device: torch.device | str = "cpu"):
         self.paths = [(single_sharp(pair), pair.blurry) for pair in pairs]
@@ -29,9 +25,8 @@ class ListedPairs:
         """Whole pair number i: (y0, x), both (1, 3, h, w) in [-1, 1]. Raises: ImageError."""
         sharp, blurry = (read_image(path) for path in self.paths[i])
         if sharp.shape != blurry.shape:
-            raise ImageError(
-                f"{self.paths[i][1]}: sizes of the pair differ, {tuple(sharp.shape)} and {tuple(blurry.shape)}"
-            )
+            found = f"{tuple(sharp.shape)} and {tuple(blurry.shape)}"
+            raise ImageError(f"{self.paths[i][1]}: sizes of the pair differ, {found}")
         return to_model(sharp)[None].to(self.device), to_model(blurry)[None].to(self.device)
 
     def crops(self, index: Tensor, size: int) -> tuple[Tensor, Tensor]:
@@ -70,7 +65,7 @@ def folder_pairs(folder: str | Path, blur: str = "blur") -> list[Pair]:
     """
     folder, pairs = Path(folder), []
     if not folder.is_dir():
-        raise ValueError(f"{folder} is not a folder; see data_scripts/ for how to get the data")
+        raise ValueError(f"{folder} is neither a data set ({', '.join(DATASETS)}) nor a folder of pairs")
     for blur_name, sharp_name in ((blur, "sharp"), ("input", "target")):
         for place in sorted(path for path in folder.rglob(blur_name) if path.is_dir()):
             blurry, sharp_place = picture_files(place), place.with_name(sharp_name)
@@ -80,9 +75,8 @@ def folder_pairs(folder: str | Path, blur: str = "blur") -> list[Pair]:
             sequence = place.parent.relative_to(folder)
             pairs += [Pair((sequence / path.stem).as_posix(), sharp_place / path.name, path) for path in blurry]
     if not pairs:
-        raise ValueError(
-            f"no pairs below {folder}: expected SEQUENCE/{blur}/ beside SEQUENCE/sharp/, or input/ beside target/"
-        )
+        wanted = f"SEQUENCE/{blur}/ beside SEQUENCE/sharp/, or input/ beside target/"
+        raise ValueError(f"no pairs below {folder}: expected {wanted}")
     return pairs
 
 

@@ -7,6 +7,7 @@ matched by name, never by the order of two listings.
 import re
 from collections.abc import Callable
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 
 from ..data import Pair, picture_files
@@ -73,32 +74,26 @@ def get_dataset(name: str) -> DataSet:
 def _pairs(name: str, root: Path, split: str, blur: str, complete: bool) -> list[Pair]:
     """What find_pairs returns. Raises: _Absent; ValueError for a name that stands for two pairs."""
     known = DATASETS[name]
-    pairs = sorted(FINDERS[name](root, split, blur))
-    there = [pair for pair in pairs if pair.blurry.is_file() and all(path.is_file() for path in pair.sharp_paths)]
-    _insist(known, split, pairs, there, complete)
-    twice = next((a.name for a, b in zip(there, there[1:], strict=False) if a.name == b.name), None)
-    if twice:
-        raise ValueError(f"{known.title}, {split}: two pairs are named {twice}; move one away, below {root}")
-    return there
-
-
-def _insist(known: DataSet, split: str, pairs: list[Pair], there: list[Pair], complete: bool) -> None:
-    """Raise _Absent for what is missing: always if nothing is left, and for anything if `complete`."""
-    if pairs and (complete or not there) and len(there) < len(pairs):
-        first = min(set(pairs) - set(there))
-        lost = next((path for path in (first.blurry, *first.sharp_paths) if not path.is_file()), first.blurry)
-        raise _Absent(f"{len(pairs) - len(there)} of {len(pairs)} pairs lack a picture, the first: {lost}")
-    if not complete and there:
-        return
-    if len(there) != known.counts[split]:
+    try:
+        pairs = sorted(FINDERS[name](root, split, blur))
+    except _Absent:
+        if not (pairs := sorted(_mirror(known.title.replace("-", "_"), root, split, blur))):
+            raise
+    lost = {pair: path for pair in pairs for path in (*pair.sharp_paths, pair.blurry) if not path.is_file()}
+    there = [pair for pair in pairs if pair not in lost]
+    if lost and (complete or not there):
+        first = next(iter(lost.values()))
+        raise _Absent(f"{len(lost)} of {len(pairs)} pairs lack a picture, the first: {first}")
+    if (complete or not there) and len(there) != known.counts[split]:
         where = there[0].blurry.parent if there else "the folders that were found"
         raise _Absent(f"{len(there)} pairs instead of {known.counts[split]} (the first in {where})")
     frames = known.frames or range(1, 2)
-    short = next((pair for pair in there if len(pair.sharp_paths) not in frames), None)
-    if short:
-        raise _Absent(
-            f"{len(short.sharp_paths)} sharp frames instead of {frames[0]} to {frames[-1]} belong to {short.blurry}"
-        )
+    for pair in there if complete else []:
+        if (found := len(pair.sharp_paths)) not in frames:
+            raise _Absent(f"{found} sharp frames instead of {frames[0]} to {frames[-1]} belong to {pair.blurry}")
+    if twice := next((a.name for a, b in pairwise(there) if a.name == b.name), None):
+        raise ValueError(f"{known.title}, {split}: two pairs are named {twice}; move one away, below {root}")
+    return there
 
 
 # --- layouts ------------------------------------------------------------------------------------------------
@@ -119,22 +114,18 @@ def _pictures(folder: Path) -> list[Path]:
     return picture_files(folder)
 
 
-def _flat(folder: Path) -> list[Pair]:
-    """The mirrors of Restormer and MPRNet: input/NAME beside target/NAME, the sequence within the name."""
-    return [Pair(path.stem, folder / "target" / path.name, path) for path in _pictures(folder / "input")]
-
-
-def _flat_folders(title: str, split: str) -> list[str]:
-    """Where those mirrors unpack to."""
-    return [f"{title}/{split}", f"{split}/{title}"] + ([title] if split == "test" else [])
+def _mirror(title: str, root: Path, split: str, blur: str) -> list[Pair]:
+    """The mirrors of Restormer and MPRNet, as they unpack: input/NAME beside target/NAME, the sequence in the name."""
+    places = [f"{title}/{split}", f"{split}/{title}"] + ([title] if split == "test" else [])
+    for folder in (root / place for place in places if (root / place / "input").is_dir()):
+        if blur != "blur":
+            raise _Absent(f"{folder} is a flattened mirror, which holds blur and not {blur}")
+        return [Pair(path.stem, folder / "target" / path.name, path) for path in _pictures(folder / "input")]
+    return []
 
 
 def _gopro(root: Path, split: str, blur: str) -> list[Pair]:
-    folder = _folder(root, f"GOPRO_Large/{split}", *_flat_folders("GoPro", split))
-    if (folder / "input").is_dir():
-        if blur != "blur":
-            raise _Absent(f"{folder} is a flattened mirror, which holds blur and not {blur}")
-        return _flat(folder)
+    folder = _folder(root, f"GOPRO_Large/{split}")
     sequences = sorted(path for path in folder.iterdir() if (path / blur).is_dir())
     if not sequences:
         raise _Absent(f"there is no SEQUENCE/{blur} below {folder}")
@@ -146,9 +137,7 @@ def _gopro(root: Path, split: str, blur: str) -> list[Pair]:
 
 
 def _hide(root: Path, split: str, blur: str) -> list[Pair]:
-    folder = _folder(root, "HIDE_dataset", *_flat_folders("HIDE", split))
-    if (folder / "input").is_dir():
-        return _flat(folder)
+    folder = _folder(root, "HIDE_dataset")
     parts = ("test/test-close-ups", "test/test-long-shot") if split == "test" else ("train",)
     return [
         Pair(f"{Path(part).name}/{path.stem}", folder / "GT" / path.name, path)
@@ -157,39 +146,24 @@ def _hide(root: Path, split: str, blur: str) -> list[Pair]:
     ]
 
 
-_REALBLUR_PATH = re.compile(r"(?:.*/)?(RealBlur-[JR]_\w+)/(\w+)/(gt|blur)/(?:gt|blur)_(\w+)\.\w+")
-
-
 def _realblur(letter: str, root: Path, split: str, blur: str) -> list[Pair]:
     """By the official lists, one `gt_path blur_path` a line (the last without a line end)."""
-    try:
-        base = _folder(root, f"RealBlur/{REALBLUR[letter]}", REALBLUR[letter]).parent
-    except _Absent:
-        flat = [root / folder for folder in _flat_folders(f"RealBlur_{letter}", split)]
-        if folder := next((folder for folder in flat if (folder / "input").is_dir()), None):
-            return _flat(folder)
-        raise
+    top = REALBLUR[letter]
+    base = _folder(root, f"RealBlur/{top}", top).parent
     name = f"RealBlur_{letter}_{split}_list.txt"
     places = [folder / name for folder in dict.fromkeys((base, base / "datalist", root, root / "datalist"))]
     if not (path := next((place for place in places if place.is_file()), None)):
         raise _Absent(f"there is no official list {' or '.join(map(str, places))}")
-    lines = [line for line in path.read_text().splitlines() if line.strip()]
-    return [_realblur_pair(letter, base, path, number, line) for number, line in enumerate(lines, 1)]
-
-
-def _realblur_pair(letter: str, base: Path, path: Path, number: int, line: str) -> Pair:
-    sides = [side for part in line.split() if (side := _REALBLUR_PATH.fullmatch(part))]
-    if len(sides) != len(line.split()) or [side[3] for side in sides] != ["gt", "blur"]:
-        raise _Absent(f"line {number} of {path} is not `gt_path blur_path`: {line[:200]!r}")
-    if {side[1] for side in sides} != {REALBLUR[letter]}:
-        raise _Absent(
-            f"line {number} of {path} names a picture of {sides[0][1]}, which is not RealBlur-{letter}: the wrong list"
-        )
-    (scene, picture), other = ((side[2], side[4]) for side in sides)
-    if (scene, picture) != other:
-        raise _Absent(f"line {number} of {path} pairs two different pictures: {line[:200]!r}")
-    sharp, blurry = (base / part[part.index(REALBLUR[letter]) :] for part in line.split())
-    return Pair(f"{scene}/{picture}", sharp, blurry)
+    one_picture = re.compile(rf"(?:\S*/)?({top}/(\w+)/gt/gt_(\w+)\.\w+)\s+(?:\S*/)?({top}/\2/blur/blur_\3\.\w+)")
+    pairs = []
+    for number, line in enumerate(path.read_text().splitlines(), 1):
+        if found := one_picture.fullmatch(line.strip()):
+            sharp, scene, picture, blurry = found.groups()
+            pairs.append(Pair(f"{scene}/{picture}", base / sharp, base / blurry))
+        elif line.strip():
+            what = f"`gt_path blur_path` of one picture of RealBlur-{letter}"
+            raise _Absent(f"line {number} of {path} is not {what}: {line[:200]!r}")
+    return pairs
 
 
 def _reds(side: str, ending: str, root: Path, split: str, blur: str) -> list[Pair]:
@@ -214,21 +188,15 @@ def _kohler(root: Path, split: str, blur: str) -> list[Pair]:
         inner = Path(f"GroundTruth_pngs_Image{image}/Image{image}")
         sharp = folder / inner if (folder / inner).is_dir() else folder / inner.name
         for trajectory in range(1, 13):
-            stem = f"GroundTruth{image}_{trajectory}_"
-            frames = sorted(
-                (sharp / f"Kernel{trajectory}").glob(f"{stem}*.png"), key=lambda p: int(p.stem.rpartition("_")[2])
-            )
-            frames = frames or [sharp / f"Kernel{trajectory}" / f"{stem}1.png"]  # not there: to be named as missing
+            place, stem = sharp / f"Kernel{trajectory}", f"GroundTruth{image}_{trajectory}_"
+            frames = sorted(place.glob(f"{stem}*.png"), key=lambda path: int(path.stem.rpartition("_")[2]))
+            frames = frames or [place / f"{stem}1.png"]  # not there: to be named as missing
             pairs.append(Pair(f"{image}_{trajectory:02d}", tuple(frames), blurry / f"Blurry{image}_{trajectory}.png"))
     return pairs
 
 
 def _levin(root: Path, split: str, blur: str) -> list[Pair]:
-    """The PNG copy in SelfDeblur's repository, gray."""
-    if (root / "LevinEtalCVPR09Data").is_dir() and not (root / "SelfDeblur-master").is_dir():
-        raise _Absent(
-            f"{root / 'LevinEtalCVPR09Data'} holds MATLAB files, which are not read; the PNG copy is not there"
-        )
+    """The PNG copy in SelfDeblur's repository, gray; the authors' own MATLAB files are not read."""
     folder = _folder(root, "SelfDeblur-master/datasets/levin", "levin")
     return [
         Pair(

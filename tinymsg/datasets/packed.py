@@ -46,10 +46,7 @@ def identity(manifest: dict) -> str:
 
 def read_manifest(folder: str | Path) -> dict:
     """The manifest of a packed folder: format, tinymsg, source, split, blur, shape, pairs [[name, h, w, sha256]],
-    identity.
-
-    Raises: ValueError if it is missing, damaged, or of another version.
-    """
+    identity. Raises: ValueError if it is missing, damaged, or of another version."""
     path = Path(folder) / MANIFEST
     try:
         manifest = json.loads(path.read_text())
@@ -71,18 +68,12 @@ def open_frames(folder: str | Path, shape: list[int]) -> np.memmap:
     path = Path(folder) / PIXELS
     try:
         frames = np.lib.format.open_memmap(path, mode="c")
-    except FileNotFoundError:
-        raise ValueError(f"{folder} lacks {PIXELS}; pack again into a new folder") from None
     except (ValueError, OSError, EOFError) as error:
-        raise ValueError(f"{path} is damaged ({error}); pack again into a new folder") from None
-    found, expected = path.stat().st_size, frames.offset + frames.nbytes
+        raise ValueError(f"{path} is missing or damaged ({error}); pack again into a new folder") from None
     if frames.dtype != np.uint8 or list(frames.shape) != list(shape):
         what = f"holds {frames.dtype} {frames.shape}, its manifest says uint8 {tuple(shape)}"
-    elif found != expected:
-        what = f"has {found} bytes instead of {expected}"
-    else:
-        return frames
-    raise ValueError(f"{path} {what}; pack again into a new folder")
+        raise ValueError(f"{path} {what}; pack again into a new folder")
+    return frames
 
 
 def check_frames(path: Path, frames: np.ndarray, rows: list[list]) -> None:
@@ -104,9 +95,6 @@ class PackedPairs:
     Crop i is a pure function of (seed, i, size): picture, place, one of eight flips and quarter turns.
 
     Args:
-        folder: made by tinymsg pack.
-        seed: of the crops.
-        device: where crops are returned.
         resident: copy all pixels to the device; None: to CUDA, if they take at most GPU_SHARE of what is free.
         verify: compare every pair with its checksum.
     Raises: ValueError, one sentence, if the folder is damaged; torch.OutOfMemoryError only if `resident` insists.
@@ -203,8 +191,4 @@ def open_pairs(
             if manifest[key] != wanted:
                 advice = "pack that with another --out and name that folder"
                 raise ValueError(f"{folder} holds {key} {manifest[key]}, not {wanted}: {advice}")
-    if is_packed(folder):
-        return PackedPairs(folder, seed, device)
-    if not folder.is_dir():
-        raise ValueError(f"{source} is neither a data set ({', '.join(DATASETS)}) nor a folder of pairs")
-    return PairedImages(folder, blur, seed, device)
+    return PackedPairs(folder, seed, device) if is_packed(folder) else PairedImages(folder, blur, seed, device)
