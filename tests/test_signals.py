@@ -25,11 +25,6 @@ def test_signals_are_a_function_of_seed_and_index():
     assert not torch.allclose(render_signals(index, 64, seed=3), signals)
 
 
-def test_too_short_says_so():
-    with pytest.raises(ValueError, match="at least 16 .* 15"):
-        render_signals(torch.arange(1), 15)
-
-
 def test_signal_pairs(device):
     pairs = SignalPairs(box_kernels(9), count=20, seed=1, device=device)
     index = torch.arange(30)

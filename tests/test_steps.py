@@ -9,21 +9,8 @@ from tinymsg.cli import main
 from tinymsg.evaluate import domain_pairs
 from tinymsg.model import build_model, plain_twin, save_model
 from tinymsg.sample import SAMPLERS, Setting, restore
-from tinymsg.schedule import make_schedule, max_noise_for
+from tinymsg.schedule import max_noise_for
 from tinymsg.studies.steps import fewest, step_curves
-
-
-@pytest.mark.parametrize("steps", [1, 2, 12, 250])
-@pytest.mark.parametrize("alpha_bar_T", [0.01, 0.5, 0.9])
-def test_every_chain_ends_where_it_is_told(steps, alpha_bar_T):
-    max_noise = max_noise_for(steps, alpha_bar_T)
-    assert float(make_schedule("linear", steps, max_noise).alpha_bar[-1]) == pytest.approx(alpha_bar_T, rel=1e-6)
-
-
-def test_no_chain_ends_at_nothing_or_everything():
-    for wrong in (0.0, 1.0, -1.0):
-        with pytest.raises(ValueError, match="alpha_bar_T must lie in"):
-            max_noise_for(5, wrong)
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
@@ -59,20 +46,10 @@ def test_wrong_starts_are_refused(tiny_model, images):
 
 
 def test_curves_have_every_combination_and_are_repeatable(tiny_model):
-    pairs = domain_pairs("one_kernel", "photos", 4, 7)
-    arguments = (
-        tiny_model(),
-        pairs,
-        4,
-        16,
-        {"blurry": lambda x: x},
-        (1, 3),
-        ("ddim", "ancestral"),
-        ("psnr", "spectral"),
-    )
+    arguments = (tiny_model(), domain_pairs("one_kernel", "photos", 4, 7), 4, 16, {"blurry": lambda x: x}, (1, 3))
     rows = step_curves(*arguments)
     assert [(r["start"], r["sampler"], r["evaluations"]) for r in rows] == [
-        (start, sampler, n) for start in ("noise", "blurry") for sampler in ("ddim", "ancestral") for n in (1, 3)
+        (start, sampler, n) for start in ("noise", "blurry") for sampler in SAMPLERS for n in (1, 3)
     ]
     assert all(r["seconds"] > 0 and r["psnr"]["low"] <= r["psnr"]["mean"] <= r["psnr"]["high"] for r in rows)
     assert [r["psnr"] for r in step_curves(*arguments)] == [r["psnr"] for r in rows]
@@ -85,8 +62,6 @@ def test_fewest():
 
     rows = [row(250, 25.0, 0.10), row(1, 26.0, 0.30), row(4, 24.95, 0.101), row(2, 24.0, 0.10)]
     assert fewest(rows, "ddim", "noise") == 4
-    with pytest.raises(ValueError, match="no rows of 'ancestral'"):
-        fewest([row(1, 1.0, 1.0)], "ancestral", "noise")
 
 
 def test_the_command(tmp_path, capsys, tiny_recipe):

@@ -55,7 +55,7 @@ def test_the_maps_domains_differ_in_one_thing(kernels):
     assert len(trained) == kernels
     assert not (unseen[:, None] == trained[None, :32]).all(-1).any()
     assert torch.equal(domains["noise"].kernels, trained) and domains["noise"].noise > 0
-    assert torch.equal(domains["photo rows"].kernels, trained) and domains["photo rows"].content == "photos"
+    assert torch.equal(domains["photo rows"].kernels, trained) and domains["photo rows"].photos
     smaller = breadth_domains(1, 0, seed=9)["seen kernels"].kernels
     assert torch.equal(trained[:1], smaller), "a larger training set holds the smaller ones"
 
@@ -111,14 +111,12 @@ def test_paired_differences_take_the_seeds_that_both_have():
 
 
 def test_rows_of_photographs_are_signals(device):
-    pairs = SignalPairs(family_kernels(torch.arange(3), 0), seed=4, content="photos", device=device)
+    pairs = SignalPairs(family_kernels(torch.arange(3), 0), seed=4, photos=True, device=device)
     y0, x = pairs.crops(torch.arange(12), 64)
     assert y0.shape == x.shape == (12, 1, 1, 64) and y0.device.type == device.type
     assert y0.std() > 0.1 and 0 < (y0 - x).abs().mean() < 0.2
     again, _ = pairs.crops(torch.tensor([7]), 64)
     assert torch.equal(again[0], y0[7])
-    with pytest.raises(ValueError, match="unknown content 'speech' of signals; known: signals, photos"):
-        SignalPairs(family_kernels(torch.arange(1), 0), content="speech")
 
 
 def test_the_command_goes_on_where_it_stopped(tmp_path, capsys, monkeypatch):
@@ -134,7 +132,7 @@ def test_the_command_goes_on_where_it_stopped(tmp_path, capsys, monkeypatch):
     runs = json.loads(out.read_text())["runs"]
     assert [(run["kernels"], run["arm"]) for run in runs] == [(n, arm) for n in some for arm in ("plain", "guided")]
     assert main([*command[:2], "forms", *command[3:], "plain"]) == 2
-    assert "holds the study 'breadth'" in capsys.readouterr().err
+    assert "holds study breadth instead of forms" in capsys.readouterr().err
     assert main([*command, "nonsense"]) == 2
     assert "unknown arm 'nonsense' of breadth; known: regression, plain" in capsys.readouterr().err
 
@@ -189,12 +187,12 @@ def test_the_command_goes_on_with_the_same_steps_and_number_of_tests(tmp_path, c
     assert main([*command, str(out), "--count", "3"]) == main([*command, str(out), "--count", "3"]) == 0
     assert read_results(out)["count"] == 3
     assert main([*command, str(out)]) == main([*command, str(out), "--count", "4"]) == 2
-    assert "scored on 3 a domain, not 'forms' at 2 steps, scored on 4" in capsys.readouterr().err
+    assert "holds count 3 instead of 4; use another --out" in capsys.readouterr().err
     assert main(["ablate", "--steps", "3", "--out", str(out), "--count", "3"]) == 2
-    assert "'forms' at 2 steps, scored on 3 a domain, not 'forms' at 3 steps" in capsys.readouterr().err
+    assert "holds steps 2 instead of 3; use another" in capsys.readouterr().err
     write_results(old, {"study": "forms", "steps": 2, "runs": []})
     assert main([*command, str(old), "--count", "3"]) == 2
-    assert "scored on 64 a domain" in capsys.readouterr().err
+    assert "holds count 64 instead of 3" in capsys.readouterr().err
     assert main([*command, str(old)]) == 0
     assert read_results(old)["count"] == 64 and counts == [3, 3, 64]
 

@@ -1,9 +1,7 @@
 """What the method asks of the machine: a device, a number type, memory, files that appear whole."""
 
 import hashlib
-import multiprocessing
 import os
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -74,15 +72,3 @@ def sha256(path: str | Path) -> str:
     """Hex digest of a file."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def begin_worker() -> None:
-    """First act of a pool's process: one thread, and an end with the process that asked, should that one be killed."""
-    torch.set_num_threads(1)
-    if parent := multiprocessing.parent_process():
-
-        def follow() -> None:
-            parent.join()
-            os._exit(1)
-
-        threading.Thread(target=follow, daemon=True).start()

@@ -1,8 +1,5 @@
-"""The three arms on pictures: small networks that learn the training domain in minutes, scored on every domain.
-
-The toy's questions, asked of pictures: plain, guided, and guided without its loss, beside regression and the blurry
-input, with equal data, steps, seeds and parameters.
-"""
+"""The three arms on pictures: small networks that learn the training domain in minutes, scored on every domain, beside
+regression and the blurry input, with equal data, steps, seeds and parameters."""
 
 from dataclasses import replace
 

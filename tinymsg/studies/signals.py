@@ -10,15 +10,7 @@ from ..rng import Draws
 
 
 def render_signals(index: Tensor, length: int = 128, seed: int = 0) -> Tensor:
-    """One-dimensional scenes: constant pieces and ramps.
-
-    Args:
-        index: int64 (n,).
-        length: samples a signal, at least 16.
-    Returns: float32 (n, 1, 1, length) in [0, 1].
-    """
-    if length < 16:
-        raise ValueError(f"length must be at least 16 samples, got {length}")
+    """One-dimensional scenes, constant pieces and ramps: index int64 (n,) -> float32 (n, 1, 1, length) in [0, 1]."""
     draws = Draws(seed, index)
     pieces = 12
     gaps = draws.uniform(pieces, low=0.2, high=1.8)
@@ -41,7 +33,7 @@ class SignalPairs:
         count: how many distinct signals.
         seed: of signals and pairs.
         noise: standard deviation of white noise on the blurry signal.
-        content: "signals" (procedural), or "photos": rows of scikit-image's photographs.
+        photos: rows of scikit-image's photographs instead of procedural signals.
     """
 
     def __init__(
@@ -50,21 +42,19 @@ class SignalPairs:
         count: int = 1000,
         seed: int = 0,
         noise: float = 0.0,
-        content: str = "signals",
+        photos: bool = False,
         device: torch.device | str = "cpu",
     ):
-        if content not in ("signals", "photos"):
-            raise ValueError(f"unknown content {content!r} of signals; known: signals, photos")
-        self.kernels, self.count, self.seed, self.noise, self.content = kernels, count, seed, noise, content
+        self.kernels, self.count, self.seed, self.noise, self.photos = kernels, count, seed, noise, photos
         self.device = torch.device(device)
-        self.name = f"{count} {content}, {len(kernels)} kernel(s), seed {seed}"
+        self.name = f"{count} {'photos' if photos else 'signals'}, {len(kernels)} kernel(s), seed {seed}"
 
     def crops(self, index: Tensor, size: int) -> tuple[Tensor, Tensor]:
         """(y0, x), both (n, 1, 1, size) in [-1, 1]."""
         draws = Draws(self.seed, index.cpu())
         margin = self.kernels.shape[-1] // 2
         length = size + 2 * margin
-        if self.content == "photos":  # the middle row of a square crop, green
+        if self.photos:  # the middle row of a square crop, green
             signal = photo_contents().crops(draws, length, self.device)[:, 1:2, length // 2, None]
         else:
             signal = render_signals(upload(draws.integers(self.count), self.device), length, self.seed)

@@ -30,8 +30,6 @@ def step_curves(
     size: int,
     starts: dict[str, Callable[[Tensor], Tensor]],
     evaluations: tuple[int, ...] = EVALUATIONS,
-    samplers: tuple[str, ...] = tuple(SAMPLERS),
-    metrics: tuple[str, ...] = tuple(METRICS),
     progress: Callable[[str], None] = lambda line: None,
 ) -> list[dict]:
     """Score every sampler from every start with each number of evaluations. The same pictures and noise for all.
@@ -42,44 +40,35 @@ def step_curves(
     Returns: rows {sampler, start, evaluations, max_noise, alpha_bar_T, seconds an image, metric: {mean, low, high}}.
         All chains from noise end at the same alpha_bar_T, whatever their length, and so do all from an estimate.
     """
-    usable, _ = available(metrics)
+    metrics, _ = available(tuple(METRICS))
     parts = [pairs.crops(index, size) for index in torch.arange(count).split(BATCH)]
-    estimates: dict[str, list] = {"noise": [None] * len(parts)}
-    estimates |= {name: [start(x) for _, x in parts] for name, start in starts.items()}
-    ends = [(name, FROM_NOISE if name == "noise" else FROM_ESTIMATE) for name in estimates]
+    estimates = {name: [start(x) for _, x in parts] for name, start in starts.items()}
     rows = []
-    for start, alpha_bar_T, sampler, n in [(*end, s, n) for end in ends for s in samplers for n in evaluations]:
+    for start, sampler, n in [(a, s, n) for a in ("noise", *starts) for s in SAMPLERS for n in evaluations]:
+        alpha_bar_T = FROM_NOISE if start == "noise" else FROM_ESTIMATE
         setting = Setting(sampler, n, max_noise_for(n, alpha_bar_T))
+        values: dict[str, list[float]] = {metric: [] for metric in metrics}
+        seconds = 0.0
+        for number, (y0, x) in enumerate(parts):
+            generator = torch.Generator(x.device).manual_seed(TEST_SEED + number)
+            before = time.perf_counter()
+            output = restore(model, x, setting, generator, start=estimates[start][number] if start in starts else None)
+            synchronize(x.device)
+            seconds += time.perf_counter() - before
+            for metric, scores in measure(output, y0, metrics).items():
+                values[metric].extend(scores)
         row = {"sampler": sampler, "start": start, "evaluations": n, "max_noise": round(setting.max_noise, 6)}
-        scores = _score(model, parts, estimates[start], setting, usable)
-        rows.append(row | {"alpha_bar_T": alpha_bar_T} | scores)
-        found = ", ".join(f"{metric} {scores[metric]['mean']}" for metric in usable)
+        row |= {"alpha_bar_T": alpha_bar_T, "seconds": round(seconds / count, 5)}
+        rows.append(row | {metric: summary(v) for metric, v in values.items()})
+        found = ", ".join(f"{metric} {rows[-1][metric]['mean']}" for metric in metrics)
         progress(f"{sampler} from {start}, {n} evaluations: {found}")
     return rows
-
-
-def _score(model: Model, parts: list, starts: list, setting: Setting, metrics: tuple[str, ...]) -> dict:
-    """Seconds an image, and each metric's mean with its interval."""
-    values: dict[str, list[float]] = {metric: [] for metric in metrics}
-    seconds = 0.0
-    for number, ((y0, x), start) in enumerate(zip(parts, starts, strict=True)):
-        generator = torch.Generator(x.device).manual_seed(TEST_SEED + number)
-        before = time.perf_counter()
-        output = restore(model, x, setting, generator, start=start)
-        synchronize(x.device)
-        seconds += time.perf_counter() - before
-        for metric, scores in measure(output, y0, metrics).items():
-            values[metric].extend(scores)
-    pictures = sum(len(x) for _, x in parts)
-    return {"seconds": round(seconds / pictures, 5)} | {metric: summary(v) for metric, v in values.items()}
 
 
 def fewest(rows: list[dict], sampler: str, start: str, slack_db: float = 0.1, slack_spectral: float = 0.02) -> int:
     """The smallest number of evaluations that is as good as the largest: PSNR within `slack_db` dB below, spectral
     distance within the share `slack_spectral` above."""
     mine = sorted((r for r in rows if (r["sampler"], r["start"]) == (sampler, start)), key=lambda r: r["evaluations"])
-    if not mine:
-        raise ValueError(f"no rows of {sampler!r} from {start!r}")
     psnr = mine[-1]["psnr"]["mean"] - slack_db
     spectral = mine[-1]["spectral"]["mean"] * (1 + slack_spectral)
     return next(r["evaluations"] for r in mine if r["psnr"]["mean"] >= psnr and r["spectral"]["mean"] <= spectral)

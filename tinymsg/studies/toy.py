@@ -99,19 +99,14 @@ def train_arm(recipe: Recipe, pairs: SignalPairs | None = None) -> tuple[TrainSt
 def invented_edges(estimate: Tensor, truth: Tensor) -> Tensor:
     """Edges in the estimate where the truth has none, a signal: (n, 1, 1, w) in [-1, 1] -> (n,).
 
-    An edge of the estimate is a change of more than 0.3 over 3 samples; it is invented if the truth changes by
-    less than 0.15 over 3 samples anywhere within 4 samples. Neighbouring samples count as one edge.
+    An edge is a change of more than 0.3 over 3 samples; it is invented if the truth changes by less than 0.15 over 3
+    samples anywhere within 4 samples. Neighbouring samples count as one edge.
     """
     jump, true_jump = ((signal[:, 0, 0, 3:] - signal[:, 0, 0, :-3]).abs() for signal in (estimate, truth))
     nearby = torch.nn.functional.max_pool1d(true_jump[:, None], 9, stride=1, padding=4)[:, 0]
     invented = (jump > 0.3) & (nearby < 0.15)
     starts = invented[:, 1:] & ~invented[:, :-1]
     return starts.sum(dim=1).float() + invented[:, 0].float()
-
-
-def signal_psnr(estimate: Tensor, y0: Tensor) -> Tensor:
-    """PSNR of each signal (n, 1, 1, w) in [-1, 1], in dB, (n,); at most 60, which exact signals would exceed."""
-    return torch.tensor(measure(estimate.clamp(-1, 1), y0, ("psnr",))["psnr"]).clamp(max=60.0)
 
 
 def per_signal(
@@ -130,7 +125,10 @@ def per_signal(
     if model is not None:
         setting = dataclasses.replace(SETTING, samples=samples)
         one, mean = sample_and_mean(model, x, setting, torch.Generator().manual_seed(seed))
-    return {"psnr": signal_psnr(one, y0), "psnr_mean": signal_psnr(mean, y0), "invented_edges": invented_edges(one, y0)}
+    found = {"psnr": one, "psnr_mean": mean}
+    # At most 60 dB, which exact signals would exceed
+    scores = {name: torch.tensor(measure(v, y0, ("psnr",))["psnr"]).clamp(max=60.0) for name, v in found.items()}
+    return scores | {"invented_edges": invented_edges(one, y0)}
 
 
 def score(model: Model | None, count: int = 64, seed: int = TEST_SEED) -> dict[str, dict]:

@@ -1,31 +1,20 @@
-"""Studies: which trainings one is made of, how a training is run and scored, how results are compared.
+"""Studies: which trainings one is made of, how a training is run and scored, how results are compared."""
 
-Of the one-dimensional toy:
-
-    forms     what the guidance is made of, trained on one kernel (lessons 02 to 04)
-    choices   what the network predicts, weight of the guidance loss, single scales, number of signals
-    breadth   the map: how many kernels must the training have seen for which form of guidance to help?
-
-Of pictures:
-
-    pictures  the headline: plain, guided, guided without its loss, regression; every test domain; twice the steps too
-"""
-
-from collections.abc import Callable, Iterator
+import os
+import threading
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 
 import torch
 from torch import Tensor
 
 from ..blur import path_to_kernel, walk_path
-from ..data import Batches
 from ..evaluate import summary
-from ..machine import begin_worker
-from ..model import Model, Recipe, count_parameters
+from ..model import Recipe, count_parameters
 from ..rng import Draws
-from ..train import TrainState, fit
+from ..train import Record, TrainState, fit
 from . import pictures, toy
 from .signals import SignalPairs, two_bump_kernel
 
@@ -37,10 +26,9 @@ BREADTHS = (1, 4, 8, 32, 1000)  # training kernels; a larger set holds the small
 
 
 def family_kernels(index: Tensor, family: int, extent: tuple[float, float] = SHORT) -> Tensor:
-    """Kernels number `index` of a family of one-dimensional camera shakes: how long the hand stayed where.
+    """Kernels number `index`, int64 (m,), of a family of one-dimensional camera shakes: how long the hand stayed where.
 
     Args:
-        index: int64 (m,), any values.
         family: seed; each training seed of the map has a family of its own.
         extent: (low, high) samples from end to end, drawn uniformly.
     Returns: (m, k), k odd, non-negative, each summing to 1.
@@ -64,7 +52,7 @@ def breadth_domains(kernels: int, family: int, seed: int) -> dict[str, SignalPai
         "longer kernels": SignalPairs(family_kernels(UNSEEN, family, LONG), 1000, seed),
         "two bumps": SignalPairs(two_bump_kernel(), 1000, seed),
         "noise": SignalPairs(seen, 1000, seed, noise=0.02),
-        "photo rows": SignalPairs(seen, 1000, seed, content="photos"),
+        "photo rows": SignalPairs(seen, 1000, seed, photos=True),
     }
 
 
@@ -109,21 +97,14 @@ class Trial:
 
 def _run_signals(trial: Trial, count: int) -> dict:
     """With the blurry input's scores, which differ between the map's trainings."""
-    state = TrainState(trial.recipe)
-    entry = _train(state, Batches(trial.training_pairs(), trial.recipe.training.batch, toy.LENGTH))
-    domains = trial.domains(toy.TEST_SEED)
-    return entry | {
-        "scores": {name: _score_signals(state.ema_model, pairs, count) for name, pairs in domains.items()},
-        "blurry": {name: _score_signals(None, pairs, count)["psnr"] for name, pairs in domains.items()},
-    }
-
-
-def _score_signals(model: Model | None, pairs: SignalPairs, count: int) -> dict:
-    """{"psnr", "psnr_mean", "invented_edges": {mean, low, high}, "per_signal": count values of psnr}."""
-    values = toy.per_signal(model, pairs, count, samples=toy.SETTING.samples)
-    return {name: summary(v.tolist()) for name, v in values.items()} | {
-        "per_signal": [round(value, 2) for value in values["psnr"].tolist()]
-    }
+    state, records = toy.train_arm(trial.recipe, trial.training_pairs())
+    entry: dict = _train(state, records) | {"scores": {}, "blurry": {}}
+    for name, pairs in trial.domains(toy.TEST_SEED).items():
+        values = toy.per_signal(state.ema_model, pairs, count, samples=toy.SETTING.samples)
+        entry["scores"][name] = {metric: summary(v.tolist()) for metric, v in values.items()}
+        entry["scores"][name]["per_signal"] = [round(value, 2) for value in values["psnr"].tolist()]
+        entry["blurry"][name] = summary(toy.per_signal(None, pairs, count)["psnr"].tolist())
+    return entry
 
 
 def _run_pictures(trial: Trial, count: int) -> dict:
@@ -133,23 +114,21 @@ def _run_pictures(trial: Trial, count: int) -> dict:
         state = TrainState(recipe)
         model = state.ema_model
 
-        def watch(step: int) -> None:
-            if step % max(1, recipe.training.steps // 8) == 0:
-                curve.append([step, round(pictures.validation_psnr(state.ema_model, recipe), 3)])
+        def watched() -> Iterator[Record]:
+            for record in fit(state, pictures.training_batches(recipe)):
+                if record.step % max(1, recipe.training.steps // 8) == 0:
+                    curve.append([record.step, round(pictures.validation_psnr(state.ema_model, recipe), 3)])
+                yield record
 
-        entry = _train(state, pictures.training_batches(recipe), watch) | {"validation": curve}
+        entry = _train(state, watched()) | {"validation": curve}
     content = recipe.training.content
     return entry | {"scores": {d: pictures.score_pictures(model, d, content, count) for d in pictures.DOMAINS}}
 
 
-def _train(state: TrainState, batches: Batches, watch: Callable[[int], None] = lambda step: None) -> dict:
-    """Train to the end, calling watch(step) after each step. Returns: size, and the two loss curves of 40 points."""
+def _train(state: TrainState, records: Iterator[Record]) -> dict:
+    """Train to the end. Returns: size, and the two loss curves of 40 points."""
     every = max(1, state.training.steps // 40)
-    history = []
-    for record in fit(state, batches):
-        if record.step % every == 0:
-            history.append(record.to_dict())
-        watch(record.step)
+    history = [record.to_dict() for record in records if record.step % every == 0]
     return {
         "parameters": count_parameters(state.model),
         "loss": [round(row["denoise"], 5) for row in history],
@@ -210,9 +189,13 @@ class Study:
 
 
 STUDIES: dict[str, Study] = {
+    # What the guidance is made of, trained on one kernel (lessons 02 to 04)
     "forms": Study(toy.ARMS, 5),
+    # What the network predicts, weight of the guidance loss, single scales, number of signals
     "choices": Study(CHOICES, 2),
+    # The map: how many kernels must the training have seen for which form of guidance to help?
     "breadth": Study(FORMS, 2, kernels=BREADTHS),
+    # The headline: plain, guided, guided without its loss, regression; every test domain; twice the steps too
     "pictures": Study(pictures.ARMS, 3, pictures.PICTURES, count=200),
 }
 
@@ -225,12 +208,24 @@ def run_study(trials: list[Trial], workers: int, count: int = 64) -> Iterator[di
     if workers == 1:
         yield from (trial.run(count) for trial in trials)
         return
-    with ProcessPoolExecutor(workers, get_context("spawn"), begin_worker) as pool:
+    with ProcessPoolExecutor(workers, get_context("spawn"), _begin_worker) as pool:
         try:
             for future in as_completed([pool.submit(trial.run, count) for trial in trials]):
                 yield future.result()
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _begin_worker() -> None:
+    """One thread; and a watcher, or the workers of a study that was killed would train on, and then wait for ever."""
+    torch.set_num_threads(1)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    if parent := parent_process():
+        parent.join()
+        os._exit(1)
 
 
 def paired_differences(
