@@ -226,16 +226,12 @@ def test_every_part_of_the_setting_counts(tmp_path, weights):
             ["evaluate", "--out", "OUT.json", "--weights", "W", "--blur", "blur_gamma"],
             "--blur is for real pairs: it goes with --pairs",
         ),
-        (
-            ["evaluate", "--out", "OUT.json", "--weights", "W", "--pairs", "IN", "--domains", "noise"],
-            "give one of the two",
-        ),
         (["evaluate", "--out", "OUT.json", "--weights", "W", "W"], "the name is taken; give another by ROW="),
         (["evaluate", "--out", "OUT.json", "--weights", "blurry=W"], "a row cannot be named 'blurry'"),
         (["evaluate", "--out", "OUT.json", "--weights", "a=W", "a-mean=W"], "a row cannot be named 'a-mean'"),
         (["ablate", "--out", "OUT.json", "--arms", "none"], "unknown arm"),
         (["ablate", "--out", "OUT.json", "--study", "parts"], "known: forms, choices, breadth, pictures"),
-        (["ablate", "--out", "IN"], "in.png is not a results file; use another --out"),
+        (["ablate", "--out", "IN"], "in.png is not a results file (UnicodeDecodeError); use another --out"),
         (["publish", "nowhere", "--name", "x", "--results", "nowhere.json"], "no weights at"),
     ],
 )
@@ -276,7 +272,14 @@ def test_too_small_a_number_is_refused_by_its_option(command, option, least, tmp
 
 
 @pytest.mark.parametrize(
-    "arguments", [["deblur"], ["deblur", "a.png", "-o", "b.png", "--max-noise", "1.5"], ["fly"], []]
+    "arguments",
+    [
+        ["deblur"],
+        ["deblur", "a.png", "-o", "b.png", "--max-noise", "1.5"],
+        ["evaluate", "--out", "out.json", "--pairs", "here", "--domains", "noise"],
+        ["fly"],
+        [],
+    ],
 )
 def test_wrong_usage_exits_with_2(arguments, capsys):
     with pytest.raises(SystemExit) as stop:
@@ -335,6 +338,20 @@ def test_memory_that_ran_out_is_one_sentence(error, said, monkeypatch, capsys):
         return
     assert main(["train", "--out", "nowhere"]) == 2
     assert capsys.readouterr().err.startswith("tinymsg: memory ran out; take smaller")
+
+
+def test_a_full_disk_and_ctrl_c_are_one_sentence(monkeypatch, capsys):
+    for error, status, said in (
+        (OSError(28, "No space left on device", "scores.json"), 2, "tinymsg: scores.json: No space left on device\n"),
+        (KeyboardInterrupt(), 130, "\nstopped; the files that were finished are whole\n"),
+    ):
+
+        def fail(args, error=error):
+            raise error
+
+        monkeypatch.setattr("tinymsg.cli.evaluate.run", fail)
+        assert main(["evaluate", "--out", "scores.json"]) == status
+        assert capsys.readouterr().err == said
 
 
 @pytest.mark.parametrize(
@@ -423,7 +440,7 @@ SCORES = {"weights": {}, "parameters": {"guided": 1}, "setting": {}, "unavailabl
     [
         (
             lambda run, scores: (run / "run.json").unlink(),
-            "run.json cannot be read: No such file or directory; give the folder of a",
+            "run.json is not a results file (No such file or directory); give the folder of a",
         ),
         (
             lambda run, scores: (run / "run.json").write_text(json.dumps(RUN | {"digest": "0"})),
@@ -431,7 +448,7 @@ SCORES = {"weights": {}, "parameters": {"guided": 1}, "setting": {}, "unavailabl
         ),
         (
             lambda run, scores: (run / "run.json").write_text("{"),
-            "run.json is not a results file; give the folder of a finished train",
+            "run.json is not a results file (JSONDecodeError); give the folder of a finished train",
         ),
         (
             lambda run, scores: write_results(scores, {"rows": []}),
@@ -439,9 +456,12 @@ SCORES = {"weights": {}, "parameters": {"guided": 1}, "setting": {}, "unavailabl
         ),
         (
             lambda run, scores: scores.write_text("[]"),
-            "scores.json is not a results file; evaluate these very weights first",
+            "scores.json is not a results file (TypeError); evaluate these very weights first",
         ),
-        (lambda run, scores: scores.unlink(), "scores.json cannot be read: No such file or directory; evaluate these"),
+        (
+            lambda run, scores: scores.unlink(),
+            "scores.json is not a results file (No such file or directory); evaluate these",
+        ),
     ],
 )
 def test_nothing_is_published_without_its_records(spoil, message, tmp_path, weights, monkeypatch, capsys):

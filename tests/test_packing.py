@@ -210,7 +210,9 @@ def test_verify_compares_file_and_pictures(root, tmp_path, damage):
         bytes_ = bytearray((out / "pairs.npy").read_bytes())
         bytes_[-1] ^= 1
         (out / "pairs.npy").write_bytes(bytes_ if damage == "pixel" else bytes_[:-1])
-        message = "damaged, the first: GOPR0373_07_01/000049" if damage == "pixel" else "pairs.npy is damaged"
+        message = (
+            "damaged, the first: GOPR0373_07_01/000049" if damage == "pixel" else "pairs.npy is missing or damaged"
+        )
     with pytest.raises(ValueError, match=message):
         pack(pairs, out, "gopro", workers=1, verify=True)
 

@@ -25,19 +25,25 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run a command; returns the exit status: 0 done, 1 some files failed, 2 a mistake in the call.
+    """Run a command; returns the exit status: 0 done, 1 some files failed, 2 a mistake in the call, 130 stopped.
 
     A mistake is a ValueError, here and in the library: one sentence, printed without a traceback.
     """
     args = parser().parse_args(arguments)
     try:
         return args.run(args)
+    except KeyboardInterrupt:
+        print("\nstopped; the files that were finished are whole", file=sys.stderr)
+        return 130
     except ValueError as error:
-        print(f"tinymsg: {error}", file=sys.stderr)
+        said = str(error)
+    except OSError as error:
+        said = f"{error.filename}: {error.strerror}" if error.filename else str(error)
     except (RuntimeError, MemoryError) as error:
         from ..machine import out_of_memory
 
         if not out_of_memory(error):
             raise
-        print("tinymsg: memory ran out; take smaller or fewer pictures, or another --device", file=sys.stderr)
+        said = "memory ran out; take smaller or fewer pictures, or another --device"
+    print(f"tinymsg: {said}", file=sys.stderr)
     return 2

@@ -4,7 +4,7 @@ import argparse
 import os
 from pathlib import Path
 
-from .shared import UserError, common, positive, read_record, say
+from .shared import common, positive, read_record, say
 
 
 def add(commands: argparse._SubParsersAction) -> None:
@@ -31,23 +31,27 @@ def run(args: argparse.Namespace) -> int:
     from ..studies.trials import KEY, STUDIES, run_study
 
     if args.study not in STUDIES:
-        raise UserError(f"unknown study {args.study!r}; known: {', '.join(STUDIES)}")
+        raise ValueError(f"unknown study {args.study!r}; known: {', '.join(STUDIES)}")
     out, study = Path(args.out), STUDIES[args.study]
     steps, count = args.steps or study.base.training.steps, args.count or study.count
     trials = study.trials(args.seeds or study.seeds, steps)
     known = list(dict.fromkeys(trial.arm for trial in trials))
     if unknown := [arm for arm in args.arms or [] if arm not in known]:
-        raise UserError(f"unknown arm {unknown[0]!r} of {args.study}; known: {', '.join(known)}")
-    runs = {}
+        raise ValueError(f"unknown arm {unknown[0]!r} of {args.study}; known: {', '.join(known)}")
+    runs, budget = {}, {"study": args.study, "steps": steps, "count": count}
     if out.exists():  # goes on where an earlier call stopped, if that had the same budget and the same tests
-        runs = {tuple(run[name] for name in KEY): run for run in _earlier_runs(out, args.study, steps, count)}
+        earlier = read_record(out, ("study", "steps", "runs"), "use another --out")
+        held = {"count": study.count} | {name: earlier[name] for name in budget if name in earlier}
+        if differing := [name for name in budget if held[name] != budget[name]]:
+            found = ", ".join(f"{name} {held[name]} instead of {budget[name]}" for name in differing)
+            raise ValueError(f"{out} holds {found}; use another --out")
+        runs = {tuple(run[name] for name in KEY): run for run in earlier["runs"]}
     todo = [trial for trial in trials if trial.key not in runs and trial.arm in (args.arms or known)]
-    results = provenance() | {"study": args.study, "steps": steps, "count": count}
     order = {trial.key: place for place, trial in enumerate(trials)}  # runs of arms that are gone come last
 
     def write() -> None:
         ordered = sorted(runs, key=lambda key: order.get(key, len(order)))
-        write_results(out, results | {"runs": [runs[key] for key in ordered]})
+        write_results(out, provenance() | budget | {"runs": [runs[key] for key in ordered]})
 
     say(f"{args.study}: {len(todo)} of {len(trials)} trainings to do")
     write()
@@ -57,19 +61,3 @@ def run(args: argparse.Namespace) -> int:
         write()
         say(f"{key}: " + ", ".join(f"{d} {s['psnr']['mean']:.1f}" for d, s in entry["scores"].items()))
     return 0
-
-
-def _earlier_runs(out: Path, study: str, steps: int, count: int) -> list[dict]:
-    """The runs of a results file that this call may go on with."""
-    from ..studies.trials import STUDIES
-
-    earlier = read_record(out, ("study", "steps", "runs"), "use another --out")
-    default = STUDIES[earlier["study"]].count if earlier["study"] in STUDIES else None
-    held = earlier["study"], earlier["steps"], earlier.get("count", default)  # earlier files do not say their count
-    if held != (study, steps, count):
-        said = [
-            f"{name!r} at {budget} steps, scored on {tests} a domain"
-            for name, budget, tests in (held, (study, steps, count))
-        ]
-        raise UserError(f"{out} holds the study {said[0]}, not {said[1]}; use another --out")
-    return earlier["runs"]

@@ -14,10 +14,8 @@ ALLOCATOR = {
 
 
 def use_allocator() -> bool:
-    """Put the allocator's settings into the environment, for processes that start from here; not over the user's own.
-
-    Returns: whether they are new there. No other system than Linux has them.
-    """
+    """Put the settings into the environment of processes that start from here, on Linux, unless the user has one of
+    them there. Returns: whether they are new."""
     if sys.platform != "linux" or any(name in os.environ for name in ALLOCATOR):
         return False
     os.environ.update(ALLOCATOR)

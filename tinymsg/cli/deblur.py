@@ -4,7 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from .shared import UserError, common, load_weights, pick_device, positive, share
+from .shared import common, load_weights, pick_device, positive, share
 
 
 def add(commands: argparse._SubParsersAction) -> None:
@@ -54,9 +54,6 @@ def run(args: argparse.Namespace) -> int:
             print(f"{source} -> {target}")
         except ImageError as error:
             failed.append(str(error))
-        except KeyboardInterrupt:
-            print(f"\nstopped at {source}; files finished so far are whole", file=sys.stderr)
-            return 130
     for sentence in failed:
         print(f"failed: {sentence}", file=sys.stderr)
     if len(jobs) > 1:
@@ -102,17 +99,17 @@ def _jobs(inputs: list[Path], output: Path) -> list[tuple[Path, Path]]:
     if len(inputs) == 1 and not inputs[0].is_dir() and output.suffix.lower() in IMAGE_SUFFIXES and not output.is_dir():
         return [(inputs[0], output)]
     if output.exists() and not output.is_dir():
-        raise UserError(f"{output} is a file; several pictures or a folder need an output folder")
+        raise ValueError(f"{output} is a file; several pictures or a folder need an output folder")
     jobs: dict[Path, Path] = {}  # target: source
     for path in inputs:
         found = picture_files(path, recursive=True) if path.is_dir() else [path]
         if not found:
-            raise UserError(f"no pictures ({', '.join(IMAGE_SUFFIXES)}) in the folder {path}")
+            raise ValueError(f"no pictures ({', '.join(IMAGE_SUFFIXES)}) in the folder {path}")
         for source in found:
             name = source.relative_to(path) if path.is_dir() else Path(path.name)
             target = output / (name if name.suffix.lower() in IMAGE_SUFFIXES else f"{name}.png")
             if target in jobs:
-                raise UserError(f"two inputs would both be written to {target}; deblur them in two calls")
+                raise ValueError(f"two inputs would both be written to {target}; deblur them in two calls")
             jobs[target] = source
     return [(source, target) for target, source in jobs.items()]
 
@@ -123,22 +120,16 @@ _BYTES_PER_PIXEL_AND_CHANNEL = {True: 50, False: 65}
 
 
 def check_memory(source: Path, x, config) -> None:
-    """Refuse, before the system would kill us, a picture that cannot fit. Raises: ImageError."""
-    import torch
-
+    """Refuse, before Linux would kill us, a picture that cannot fit; a GPU says so by itself. Raises: ImageError."""
     from ..data import ImageError
     from ..machine import use_bf16
 
+    table = Path("/proc/meminfo")
+    if x.device.type != "cpu" or not table.exists():
+        return
     height, width = x.shape[-2:]
     need = height * width * config.widths[0] * _BYTES_PER_PIXEL_AND_CHANNEL[use_bf16(config.precision, x.device)]
-    if x.device.type != "cpu":
-        # What torch keeps of earlier pictures is not free to others, but to us
-        kept = torch.accelerator.memory_reserved(x.device) - torch.accelerator.memory_allocated(x.device)
-        free = torch.accelerator.get_memory_info(x.device)[0] + kept
-    elif (table := Path("/proc/meminfo")).exists():
-        free = int(table.read_text().split("MemAvailable:")[1].split()[0]) * 1024
-    else:
-        return
+    free = int(table.read_text().split("MemAvailable:")[1].split()[0]) * 1024
     if need > free:
         what = f"{width}x{height} pixels need about {need / 1e9:.0f} GB of memory, {free / 1e9:.0f} GB are free"
         raise ImageError(f"{source}: {what}; make the picture smaller")

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from .shared import UserError, at_least, common, load_named_weights, pick_device, positive, say
+from .shared import at_least, common, load_named_weights, pick_device, positive, say
 
 
 def add(commands: argparse._SubParsersAction) -> None:
@@ -17,9 +17,10 @@ def add(commands: argparse._SubParsersAction) -> None:
     three = ["scenes-guided", "scenes-plain", "scenes-regression"]
     common(sub, "weights", nargs="+", default=three, metavar="[ROW=]NAME", help=weights)
     common(sub, "out")
-    sub.add_argument("--domains", nargs="+", metavar="NAME", help="default: the training domain and all test domains")
+    of = sub.add_mutually_exclusive_group()
+    of.add_argument("--domains", nargs="+", metavar="NAME", help="default: the training domain and all test domains")
     pairs = "real pairs (GoPro layout, or input/ and target/) instead of synthetic domains"
-    sub.add_argument("--pairs", metavar="FOLDER", help=pairs)
+    of.add_argument("--pairs", metavar="FOLDER", help=pairs)
     blur = "with --pairs: the folders with blurry pictures, as blur_gamma (default: blur)"
     sub.add_argument("--blur", metavar="NAME", help=blur)
     align = "with --pairs: score each picture after its best whole-pixel shift of up to so many (default: as it is)"
@@ -51,10 +52,7 @@ def run(args: argparse.Namespace) -> int:
     device = pick_device(args.device)
     for name in ("align", "blur"):
         if getattr(args, name) and not args.pairs:
-            raise UserError(f"--{name} is for real pairs: it goes with --pairs")
-    if args.domains and args.pairs:
-        what = "--domains are synthetic, --pairs are real"
-        raise UserError(f"{what}: give one of the two, the other in a second call with its own --out")
+            raise ValueError(f"--{name} is for real pairs: it goes with --pairs")
     models, weights = load_named_weights(args.weights, device)
     domains: dict[str, Pairs] = {}
     if args.pairs:
@@ -66,13 +64,9 @@ def run(args: argparse.Namespace) -> int:
         domains = {n: ev.domain_pairs(n, args.content, args.count, ev.TEST_SEED, device) for n in names}
     held_out = args.validation_content or args.content
     validation = ev.domain_pairs("gopro_like", held_out, args.validation, ev.VALIDATION_SEED, device)
-    grid = {
-        label: ev.grid_search(
-            model, validation, args.validation, args.size, ev.GRID_STEPS, ev.GRID_MAX_NOISE, progress=say
-        )
-        for label, model in models.items()
-        if model.config.kind == "diffusion"
-    }
+    search = partial(ev.grid_search, steps=ev.GRID_STEPS, max_noise=ev.GRID_MAX_NOISE, progress=say)
+    diffusion = {label: model for label, model in models.items() if model.config.kind == "diffusion"}
+    grid = {label: search(model, validation, args.validation, args.size) for label, model in diffusion.items()}
     setting = Setting(samples=args.samples)
     if grid:  # chosen on the validation split of the training domain, for the first model; then frozen for all
         best = ev.choose_cell(next(iter(grid.values())))

@@ -1,18 +1,17 @@
 """pack: pairs of pictures -> one memory-mapped file a split, which training reads without decoding."""
 
 import argparse
-import sys
 from pathlib import Path
 
-from .shared import UserError, positive
+from .shared import positive
 
 
 def add(commands: argparse._SubParsersAction) -> None:
     sub = commands.add_parser(
         "pack",
         help="decode pairs of pictures once, into one file for training",
-        epilog="The same command goes on after an interruption. SOURCE may also be a packed folder, with --verify: its "
-        "checksums are compared, and no pictures are needed.",
+        epilog="After an interruption the same command starts again. SOURCE may also be a packed folder, with "
+        "--verify: its checksums are compared, and no pictures are needed.",
     )
     source = "a data set (gopro, hide, realblur_j, realblur_r, reds, ...) or a folder of pairs"
     sub.add_argument("source", metavar="SOURCE", help=source)
@@ -21,7 +20,7 @@ def add(commands: argparse._SubParsersAction) -> None:
     sub.add_argument("--blur", default="blur", help=f"{blur} (default: %(default)s)")
     sub.add_argument("--out", metavar="FOLDER", help="default: ROOT/packed/NAME-SPLIT, where training finds it by name")
     sub.add_argument("--root", default="data", metavar="FOLDER", help="where the data sets lie (default: %(default)s)")
-    sub.add_argument("--workers", type=positive, metavar="N", help="processes that decode (default: one a core)")
+    sub.add_argument("--workers", type=positive, metavar="N", help="threads that decode (default: one a core)")
     sub.add_argument("--verify", action="store_true", help="compare every pair in the file with its pictures, too")
     incomplete = "take the pairs that are there, fewer than were published"
     sub.add_argument("--incomplete", action="store_true", help=incomplete)
@@ -37,24 +36,16 @@ def run(args: argparse.Namespace) -> int:
     known, folder = args.source in DATASETS, Path(args.source)
     name = args.source if known else folder.resolve().name
     out = Path(args.out) if args.out else packed_folder(name, args.split, args.root)
-    if not known and is_packed(folder):
-        pairs = PackedPairs(folder, verify=args.verify)
-        print(f"{folder}: {pairs.name}, " + ("every checksum is right" if args.verify else "packed already"))
-        return 0
     if known:
         pairs = find_pairs(args.source, args.root, args.split, args.blur, complete=not args.incomplete)
-    elif folder.is_dir():
-        pairs = folder_pairs(folder, args.blur)
+    elif is_packed(folder):
+        found = PackedPairs(folder, verify=args.verify).name
+        print(f"{folder}: {found}, " + ("every checksum is right" if args.verify else "packed already"))
+        return 0
     else:
-        raise UserError(f"{args.source} is neither a data set ({', '.join(DATASETS)}) nor a folder of pairs")
+        pairs = folder_pairs(folder, args.blur)
     there = is_packed(out)
-    try:
-        manifest = pack(pairs, out, name, args.split, args.blur, args.workers, args.verify)
-    except KeyboardInterrupt:
-        print(f"\nstopped; the same command goes on from what is in {out}", file=sys.stderr)
-        return 130
-    except OSError as error:
-        raise UserError(f"{error.filename or out}: {error.strerror}; what is done stays in {out}") from None
+    manifest = pack(pairs, out, name, args.split, args.blur, args.workers, args.verify)
     n, _, h, w, _ = manifest["shape"]
     size = f"frames of {w}x{h}, {n * 6 * h * w / 1e9:.2f} GB, SHA-256 {manifest['identity'][:16]}"
     notes = ", was packed already" * there + ", verified against the pictures" * args.verify

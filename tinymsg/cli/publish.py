@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from .shared import UserError, read_record
+from .shared import read_record
 
 
 def add(commands: argparse._SubParsersAction) -> None:
@@ -15,7 +15,6 @@ def add(commands: argparse._SubParsersAction) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Copy the weights, and write the card from the run's and the evaluation's own records."""
     import shutil
 
     from .. import model
@@ -24,10 +23,7 @@ def run(args: argparse.Namespace) -> int:
 
     folder = Path(args.run_folder)
     source = folder / "weights.safetensors"
-    try:
-        model.load_model(source)
-    except FileNotFoundError as error:
-        raise UserError(str(error)) from None
+    model.load_model(source)  # it is whole
     entries = ("weights", "parameters", "setting", "unavailable", "domains")
     advice = "evaluate these very weights first, and give the file that it writes"
     results = read_record(args.results, entries, advice)
@@ -35,7 +31,7 @@ def run(args: argparse.Namespace) -> int:
     ran = read_record(folder / "run.json", ("command", "config", "steps"), advice)
     label = next((k for k, w in results["weights"].items() if w["sha256"] == sha256(source)), None)
     if label is None:
-        raise UserError(f"{args.results} holds no scores of {source}: evaluate these very weights first")
+        raise ValueError(f"{args.results} holds no scores of {source}: evaluate these very weights first")
     rows = ("blurry", label, f"{label}-mean")
     scores = {d: {k: s for k, s in r["scores"].items() if k in rows} for d, r in results["domains"].items()}
     card = ran | {"name": args.name, "sha256": sha256(source), "parameters": results["parameters"][label]}

@@ -1,14 +1,11 @@
-"""What the commands share: mistakes in one sentence, devices, weights, common arguments."""
+"""What the commands share: devices, weights, records, common arguments."""
 
 import argparse
 import os
 from collections.abc import Callable
 
 DEVICE_HELP = "cpu, cuda, cuda:1, ... (default: the GPU if there is one)"
-
-
-class UserError(ValueError):
-    """A mistake that one sentence explains."""
+UserError = ValueError  # one sentence; main prints it
 
 
 def at_least(least: int) -> Callable[[str], int]:
@@ -51,7 +48,7 @@ def common(command: argparse.ArgumentParser, name: str, **changes) -> None:
 
 
 def pick_device(name: str):
-    """The torch device of a --device argument; UserError if it cannot be used here."""
+    """The torch device of a --device argument; ValueError if it cannot be used here."""
     import torch
 
     from ..machine import accelerator
@@ -61,7 +58,7 @@ def pick_device(name: str):
         if "LOCAL_RANK" not in os.environ:  # under torchrun each process takes its own, and no memory of the first
             torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise UserError(f"device {name!r} cannot be used here: {str(error).splitlines()[0]}") from None
+        raise ValueError(f"device {name!r} cannot be used here: {str(error).splitlines()[0]}") from None
     return device
 
 
@@ -73,14 +70,13 @@ def load_weights(name: str, device):
     try:
         return load_model(weights_path(name), device), model_card(name) if name in shipped else {}
     except FileNotFoundError:
-        raise UserError(f"no weights {name!r}: neither a file nor shipped ({', '.join(shipped)})") from None
+        raise ValueError(f"no weights {name!r}: neither a file nor shipped ({', '.join(shipped)})") from None
 
 
 def load_named_weights(items: list[str], device) -> tuple[dict, dict]:
     """[ROW=]NAME arguments -> ({row: model}, {row: source, SHA-256 and configuration}).
 
-    A row without a name has the last word of its weights' name.
-    Raises: UserError for a row whose name is taken, by another or by what the results call their own rows.
+    A row without a name has the last word of its weights' name. Raises: ValueError for a name that is taken.
     """
     from ..machine import sha256
     from ..model import weights_path
@@ -89,33 +85,26 @@ def load_named_weights(items: list[str], device) -> tuple[dict, dict]:
     for item in items:
         row, _, name = item.rpartition("=")
         row = row or name.removesuffix(".safetensors").rsplit("-", 1)[-1]
-        if row in models or row == "blurry" or row.endswith("-mean"):
-            raise UserError(f"a row cannot be named {row!r}: the name is taken; give another by ROW={name}")
+        if row in (*models, "blurry", "sharp") or row.endswith(("-mean", "-SA")):
+            raise ValueError(f"a row cannot be named {row!r}: the name is taken; give another by ROW={name}")
         models[row], _ = load_weights(name, device)
         identities[row] = {"source": name, "sha256": sha256(weights_path(name)), "config": models[row].config.to_dict()}
     return models, identities
 
 
 def read_record(path, entries: tuple[str, ...], advice: str) -> dict:
-    """A results file that has these entries; UserError, ending in the advice, if it is none."""
-    import json
-
+    """A results file that has these entries; ValueError, ending in the advice, if it is none."""
     from ..evaluate import read_results
 
     try:
         record = read_results(path)
-    except OSError as error:
-        what = f"{path} cannot be read: {error.strerror}"
-    except (json.JSONDecodeError, UnicodeDecodeError, TypeError, AttributeError):  # no JSON, or no table in it
-        what = f"{path} is not a results file"
-    except ValueError as error:
-        what = str(error)
-    else:
-        missing = [name for name in entries if name not in record]
-        if not missing:
-            return record
-        what = f"{path} is a results file of another kind, without {', '.join(missing)}"
-    raise UserError(f"{what}; {advice}")
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        reason = getattr(error, "strerror", None) or type(error).__name__  # no file, no JSON, or no table in it
+        what = str(error) if type(error) is ValueError else f"{path} is not a results file ({reason})"
+        raise ValueError(f"{what}; {advice}") from None
+    if missing := [name for name in entries if name not in record]:
+        raise ValueError(f"{path} is a results file of another kind, without {', '.join(missing)}; {advice}")
+    return record
 
 
 def say(line: str) -> None:

@@ -2,7 +2,7 @@
 
 import argparse
 
-from .shared import UserError, common, load_named_weights, pick_device, positive, say
+from .shared import common, load_named_weights, pick_device, positive, say
 
 
 def add(commands: argparse._SubParsersAction) -> None:
@@ -34,7 +34,7 @@ def run(args: argparse.Namespace) -> int:
     device = pick_device(args.device)
     models, weights = load_named_weights([f"model={args.weights}", f"regression={args.regression}"], device)
     if models["model"].config.kind != "diffusion" or models["regression"].config.kind != "regression":
-        raise UserError("--weights must be a diffusion model, --regression a regression model")
+        raise ValueError("--weights must be a diffusion model, --regression a regression model")
     starts = {"blurry": lambda x: x, "regression": lambda x: restore(models["regression"], x)}
     evaluations = tuple(args.evaluations or steps.EVALUATIONS)
     pairs = ev.domain_pairs(args.domain, args.content, args.count, ev.TEST_SEED, device)
