@@ -6,8 +6,8 @@ import torch
 from tinymsg.studies.signals import SignalPairs, box_kernels, render_signals
 
 
-def test_signals_are_pieces_and_ramps(device):
-    signals = render_signals(torch.arange(50, device=device), 128).cpu()
+def test_signals_are_pieces_and_ramps():
+    signals = render_signals(torch.arange(50), 128)
     assert signals.shape == (50, 1, 1, 128)
     assert signals.min() >= 0 and signals.max() <= 1
     step = signals.diff(dim=-1).abs()
@@ -25,18 +25,18 @@ def test_signals_are_a_function_of_seed_and_index():
     assert not torch.allclose(render_signals(index, 64, seed=3), signals)
 
 
-def test_signal_pairs(device):
-    pairs = SignalPairs(box_kernels(9), count=20, seed=1, device=device)
+def test_signal_pairs():
+    pairs = SignalPairs(box_kernels(9), count=20, seed=1)
     index = torch.arange(30)
     y0, x = pairs.crops(index, 64)
-    assert y0.shape == x.shape == (30, 1, 1, 64) and y0.device.type == device.type
+    assert y0.shape == x.shape == (30, 1, 1, 64)
     assert y0.abs().max() <= 1 and x.abs().max() <= 1
     expected = torch.nn.functional.avg_pool1d(y0[:, :, 0], 9, stride=1)
     torch.testing.assert_close(x[:, :, 0, 4:-4], expected, rtol=0, atol=1e-4)
     again = pairs.crops(index[7:9], 64)
     torch.testing.assert_close(again[1], x[7:9], rtol=0, atol=1e-5)
     assert len(torch.unique(y0.flatten(1), dim=0)) <= 20
-    noisy = SignalPairs(box_kernels(9), count=20, seed=1, noise=0.05, device=device).crops(index, 64)
+    noisy = SignalPairs(box_kernels(9), count=20, seed=1, noise=0.05).crops(index, 64)
     assert torch.equal(noisy[0], y0) and 0.08 < (noisy[1] - x).std() < 0.102  # 0.1 in [-1, 1], a little clipped
 
 

@@ -5,8 +5,8 @@ from dataclasses import replace
 
 import torch
 
-from ..data import TEST_DOMAINS, Batches, SyntheticPairs, make_contents
-from ..evaluate import TEST_SEED, VALIDATION_SEED, domain_pairs, measure, sample_and_mean, summary
+from ..data import TEST_DOMAINS, Batches, Pairs, SyntheticPairs, make_contents
+from ..evaluate import TEST_SEED, VALIDATION_SEED, domain_pairs, evaluate, measure
 from ..model import Model, Recipe
 from ..sample import Setting, restore
 
@@ -50,16 +50,12 @@ def score_pictures(model: Model | None, domain: str, content: str, count: int) -
     Returns: {"psnr", "psnr_mean", "spectral", "spectral_mean": {mean, low, high}, "per_image": {metric: count values}};
         plain names are of one sample, "_mean" of the mean of SETTING.samples.
     """
-    pairs = domain_pairs(domain, content, count, TEST_SEED)
-    values: dict[str, list[float]] = {}
-    for index in torch.arange(count).split(50):
-        y0, x = pairs.crops(index, SIZE)
-        one = mean = x
-        if model is not None:
-            generator = torch.Generator().manual_seed(TEST_SEED + int(index[0]))
-            one, mean = sample_and_mean(model, x, SETTING, generator)
-        for suffix, output in (("", one), ("_mean", mean)):
-            for metric, scores in measure(output, y0, METRICS).items():
-                values.setdefault(metric + suffix, []).extend(scores)
-    per_image = {name: [round(score, 3) for score in v] for name, v in values.items()}
-    return {name: summary(v) for name, v in values.items()} | {"per_image": per_image}
+    pairs: dict[str, Pairs] = {domain: domain_pairs(domain, content, count, TEST_SEED)}
+    found = evaluate({"model": model} if model else {}, pairs, SETTING, count, SIZE, METRICS, batch=50)["domains"][
+        domain
+    ]
+    one = "model" if model else "blurry"
+    mean = f"{one}-mean" if f"{one}-mean" in found["scores"] else one
+    rows = [(metric + suffix, row, metric) for suffix, row in (("", one), ("_mean", mean)) for metric in METRICS]
+    per_image = {name: found["per_image"][row][metric] for name, row, metric in rows}
+    return {name: found["scores"][row][metric] for name, row, metric in rows} | {"per_image": per_image}

@@ -1,11 +1,12 @@
 """One-dimensional pairs for the toy: images of height 1, so that the whole library serves them."""
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
 from ..blur import convolve
 from ..data import photo_contents, to_model
-from ..machine import upload
 from ..rng import Draws
 
 
@@ -15,7 +16,7 @@ def render_signals(index: Tensor, length: int = 128, seed: int = 0) -> Tensor:
     pieces = 12
     gaps = draws.uniform(pieces, low=0.2, high=1.8)
     edges = (gaps.cumsum(dim=1) / gaps.sum(dim=1, keepdim=True) * length)[:, :, None]
-    position = torch.arange(length, device=index.device) + 0.5
+    position = torch.arange(length) + 0.5
     piece = (position > edges).sum(dim=1)  # n, length: which piece a sample lies in
     start = torch.cat([torch.zeros_like(edges[:, :1, 0]), edges[:, :, 0]], dim=1).gather(1, piece)
     level = draws.uniform(pieces + 1, low=0.1, high=0.9).gather(1, piece)
@@ -25,42 +26,32 @@ def render_signals(index: Tensor, length: int = 128, seed: int = 0) -> Tensor:
     return signal.clamp(0, 1)[:, None, None]
 
 
+@dataclass(eq=False)
 class SignalPairs:
-    """Signals, each blurred by one of some fixed kernels.
+    """Signals, each blurred by one of some fixed kernels; on the CPU."""
 
-    Args:
-        kernels: (m, k), k odd, each summing to 1.
-        count: how many distinct signals.
-        seed: of signals and pairs.
-        noise: standard deviation of white noise on the blurry signal.
-        photos: rows of scikit-image's photographs instead of procedural signals.
-    """
+    kernels: Tensor  # (m, k), k odd, each summing to 1
+    count: int = 1000  # how many distinct signals
+    seed: int = 0  # of signals and pairs
+    noise: float = 0.0  # standard deviation of white noise on the blurry signal
+    photos: bool = False  # rows of scikit-image's photographs instead of procedural signals
 
-    def __init__(
-        self,
-        kernels: Tensor,
-        count: int = 1000,
-        seed: int = 0,
-        noise: float = 0.0,
-        photos: bool = False,
-        device: torch.device | str = "cpu",
-    ):
-        self.kernels, self.count, self.seed, self.noise, self.photos = kernels, count, seed, noise, photos
-        self.device = torch.device(device)
-        self.name = f"{count} {'photos' if photos else 'signals'}, {len(kernels)} kernel(s), seed {seed}"
+    def __post_init__(self):
+        what = "photos" if self.photos else "signals"
+        self.name = f"{self.count} {what}, {len(self.kernels)} kernel(s), seed {self.seed}"
 
     def crops(self, index: Tensor, size: int) -> tuple[Tensor, Tensor]:
         """(y0, x), both (n, 1, 1, size) in [-1, 1]."""
-        draws = Draws(self.seed, index.cpu())
+        draws = Draws(self.seed, index)
         margin = self.kernels.shape[-1] // 2
         length = size + 2 * margin
         if self.photos:  # the middle row of a square crop, green
-            signal = photo_contents().crops(draws, length, self.device)[:, 1:2, length // 2, None]
+            signal = photo_contents().crops(draws, length)[:, 1:2, length // 2, None]
         else:
-            signal = render_signals(upload(draws.integers(self.count), self.device), length, self.seed)
-        kernel = upload(self.kernels[draws.integers(len(self.kernels))], self.device)
+            signal = render_signals(draws.integers(self.count), length, self.seed)
+        kernel = self.kernels[draws.integers(len(self.kernels))]
         x = convolve(signal, kernel[:, None, :], padding="valid")
-        x = (x + self.noise * draws.on(self.device).normal(*x.shape[1:])).clamp(0, 1)
+        x = (x + self.noise * draws.normal(*x.shape[1:])).clamp(0, 1)
         return to_model(signal[..., margin : length - margin]), to_model(x)
 
 
@@ -68,10 +59,8 @@ def box_kernels(*widths: int) -> Tensor:
     """(m, k) box kernels of the given odd widths, zero-padded to the widest."""
     if any(w % 2 == 0 or w < 1 for w in widths):
         raise ValueError(f"box widths must be odd and positive, got {widths}")
-    kernels = torch.zeros(len(widths), max(widths))
-    for row, width in zip(kernels, widths, strict=True):
-        row[(len(row) - width) // 2 : (len(row) + width) // 2] = 1 / width
-    return kernels
+    position = torch.arange(max(widths)) - max(widths) // 2
+    return torch.stack([(position.abs() <= width // 2) / width for width in widths])
 
 
 def gauss_kernel(sigma: float, size: int = 25) -> Tensor:

@@ -156,11 +156,8 @@ CHOICES: dict[str, dict] = {
 }
 # Of the map. x0 instead of eps: of 32 kernels, eps has learnt so little in the budget that a map would show speed
 # alone (seen kernels, 800 steps: plain +1 dB over blurry, where regression has +7)
-FORMS: dict[str, dict] = {
-    **{arm: {"predict": "x0"} | toy.ARMS[arm] for arm in ("regression", "plain", "guided", "guided, no loss")},
-    "coarse scales": {"predict": "x0", "scales": (2, 3)},
-    "structure": {"predict": "x0"} | toy.ARMS["structure, stop-gradient"],
-}
+FORMS: dict[str, dict] = {arm: toy.ARMS[arm] for arm in ("regression", "plain", "guided", "guided, no loss")}
+FORMS |= {"coarse scales": {"scales": (2, 3)}, "structure": toy.ARMS["structure, stop-gradient"]}
 
 
 @dataclass(frozen=True)
@@ -194,7 +191,7 @@ STUDIES: dict[str, Study] = {
     # What the network predicts, weight of the guidance loss, single scales, number of signals
     "choices": Study(CHOICES, 2),
     # The map: how many kernels must the training have seen for which form of guidance to help?
-    "breadth": Study(FORMS, 2, kernels=BREADTHS),
+    "breadth": Study(FORMS, 2, toy.TOY.change(predict="x0"), BREADTHS),
     # The headline: plain, guided, guided without its loss, regression; every test domain; twice the steps too
     "pictures": Study(pictures.ARMS, 3, pictures.PICTURES, count=200),
 }
