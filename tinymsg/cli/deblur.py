@@ -16,21 +16,20 @@ def add(commands: argparse._SubParsersAction) -> None:
         "nearly as it is, and fine noise or night lights may come out slightly worse than they went in. --samples 4 "
         "is smoother and safer.",
     )
-    sub.add_argument("inputs", nargs="+", metavar="IN", help="pictures, or folders of them")
-    sub.add_argument("-o", "--output", required=True, metavar="OUT", help="a picture for one input, else a folder")
+    option = sub.add_argument
+    option("inputs", nargs="+", metavar="IN", help="pictures, or folders of them")
+    option("-o", "--output", required=True, metavar="OUT", help="a picture for one input, else a folder")
     common(sub, "weights", default="photos-guided")
-    group = sub.add_argument_group("the sampler's setting", "by default the weights' own best, but one sample")
-    steps = "network evaluations a sample: more is sharper and slower"
-    group.add_argument("--steps", type=positive, metavar="N", help=steps)
-    group.add_argument("--max-noise", type=share, metavar="B", help="largest noise step, between 0 and 1")
-    group.add_argument("--grid", metavar="NAME", help="noise levels between the ends: linear or cosine")
-    group.add_argument("--sampler", metavar="NAME", help="how noise is taken away: ancestral, ddim or dpm_solver")
-    samples = "draws to average: more is smoother and safer"
-    group.add_argument("--samples", type=positive, default=1, metavar="N", help=samples)
-    seed = "the same seed gives the same picture (default: %(default)s)"
-    sub.add_argument("--seed", type=int, default=0, metavar="N", help=seed)
-    sub.add_argument("--overwrite", action="store_true", help="replace output files that exist")
+    option("--seed", type=int, default=0, metavar="N", help="the same seed gives the same picture (default: 0)")
+    option("--overwrite", action="store_true", help="replace output files that exist")
     common(sub, "device")
+    title = "the sampler's setting, by default the weights' own best, but one sample"
+    option = sub.add_argument_group(title).add_argument
+    option("--steps", type=positive, metavar="N", help="network evaluations a sample: more is sharper and slower")
+    option("--max-noise", type=share, metavar="B", help="largest noise step, between 0 and 1")
+    option("--grid", metavar="NAME", help="noise levels between the ends: linear or cosine")
+    option("--sampler", metavar="NAME", help="how noise is taken away: ancestral, ddim or dpm_solver")
+    option("--samples", type=positive, default=1, metavar="N", help="draws to average: more is smoother and safer")
     sub.set_defaults(run=run)
 
 

@@ -17,23 +17,19 @@ def add(commands: argparse._SubParsersAction) -> None:
     three = ["scenes-guided", "scenes-plain", "scenes-regression"]
     common(sub, "weights", nargs="+", default=three, metavar="[ROW=]NAME", help=weights)
     common(sub, "out")
-    of = sub.add_mutually_exclusive_group()
-    of.add_argument("--domains", nargs="+", metavar="NAME", help="default: the training domain and all test domains")
-    pairs = "real pairs (GoPro layout, or input/ and target/) instead of synthetic domains"
-    of.add_argument("--pairs", metavar="FOLDER", help=pairs)
-    blur = "with --pairs: the folders with blurry pictures, as blur_gamma (default: blur)"
-    sub.add_argument("--blur", metavar="NAME", help=blur)
+    option = sub.add_mutually_exclusive_group().add_argument
+    option("--domains", nargs="+", metavar="NAME", help="default: the training domain and all test domains")
+    option("--pairs", metavar="FOLDER", help="real pairs (GoPro layout, or input/ and target/) instead of --domains")
+    option = sub.add_argument
+    option("--blur", metavar="NAME", help="with --pairs: its folders of blurry pictures, as blur_gamma (default: blur)")
     align = "with --pairs: score each picture after its best whole-pixel shift of up to so many (default: as it is)"
-    sub.add_argument("--align", type=at_least(0), default=0, metavar="PIXELS", help=align)
+    option("--align", type=at_least(0), default=0, metavar="PIXELS", help=align)
     common(sub, "content", help="sharp pictures of the training's kind: scenes, photos, or a folder (default: scenes)")
-    other = "sharp pictures for choosing the setting, if not --content from another seed"
-    sub.add_argument("--validation-content", metavar="NAME", help=other)
     common(sub, "count", default=200, help="pairs a domain, at least 2 (default: %(default)s)")
-    validation = "pairs for choosing the sampler's setting (default: %(default)s)"
-    sub.add_argument("--validation", type=positive, default=24, metavar="N", help=validation)
+    option("--validation", type=positive, default=24, metavar="N", help="pairs for choosing the setting (default: 24)")
+    option("--validation-content", metavar="NAME", help="sharp pictures for that, if not --content from another seed")
     common(sub, "size", default=96)
-    samples = "draws averaged in the -mean rows (default: %(default)s)"
-    sub.add_argument("--samples", type=positive, default=4, metavar="N", help=samples)
+    option("--samples", type=positive, default=4, metavar="N", help="draws averaged in the -mean rows (default: 4)")
     common(sub, "device")
     sub.set_defaults(run=run)
 

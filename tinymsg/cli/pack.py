@@ -13,17 +13,16 @@ def add(commands: argparse._SubParsersAction) -> None:
         epilog="After an interruption the same command starts again. SOURCE may also be a packed folder, with "
         "--verify: its checksums are compared, and no pictures are needed.",
     )
-    source = "a data set (gopro, hide, realblur_j, realblur_r, reds, ...) or a folder of pairs"
-    sub.add_argument("source", metavar="SOURCE", help=source)
-    sub.add_argument("--split", default="train", help="of a data set: train or test (default: %(default)s)")
+    option = sub.add_argument
+    option("source", metavar="SOURCE", help="a data set (gopro, hide, realblur_j, reds, ...) or a folder of pairs")
+    option("--split", default="train", help="of a data set: train or test (default: %(default)s)")
     blur = "GoPro's choice, blur or blur_gamma; of a folder, the name of its folders with blurry pictures"
-    sub.add_argument("--blur", default="blur", help=f"{blur} (default: %(default)s)")
-    sub.add_argument("--out", metavar="FOLDER", help="default: ROOT/packed/NAME-SPLIT, where training finds it by name")
-    sub.add_argument("--root", default="data", metavar="FOLDER", help="where the data sets lie (default: %(default)s)")
-    sub.add_argument("--workers", type=positive, metavar="N", help="threads that decode (default: one a core)")
-    sub.add_argument("--verify", action="store_true", help="compare every pair in the file with its pictures, too")
-    incomplete = "take the pairs that are there, fewer than were published"
-    sub.add_argument("--incomplete", action="store_true", help=incomplete)
+    option("--blur", default="blur", help=f"{blur} (default: %(default)s)")
+    option("--out", metavar="FOLDER", help="default: ROOT/packed/NAME-SPLIT, where training finds it by name")
+    option("--root", default="data", metavar="FOLDER", help="where the data sets lie (default: %(default)s)")
+    option("--workers", type=positive, metavar="N", help="threads that decode (default: one a core)")
+    option("--verify", action="store_true", help="compare every pair in the file with its pictures, too")
+    option("--incomplete", action="store_true", help="take the pairs that are there, fewer than were published")
     sub.set_defaults(run=run)
 
 

@@ -3,9 +3,9 @@
 import argparse
 import os
 from collections.abc import Callable
+from functools import partial
 
 DEVICE_HELP = "cpu, cuda, cuda:1, ... (default: the GPU if there is one)"
-UserError = ValueError  # one sentence; main prints it
 
 
 def at_least(least: int) -> Callable[[str], int]:
@@ -107,6 +107,4 @@ def read_record(path, entries: tuple[str, ...], advice: str) -> dict:
     return record
 
 
-def say(line: str) -> None:
-    """Print it at once, wherever the output goes."""
-    print(line, flush=True)
+say = partial(print, flush=True)  # at once, wherever the output goes

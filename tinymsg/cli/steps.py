@@ -16,8 +16,7 @@ def add(commands: argparse._SubParsersAction) -> None:
     start = "weights whose estimate is one of the starts (default: %(default)s)"
     sub.add_argument("--regression", metavar="NAME", default="scenes-regression", help=start)
     common(sub, "out")
-    domain = "of the pictures (default: the training domain)"
-    sub.add_argument("--domain", default="gopro_like", metavar="NAME", help=domain)
+    sub.add_argument("--domain", default="gopro_like", metavar="NAME", help="default: the training domain")
     common(sub, "content")
     sub.add_argument("--evaluations", type=positive, nargs="+", metavar="N", help="default: 1 2 4 8 16 32 64 250")
     common(sub, "count", default=50)
