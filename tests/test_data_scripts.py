@@ -321,7 +321,7 @@ def test_a_record_that_is_none(published, small, tmp_path, capsys):
 LISTS = {
     "short": (lambda text: "\n".join(text.splitlines()[:-1]), "3 instead of 4"),
     "crossed": (lambda text: text.replace("blur_1.png", "blur_2.png"), "line 2"),
-    "R for J": (lambda text: text.replace("RealBlur-J", "RealBlur-R").replace("ECC", "BM3D_ECC"), "wrong list"),
+    "R for J": (lambda text: text.replace("RealBlur-J", "RealBlur-R").replace("ECC", "BM3D_ECC"), "RealBlur-J: "),
     "page": (lambda text: "<html></html>", "1 instead of 4"),
     "unknown": (lambda text: text.replace("scene002", "scene099"), "scene099"),
 }
