@@ -391,7 +391,7 @@ def test_more_processes_than_gpus_is_one_sentence_of_each(tmp_path, capsys, monk
     assert main(["train", "--out", str(tmp_path / "out"), "--device", "cuda"]) == 2
     said = capsys.readouterr().err
     assert said.startswith("tinymsg: ") and said.count("\n") == 1
-    assert "3 " in said and f"has {gpus}" in said and instead in said
+    assert f"has {gpus}" in said and instead in said
 
 
 # --- nothing waits for the GPU (nor does a stand-in, in test_machine.py) ------------------------------------------

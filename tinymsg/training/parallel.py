@@ -31,7 +31,7 @@ def join_processes(device: torch.device, timeout_minutes: float = 10) -> torch.d
     backend = "cpu:gloo"  # what the processes agree on between steps lies on the CPU, and never waits for a GPU
     if device.type != "cpu":  # LOCAL_RANK counts on one machine, RANK (read by torch) over all of them
         number, count = int(os.environ["LOCAL_RANK"]), torch.accelerator.device_count()
-        if number >= count:
+        if max(number + 1, int(os.environ.get("LOCAL_WORLD_SIZE", 1))) > count:  # all say so: nobody waits for others
             advice = f"torchrun --nproc-per-node {count}" if count else "--device cpu"
             raise ValueError(f"each process needs a GPU of its own, and this machine has {count}: give {advice}")
         device = torch.device(device.type, number)
