@@ -318,6 +318,12 @@ def test_programs_restart_once_with_the_allocators_settings(platform, of_the_use
     assert found == (ALLOCATOR if restarts else {of_the_user: "1"} if of_the_user else {})
 
 
+def test_a_traceback_for_whoever_looks_for_a_mistake_of_ours(monkeypatch):
+    monkeypatch.setenv("TINYMSG_TRACEBACK", "1")
+    with pytest.raises(ValueError, match="unknown setting"):
+        main(["train", "--estimate", "--set", "nonsense=1"])
+
+
 @pytest.mark.parametrize(
     "error, said",
     [

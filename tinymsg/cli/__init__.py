@@ -4,6 +4,7 @@ Their modules import nothing heavy at the top, so that --help answers at once.
 """
 
 import argparse
+import os
 import sys
 
 from . import ablate, deblur, evaluate, pack, paper, publish, steps, train
@@ -27,7 +28,8 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: list[str] | None = None) -> int:
     """Run a command; returns the exit status: 0 done, 1 some files failed, 2 a mistake in the call, 130 stopped.
 
-    A mistake is a ValueError, here and in the library: one sentence, printed without a traceback.
+    A mistake is a ValueError, here and in the library: one sentence, printed without its traceback, which
+    TINYMSG_TRACEBACK=1 in the environment brings back.
     """
     args = parser().parse_args(arguments)
     try:
@@ -36,6 +38,8 @@ def main(arguments: list[str] | None = None) -> int:
         print("\nstopped; the files that were finished are whole", file=sys.stderr)
         return 130
     except ValueError as error:
+        if "TINYMSG_TRACEBACK" in os.environ:
+            raise
         said = str(error)
     except OSError as error:
         said = f"{error.filename}: {error.strerror}" if error.filename else str(error)
