@@ -231,7 +231,7 @@ def _half_a_row() -> None:
 
 
 def _while_the_log_is_trimmed() -> None:
-    die_at("replace", ".log.part")
+    die_at("replace", ".log.")
 
 
 POINTS = {

@@ -39,10 +39,10 @@ def use_bf16(precision: str, device: torch.device) -> bool:
 
 
 def upload(tensor: Tensor, device: torch.device) -> Tensor:
-    """A small CPU tensor on the device, without waiting for what the device still does."""
+    """A small CPU tensor on the device; on CUDA without waiting for what the device still does."""
     if device.type == "cuda" and tensor.device.type == "cpu":
-        tensor = tensor.pin_memory()  # a copy from ordinary memory would wait
-    return tensor.to(device, non_blocking=True)
+        return tensor.pin_memory().to(device, non_blocking=True)  # a copy from ordinary memory would wait
+    return tensor.to(device)  # MPS would not wait either, even if the tensor is freed before it is read
 
 
 def out_of_memory(error: BaseException) -> bool:
@@ -58,7 +58,8 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
     """A path to write to instead of `path`, which appears whole at the end of the block; after an error, not at all."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.stem}.part{path.suffix}")  # the suffix tells some writers the format
+    # One a process, or two would write into each other's; the suffix tells some writers the format
+    partial = path.with_name(f".{path.stem}.{os.getpid()}.part{path.suffix}")
     try:
         yield partial
         with open(partial, "rb") as file:
