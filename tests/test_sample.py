@@ -61,8 +61,8 @@ def test_samplers_repeat_with_their_generator(name, images):
 
 
 def test_unknown_sampler_lists_the_known():
-    with pytest.raises(ValueError, match="euler.*" + ", ".join(SAMPLERS)):
-        get_sampler("euler")
+    with pytest.raises(ValueError, match="dice.*" + ", ".join(SAMPLERS)):
+        get_sampler("dice")
 
 
 # --- what each sampler is ---------------------------------------------------------------------------------------
@@ -394,7 +394,7 @@ def test_wrong_pictures_say_what_was_expected(tiny_model, x, message):
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        ({"sampler": "euler"}, "ancestral"),
+        ({"sampler": "dice"}, "ancestral"),
         ({"grid": "sigmoid"}, "linear"),
         ({"steps": 0}, "steps .* 1"),
         ({"max_noise": 1.0}, r"\(0, 1\)"),

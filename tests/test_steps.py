@@ -72,7 +72,7 @@ def test_the_command(tmp_path, capsys, tiny_recipe):
     arguments += f" --content photos --count 2 --size 16 --evaluations 1 2 --device cpu --out {tmp_path}/steps.json"
     assert main(arguments.split()) == 0
     rows = json.loads((tmp_path / "steps.json").read_text())["rows"]
-    assert len(rows) == 3 * 3 * 2 and {r["start"] for r in rows} == {"noise", "blurry", "regression"}
+    assert len(rows) == len(SAMPLERS) * 3 * 2 and {r["start"] for r in rows} == {"noise", "blurry", "regression"}
     assert "as good as the longest chain from" in capsys.readouterr().out
     assert main([*arguments.split(), "--regression", f"{tmp_path}/guided.safetensors"]) == 2
     assert "--regression a regression model" in capsys.readouterr().err

@@ -41,7 +41,7 @@ def add(commands: argparse._SubParsersAction) -> None:
     option("--weights", nargs="+", default=["scenes-guided"], metavar="[ROW=]NAME", help=weights)
     option("--steps", type=positive, metavar="N", help="network evaluations a sample")
     option("--max-noise", type=share, metavar="B", help="largest noise step, between 0 and 1")
-    option("--sampler", choices=("ancestral", "ddim", "dpm_solver"), help="how noise is taken away")
+    option("--sampler", metavar="NAME", help="how noise is taken away: ancestral, ddim or dpm_solver")
     option("--samples", type=positive, default=4, metavar="K", help="the row -SA is their mean; 1: none (default: 4)")
     option("--seed", type=int, default=0, metavar="N", help="of the noise (default: 0)")
     grid = "choose steps and noise by a grid, on pairs that a GoPro training with --validate-every holds out"
