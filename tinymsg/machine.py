@@ -42,7 +42,7 @@ def upload(tensor: Tensor, device: torch.device) -> Tensor:
     """A small CPU tensor on the device; on CUDA without waiting for what the device still does."""
     if device.type == "cuda" and tensor.device.type == "cpu":
         return tensor.pin_memory().to(device, non_blocking=True)  # a copy from ordinary memory would wait
-    return tensor.to(device)  # MPS would not wait either, even if the tensor is freed before it is read
+    return tensor.to(device)  # without waiting, MPS may read a tensor that is freed by then (pytorch issue 189690)
 
 
 def out_of_memory(error: BaseException) -> bool:
@@ -62,7 +62,7 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
     partial = path.with_name(f".{path.stem}.{os.getpid()}.part{path.suffix}")
     try:
         yield partial
-        with open(partial, "rb") as file:
+        with open(partial, "r+b") as file:  # Windows syncs only what may be written to
             os.fsync(file.fileno())  # its content reaches the disk before its name does
         partial.replace(path)
     finally:
