@@ -107,11 +107,11 @@ def write_image(path: str | Path, display: Tensor, like: str | Path | None = Non
     path = Path(path)
     pixels = (display.clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).cpu().numpy()
     options: dict[str, Any] = {"quality": 95} if path.suffix.lower() in (".jpg", ".jpeg", ".webp") else {}
-    if like is not None:
-        with Image.open(like) as source:
-            if exif := ImageOps.exif_transpose(source).getexif().tobytes():
-                options["exif"] = exif
     try:
+        if like is not None:
+            with Image.open(like) as source:
+                if exif := ImageOps.exif_transpose(source).getexif().tobytes():
+                    options["exif"] = exif
         with atomic_write(path) as partial:
             Image.fromarray(pixels).save(partial, **options)
     except (OSError, ValueError) as error:

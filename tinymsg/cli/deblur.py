@@ -76,7 +76,7 @@ def _deblur(model, source: Path, target: Path, setting, seed: int, device) -> No
         x = x.to(device)
         check_memory(source, x, model.config)
         # Seeded a file: a picture's result does not depend on which others were given
-        generator = torch.Generator(device).manual_seed(seed)
+        generator = torch.Generator(device).manual_seed(seed % 2**64)
         with tqdm(desc=source.name, unit="step", leave=False) as bar:
 
             def advance(done: int, total: int) -> None:

@@ -49,6 +49,7 @@ def run(args: argparse.Namespace) -> int:
     for name in ("align", "blur"):
         if getattr(args, name) and not args.pairs:
             raise ValueError(f"--{name} is for real pairs: it goes with --pairs")
+    Path(args.out).parent.mkdir(parents=True, exist_ok=True)  # what cannot be written shows now, not in an hour
     models, weights = load_named_weights(args.weights, device)
     domains: dict[str, Pairs] = {}
     if args.pairs:

@@ -77,8 +77,6 @@ def run(args: argparse.Namespace) -> int:
             done = evaluation.run(test, rows, not args.no_restore, check_memory)
             failures += filter(None, tqdm(done, desc=test.title, total=len(test.pairs), unit="picture"))
             sets[test.name] = collect(evaluation, test, rows)
-    except OSError as error:  # as of a full disk
-        raise ValueError(str(error)) from None
     except KeyboardInterrupt:
         print(f"\nstopped; what is in {out} is whole, and the same command goes on from there", file=sys.stderr)
         return 130

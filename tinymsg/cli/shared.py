@@ -38,7 +38,7 @@ COMMON: dict[str, dict] = {
     "weights": {"metavar": "NAME", "help": "shipped weights or a .safetensors file (default: %(default)s)"},
     "content": {"default": "scenes", "help": "sharp pictures: scenes, photos, or a folder (default: %(default)s)"},
     "count": {"type": at_least(2), "metavar": "N", "help": "pictures, at least 2 (default: %(default)s)"},
-    "size": {"type": positive, "metavar": "PIXELS", "help": "side of the crops (default: %(default)s)"},
+    "size": {"type": at_least(8), "metavar": "PIXELS", "help": "side of the crops (default: %(default)s)"},
 }
 
 

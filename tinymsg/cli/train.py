@@ -73,7 +73,8 @@ def run(args: argparse.Namespace) -> int:
             parallel.from_first(lambda: held.enter_context(training_lock(args.out)))
             return _train(args, recipe, device)
     except OSError as error:
-        raise ValueError(f"{args.out}: {error.strerror or error}; the last checkpoint there is intact") from None
+        what = f"{error.filename or args.out}: {error.strerror or error}"
+        raise ValueError(f"{what}; a checkpoint that is in {args.out} is intact") from None
     except RuntimeError as error:
         if sentence := _sentence(error, device, parallel.rank_and_processes()[1]):
             raise ValueError(sentence) from None
