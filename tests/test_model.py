@@ -84,7 +84,7 @@ def test_an_unknown_choice_lists_the_known(name, known):
             assert Recipe().change(**{name: value}).settings()[name] == value
 
 
-@pytest.mark.parametrize("name", ["steps", "batch", "accumulate", "crop", "blocks", "channels", "content_count"])
+@pytest.mark.parametrize("name", ["steps", "batch", "accumulate", "crop", "blocks", "content_count"])
 def test_counts_start_at_one(name):
     with pytest.raises(ValueError, match=f"{name} .* 1.* 0"):
         Recipe().change(**{name: 0})
@@ -93,6 +93,9 @@ def test_counts_start_at_one(name):
 @pytest.mark.parametrize(
     "changes, message",
     [
+        ({"channels": 2}, "known: 1, 3"),
+        ({"widths": ()}, "widths must be at least 1"),
+        ({"widths": (0, 8)}, "widths must be at least 1"),
         ({"kind": "regression", "predict": "eps"}, "predict='x0'"),
         ({"kind": "regression", "predict": "v"}, "predict='x0'"),
         ({"crop": 60}, "multiple of 8.* 60"),

@@ -53,15 +53,14 @@ class ModelConfig:
     guidance_blocks: int = 3  # residual blocks a scale
 
     def __post_init__(self):
-        choices = {"kind": KINDS, "predict": PREDICTIONS, "precision": PRECISIONS, "dims": (1, 2)}
+        choices = {"kind": KINDS, "predict": PREDICTIONS, "precision": PRECISIONS, "dims": (1, 2), "channels": (1, 3)}
         for name, known in choices.items():
             if getattr(self, name) not in known:
                 raise ValueError(f"unknown {name} {getattr(self, name)!r}; known: {', '.join(map(str, known))}")
         if self.kind == "regression" and self.predict != "x0":
             raise ValueError("a regression model predicts the image: set predict='x0'")
-        for name in ("blocks", "channels"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if not self.widths or min(self.blocks, *self.widths) < 1:
+            raise ValueError(f"blocks and widths must be at least 1, got {self.blocks} and {self.widths}")
 
     @property
     def multiple(self) -> int:

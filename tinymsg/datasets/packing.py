@@ -1,5 +1,6 @@
 """Packing: pairs of pictures into one memory-mapped file, verified, beside its place and renamed when it is whole."""
 
+import contextlib
 import hashlib
 import json
 import os
@@ -26,9 +27,7 @@ def pack(
     workers: int | None = None,
     verify: bool = False,
 ) -> dict:
-    """Pack pairs into the folder `out`. Returns the manifest. A finished `out` of the same pairs is left as it is.
-
-    An interrupted pack is made anew: GoPro's training pairs are decoded in about three minutes of one core.
+    """Pack pairs into the folder `out`; returns the manifest. A finished `out` of the same pairs is left as it is.
 
     Args:
         pairs: from `find_pairs` or `folder_pairs`.
@@ -47,8 +46,9 @@ def pack(
         work = out.with_name(out.name + ".part")
         out.parent.mkdir(parents=True, exist_ok=True)
         try:
-            with FileLock(f"{work}.lock", timeout=0):
-                shutil.rmtree(work, ignore_errors=True)  # of a pack that was interrupted
+            with FileLock(f"{work}.lock", timeout=0), contextlib.ExitStack() as undo:
+                shutil.rmtree(work, ignore_errors=True)  # of a pack that was killed: it is made anew, in minutes
+                undo.callback(shutil.rmtree, work, ignore_errors=True)  # when it fails; once renamed, it is not there
                 _make(work, plan, pairs, workers)
                 if out.exists():
                     out.rmdir()
