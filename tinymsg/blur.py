@@ -243,8 +243,9 @@ def average_frames(linear: Tensor, path: Tensor) -> Tensor:
         source_x = torch.cos(angle) * shifted_x - torch.sin(angle) * shifted_y
         source_y = torch.sin(angle) * shifted_x + torch.cos(angle) * shifted_y
         grid = torch.stack([source_x * 2 / max(w - 1, 1), source_y * 2 / max(h - 1, 1)], dim=-1)
-        # The border is repeated by the clamp: MPS has padding_mode="border" only in newer versions of torch
-        total += F.grid_sample(linear, grid.clamp(-1, 1), mode="bilinear", align_corners=True)
+        # The clamp repeats the border: MPS has no padding_mode="border" in older versions of torch
+        padding = "zeros" if linear.device.type == "mps" else "border"
+        total += F.grid_sample(linear, grid.clamp(-1, 1), "bilinear", padding, align_corners=True)
     return total / path.shape[1]
 
 
