@@ -5,7 +5,7 @@ from jaxtyping import TypeCheckError
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from tinymsg.guidance import NoGuidance
-from tinymsg.unet import Features, GroupNorm, NoiseEmbedding, ResBlock, UNet, conv
+from tinymsg.unet import Features, NoiseEmbedding, PixelNorm, ResBlock, UNet, conv
 
 LEVEL = torch.tensor([0.3, 0.8])
 TYPES = (torch.bfloat16, torch.float32)
@@ -63,16 +63,26 @@ def test_output_depends_on_all_three_inputs_and_rows_do_not_mix(images):
 
 
 def test_fully_convolutional(images):
-    """Moved by the coarsest stride, the inside of the output moves along: no position is built in."""
+    """Moved by the coarsest stride, the inside of the output moves along: no position is built in, nothing global."""
     unet = randomised(UNet(3, (16, 16), 1))
-    for module in unet.modules():  # the norm looks at the whole image; without it the field of view is finite
-        if isinstance(module, torch.nn.GroupNorm):
-            module.forward = lambda h: h
     y_t, x = images(2, 3, 64, 64)
     out = unet(y_t, x, LEVEL)
     moved = unet(y_t.roll(2, -1), x.roll(2, -1), LEVEL)
     inside = slice(26, 38)
     torch.testing.assert_close(moved[..., inside, inside], out.roll(2, -1)[..., inside, inside], rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("fold", [2, 4])
+def test_a_folded_network_is_one_on_fewer_pixels(images, fold):
+    """Row i of a block of pixels, column j, channel c -> one channel; and back: nothing is lost on the way."""
+    unet = randomised(UNet(3, (16, 24), 1, fold=fold))
+    assert unet.multiple == 2 * fold
+    y_t, x = images(2, 3, 8 * fold, 4 * fold)
+    inner = randomised(UNet(3, (16, 24), 1, fold=fold))
+    inner.fold = 1  # the same weights, given what is folded already
+    blocks = [image.reshape(2, 3, 8, fold, 4, fold).permute(0, 1, 3, 5, 2, 4).flatten(1, 3) for image in (y_t, x)]
+    out = inner(*blocks, LEVEL).reshape(2, 3, fold, fold, 8, 4).permute(0, 1, 4, 2, 5, 3).reshape(x.shape)
+    torch.testing.assert_close(unet(y_t, x, LEVEL), out, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("dims", [1, 2])
@@ -84,19 +94,20 @@ def test_no_guidance_leaves_the_output_unchanged_to_the_bit(images, dims):
     assert torch.equal(unet(y_t, x, LEVEL, features), unet(y_t, x, LEVEL))
 
 
-@pytest.mark.parametrize("k", [0, 1, 2, 3])
-def test_added_features_enter_at_their_level(images, k):
+@pytest.mark.parametrize("k, fold", [(0, 1), (1, 1), (2, 1), (3, 1), (1, 2), (3, 2), (2, 4), (4, 4)])
+def test_added_features_enter_at_the_level_of_their_size(images, k, fold):
     """Added after the level's last block: the same as a bias of that block's last convolution."""
-    unet = randomised(UNet(3, (16, 24, 32, 16), 2))
+    unet = randomised(UNet(3, (16, 24, 32, 16)[: 4 if fold == 1 else 3], 2, fold=fold))
     y_t, x = images()
-    width = unet.widths[k]
+    level = k - {1: 0, 2: 1, 4: 2}[fold]
+    width = unet.widths[level]
     bias = torch.randn(width, generator=torch.Generator().manual_seed(3))
     feature = bias[None, :, None, None].expand(2, width, 16 >> k, 16 >> k)
     out = unet(y_t, x, LEVEL, Features({k: feature}, None))
     plain = unet(y_t, x, LEVEL)
     assert (out - plain).abs().mean() > 1e-3
     with torch.no_grad():
-        unet.down[k][-1].conv_2.bias += bias
+        unet.down[level][-1].conv_2.bias += bias
     torch.testing.assert_close(unet(y_t, x, LEVEL), out, rtol=1e-3, atol=1e-4)
 
 
@@ -153,25 +164,27 @@ def test_res_block_closed_form():
     torch.testing.assert_close(block(h, e), block.skip(h) + block.conv_2(F.silu(out)), rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("channels", [1, 8, 16, 24, 40, 48, 128, 136])
-def test_group_norm_divides_its_channels(channels):
-    norm = GroupNorm(channels)
-    assert channels % norm.num_groups == 0
-    assert channels < 32 or channels // norm.num_groups >= 16
-    h = 5 + 3 * torch.randn(2, channels, 8, 8, generator=torch.Generator().manual_seed(0))
-    groups = norm(h).reshape(2, norm.num_groups, -1)
-    torch.testing.assert_close(groups.mean(dim=-1), torch.zeros(2, norm.num_groups), rtol=0, atol=1e-5)
-    torch.testing.assert_close(groups.var(dim=-1, unbiased=False), torch.ones(2, norm.num_groups), rtol=1e-4, atol=0)
+def test_pixel_norm_sees_one_pixel():
+    norm = PixelNorm(24)
+    h = 5 + 3 * torch.randn(2, 24, 8, 6, generator=torch.Generator().manual_seed(0))
+    out = norm(h)
+    torch.testing.assert_close(out.mean(dim=1), torch.zeros(2, 8, 6), rtol=0, atol=1e-5)
+    torch.testing.assert_close(out.var(dim=1, unbiased=False), torch.ones(2, 8, 6), rtol=1e-3, atol=0)
+    other = h.clone()
+    other[..., 1:, :] = 0
+    assert torch.equal(norm(other)[..., 0, :], out[..., 0, :])
+    for layout in (torch.channels_last, torch.contiguous_format):
+        torch.testing.assert_close(norm(h.contiguous(memory_format=layout)), out)
 
 
-def test_group_norm_keeps_the_type_of_its_input_under_cudas_autocast():
+def test_pixel_norm_keeps_the_type_of_its_input_under_cudas_autocast():
     """Whose list has it in fp32, in and out: 1.9 times the memory. Shown by tensors that have a type and no values."""
     before = torch.is_autocast_enabled("cuda")
     with FakeTensorMode(allow_non_fake_inputs=True), torch.device("cuda"):
-        norm, plain = GroupNorm(32), torch.nn.GroupNorm(2, 32)
+        norm, plain = PixelNorm(4), torch.nn.LayerNorm(4)
         torch.set_autocast_enabled("cuda", True)
         try:
-            types = [[layer(torch.zeros(1, 32, 4, 4, dtype=t)).dtype for t in TYPES] for layer in (norm, plain)]
+            types = [[layer(torch.zeros(1, 4, 4, 4, dtype=t)).dtype for t in TYPES] for layer in (norm, plain)]
         finally:
             torch.set_autocast_enabled("cuda", before)
     assert types == [list(TYPES), [torch.float32] * 2]  # the plain one guards this test: so the list is at work
