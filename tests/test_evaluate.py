@@ -1,9 +1,7 @@
-import itertools
 import json
 import math
 import sys
 import warnings
-from urllib.error import URLError
 
 import pytest
 import torch
@@ -20,13 +18,10 @@ from tinymsg.evaluate import (
     METRICS,
     MetricUnavailable,
     available,
-    best_cell,
     bootstrap_interval,
-    choose_cell,
     differences,
     domain_pairs,
     evaluate,
-    grid_search,
     lpips_distance,
     measure,
     nested_interval,
@@ -35,15 +30,14 @@ from tinymsg.evaluate import (
     radial_spectrum,
     read_results,
     sample_and_mean,
-    sign_flip_p,
     spectral_distance,
     ssim,
     summary,
     table,
     write_results,
 )
+from tinymsg.machine import sha256
 from tinymsg.sample import Setting, restore
-from tinymsg.schedule import linear
 
 SETTING = Setting("ddim", steps=2, max_noise=0.9, samples=2)
 
@@ -59,17 +53,11 @@ def pairs() -> SyntheticPairs:
     return SyntheticPairs(scene_contents(8), "gopro_like", seed=3)
 
 
-@pytest.fixture
-def random_lpips(monkeypatch):
-    """LPIPS without its download: the plumbing with random weights."""
-    monkeypatch.setitem(METRICS, "lpips", lambda a, b: lpips_distance(a, b, random_weights=True))
-
-
 # --- metrics ----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", METRICS)
-def test_metric_contract(name, photographs, random_lpips, device):
+def test_metric_contract(name, photographs, device):
     """One score an image; identical is best; more blur is worse; rows do not mix; signals of one channel too."""
     metric = METRICS[name]
     truth = photographs.to(device)
@@ -142,28 +130,6 @@ def test_nested_interval_covers_other_trainings_too():
             nested_interval(wrong)
 
 
-def test_sign_flip_counts_the_ways_that_are_as_far_out():
-    for n in (1, 3, 5):  # all of one sign: only this way and its mirror image are as far out
-        assert sign_flip_p(torch.rand(n, generator=torch.Generator().manual_seed(n)) + 0.1) == 2 / 2**n
-    values = torch.tensor([0.3, -0.1, 0.25, 0.4])
-    means = [
-        sum(s * v for s, v in zip(way, values.tolist(), strict=True)) / 4
-        for way in itertools.product((1, -1), repeat=4)
-    ]
-    assert sign_flip_p(values) == sum(abs(m) >= abs(means[0]) - 1e-9 for m in means) / 16
-    assert sign_flip_p(-values) == sign_flip_p(values) == sign_flip_p(1000 * values.double())
-    assert sign_flip_p(torch.zeros(4)) == sign_flip_p(torch.tensor([1.0, -1.0])) == 1
-    for wrong in (torch.ones(0), torch.ones(17), torch.ones(2, 2)):
-        with pytest.raises((ValueError, TypeCheckError)):
-            sign_flip_p(wrong)
-
-
-def test_sign_flip_keeps_its_promise():
-    """Of two equals, at most 5 % of the tables give a p-value below 0.05."""
-    tables = torch.randn(400, 8, generator=torch.Generator().manual_seed(0))
-    assert 0.02 < sum(sign_flip_p(row) < 0.05 for row in tables) / 400 < 0.075
-
-
 def test_measure_takes_the_models_range(photographs):
     estimate, truth = 2 * photographs - 1, 2 * photographs.flip(0) - 1
     scores = measure(estimate, truth, ("psnr", "spectral"))
@@ -174,30 +140,54 @@ def test_measure_takes_the_models_range(photographs):
         measure(estimate, truth, ("fid",))
 
 
-def test_an_unavailable_metric_is_reported_with_its_reason(monkeypatch):
-    import lpips
+@pytest.fixture
+def textures() -> tuple[torch.Tensor, torch.Tensor]:
+    """(a test chart of ever finer waves, the same out of focus), both (1, 3, 64, 64), display values."""
+    y, x, c = torch.meshgrid(torch.arange(64.0), torch.arange(64.0), torch.arange(1.0, 4.0), indexing="ij")
+    truth = (0.5 + 0.5 * torch.sin(0.011 * (x**2 + c * y**2))).permute(2, 0, 1)[None]
+    return truth, F.avg_pool2d(truth, 5, 1, 2, count_include_pad=False)
 
-    def no_network(*_, **__):
-        raise URLError("no route to host")
 
+def test_lpips_has_its_reference_values(textures, device):
+    """As computed in float64 from the float32 weights that the card names, by another implementation."""
+    card = json.loads(ev.ALEXNET.with_suffix(".json").read_text())
+    assert card["sha256"] == sha256(ev.ALEXNET)
+    truth, blurred = (image.to(device) for image in textures)
+    found = [float(lpips_distance(image, truth)) for image in (blurred, 1 - truth, truth)]
+    assert found == pytest.approx([0.266057, 0.076513, 0], abs=1e-4)
+    assert float(lpips_distance(truth, blurred)) == pytest.approx(found[0], abs=1e-6)
+
+
+def test_lpips_says_nothing_and_moves_nothing(textures):
+    """First asked for in the middle of a training: no warning, no random number drawn, usable with gradients later."""
     ev._lpips_network.cache_clear()
-    monkeypatch.setattr(lpips, "LPIPS", no_network)
-    usable, reasons = available(("psnr", "lpips", "ssim"))
-    assert usable == ("psnr", "ssim")
-    assert "AlexNet" in reasons["lpips"] and "no route to host" in reasons["lpips"]
-    with pytest.raises(MetricUnavailable, match="download"):
-        lpips_distance(torch.zeros(1, 3, 32, 32), torch.zeros(1, 3, 32, 32))
-    monkeypatch.setitem(sys.modules, "torchmetrics.functional.image", None)  # as if not installed
-    usable, reasons = available(("psnr", "ssim"))
-    assert usable == ("psnr",) and "torchmetrics" in reasons["ssim"]
+    before = torch.get_rng_state()
+    with warnings.catch_warnings(), torch.inference_mode():
+        warnings.simplefilter("error")
+        lpips_distance(*textures)
+    assert torch.equal(torch.get_rng_state(), before)
+    truth, estimate = textures[0], textures[1].requires_grad_()
+    lpips_distance(estimate, truth).sum().backward()
+    assert estimate.grad is not None and float(estimate.grad.abs().max()) > 0
 
 
-def test_lpips_plumbing_with_random_weights(photographs):
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")  # what torchvision says of lpips' call is kept from the reader
-        first = lpips_distance(photographs, photographs.flip(3), random_weights=True)
-    assert (first > 0).all()
-    torch.testing.assert_close(first, lpips_distance(photographs, photographs.flip(3), random_weights=True))
+@pytest.mark.parametrize(("metric", "missing"), [("ssim", "torchmetrics.functional.image"), ("lpips", "lpips")])
+def test_an_unavailable_metric_is_reported_with_its_reason(metric, missing, monkeypatch):
+    ev._lpips_network.cache_clear()
+    monkeypatch.setitem(sys.modules, missing, None)  # as if not installed
+    usable, reasons = available(("psnr", metric))
+    assert usable == ("psnr",) and missing in reasons[metric]
+
+
+def test_pictures_too_small_for_a_metric_are_scored_by_the_others():
+    assert available(tuple(METRICS), 31)[0] == tuple(METRICS) and set(available(tuple(METRICS), 8)[1]) == {
+        "ssim",
+        "lpips",
+    }
+    usable, reasons = available(tuple(METRICS), 30)
+    assert "lpips" not in usable and "31" in reasons["lpips"]
+    with pytest.raises(MetricUnavailable, match="31"):
+        measure(torch.zeros(1, 3, 30, 40), torch.zeros(1, 3, 30, 40), ("lpips",))
 
 
 # --- intervals --------------------------------------------------------------------------------------------------
@@ -328,38 +318,9 @@ def test_evaluate_goes_on_without_an_unavailable_metric(tiny_model, pairs, monke
         raise MetricUnavailable("no weights here")
 
     monkeypatch.setitem(METRICS, "lpips", unavailable)
-    results = evaluate({"plain": tiny_model(scales=())}, {"in": pairs}, SETTING, 2, 16, ("psnr", "lpips"))
+    results = evaluate({"plain": tiny_model(scales=())}, {"in": pairs}, SETTING, 2, 32, ("psnr", "lpips"))
     assert results["unavailable"] == {"lpips": "no weights here"}
     assert list(results["domains"]["in"]["scores"]["plain"]) == ["psnr"]
-
-
-# --- the grid ---------------------------------------------------------------------------------------------------
-
-
-def test_grid_search(tiny_model, pairs):
-    model = tiny_model(scales=())
-    lines = []
-    cells = grid_search(model, pairs, 2, 16, steps=(1, 3), max_noise=(0.2, 0.9), progress=lines.append)
-    assert [(c["steps"], c["max_noise"]) for c in cells] == [(1, 0.2), (1, 0.9), (3, 0.2), (3, 0.9)]
-    assert [c["alpha_bar_T"] for c in cells] == pytest.approx(
-        [float(linear(n, m).alpha_bar[-1]) for n in (1, 3) for m in (0.2, 0.9)]
-    )
-    assert all(c["seconds"] > 0 for c in cells) and len(lines) == 4
-    y0, x = pairs.crops(torch.arange(2), 16)
-    output = restore(model, x, Setting(steps=3, max_noise=0.2), torch.Generator().manual_seed(ev.VALIDATION_SEED))
-    assert cells[2]["psnr"] == pytest.approx(sum(measure(output, y0, ("psnr",))["psnr"]) / 2, abs=1e-3)
-
-
-def test_best_and_chosen_cell():
-    cells = [
-        {"psnr": 30.0, "spectral": 0.9},
-        {"psnr": 29.7, "spectral": 0.3},
-        {"psnr": 29.6, "spectral": 0.4},
-        {"psnr": 25.0, "spectral": 0.1},
-    ]
-    assert best_cell(cells) is cells[0] and best_cell(cells, "spectral") is cells[3]
-    assert choose_cell(cells) is cells[1] and choose_cell(cells, slack=0.1) is cells[0]
-    assert choose_cell(cells, slack=9.0) is cells[3]
 
 
 # --- results files ------------------------------------------------------------------------------------------------

@@ -380,8 +380,8 @@ def test_help_names_every_command(tmp_path):
 @pytest.fixture
 def small_grid(monkeypatch):
     """evaluate tries two settings and no more."""
-    monkeypatch.setattr("tinymsg.evaluate.GRID_STEPS", (1, 2))
-    monkeypatch.setattr("tinymsg.evaluate.GRID_MAX_NOISE", (0.9,))
+    monkeypatch.setattr("tinymsg.paper.choose.GRID_STEPS", (1, 2))
+    monkeypatch.setattr("tinymsg.paper.choose.GRID_MAX_NOISE", (0.9,))
 
 
 EVALUATE = shlex.split("--device cpu --count 2 --validation 2 --samples 2")

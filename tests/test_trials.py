@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import itertools
 import json
 import os
 import shutil
@@ -13,13 +14,23 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
+from jaxtyping import TypeCheckError
 
 from tinymsg.cli import main
 from tinymsg.evaluate import read_results, write_results
 from tinymsg.model import Model, count_parameters
 from tinymsg.studies import toy, trials
 from tinymsg.studies.signals import SignalPairs
-from tinymsg.studies.trials import BREADTHS, FORMS, KEY, STUDIES, breadth_domains, family_kernels, paired_differences
+from tinymsg.studies.trials import (
+    BREADTHS,
+    FORMS,
+    KEY,
+    STUDIES,
+    breadth_domains,
+    family_kernels,
+    paired_differences,
+    sign_flip_p,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -221,3 +232,25 @@ def test_the_command_leaves_what_is_no_study(content, tmp_path, capsys):
     assert main(["ablate", "--out", str(out), "--steps", "2"]) == 2
     assert capsys.readouterr().err.strip().endswith("; use another --out")
     assert before is None or out.read_bytes() == before
+
+
+def test_sign_flip_counts_the_ways_that_are_as_far_out():
+    for n in (1, 3, 5):  # all of one sign: only this way and its mirror image are as far out
+        assert sign_flip_p(torch.rand(n, generator=torch.Generator().manual_seed(n)) + 0.1) == 2 / 2**n
+    values = torch.tensor([0.3, -0.1, 0.25, 0.4])
+    means = [
+        sum(s * v for s, v in zip(way, values.tolist(), strict=True)) / 4
+        for way in itertools.product((1, -1), repeat=4)
+    ]
+    assert sign_flip_p(values) == sum(abs(m) >= abs(means[0]) - 1e-9 for m in means) / 16
+    assert sign_flip_p(-values) == sign_flip_p(values) == sign_flip_p(1000 * values.double())
+    assert sign_flip_p(torch.zeros(4)) == sign_flip_p(torch.tensor([1.0, -1.0])) == 1
+    for wrong in (torch.ones(0), torch.ones(17), torch.ones(2, 2)):
+        with pytest.raises((ValueError, TypeCheckError)):
+            sign_flip_p(wrong)
+
+
+def test_sign_flip_keeps_its_promise():
+    """Of two equals, at most 5 % of the tables give a p-value below 0.05."""
+    tables = torch.randn(400, 8, generator=torch.Generator().manual_seed(0))
+    assert 0.02 < sum(sign_flip_p(row) < 0.05 for row in tables) / 400 < 0.075

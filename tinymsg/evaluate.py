@@ -1,4 +1,4 @@
-"""How good is it, and how sure are we: metrics, intervals, the steps x noise grid, results files."""
+"""How good is it, and how sure are we: metrics, intervals, models x domains, results files."""
 
 import hashlib
 import json
@@ -6,7 +6,7 @@ import platform
 import re
 import shlex
 import sys
-import time
+import warnings
 from collections.abc import Callable
 from functools import cache
 from importlib import metadata
@@ -14,13 +14,14 @@ from pathlib import Path
 
 import torch
 from jaxtyping import Float
+from safetensors.torch import load_file
 from torch import Tensor
 
 from . import __version__
 from .data import Contents, Domain, Pairs, SyntheticPairs, get_domain, make_contents, other_content, to_display
-from .machine import atomic_write, synchronize
-from .model import Model
-from .sample import Setting, draw_samples, restore
+from .machine import atomic_write
+from .model import WEIGHTS, Model
+from .sample import Setting, draw_samples
 
 # --- metrics: (estimate, truth), both (n, c, h, w) display values in [0, 1] -> (n,) ---------------------------
 
@@ -34,37 +35,42 @@ def psnr(estimate: Tensor, truth: Tensor) -> Tensor:
     return -10 * torch.log10(((estimate - truth) ** 2).flatten(1).mean(dim=1))
 
 
+# In TF32, cuDNN's default, a difference of squares would lose its digits: an SSIM of 0.89 in the place of 0.95
+_exact = torch.backends.cudnn.flags(enabled=True, allow_tf32=False)
+
+
+@_exact
 def ssim(estimate: Tensor, truth: Tensor) -> Tensor:
-    """Structural similarity (Wang 2004), Gaussian window 11x11, by torchmetrics; sides of at least 11 pixels."""
+    """Structural similarity (Wang 2004), Gaussian window 11x11, by torchmetrics."""
     from torchmetrics.functional.image import structural_similarity_index_measure
 
-    # In TF32, cuDNN's default, a difference of squares would lose its digits: 0.89 in the place of 0.95
-    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
-        found = structural_similarity_index_measure(estimate, truth, data_range=1.0, reduction="none")
+    found = structural_similarity_index_measure(estimate, truth, data_range=1.0, reduction="none")
     return torch.as_tensor(found).reshape(-1)
 
 
-@cache
-def _lpips_network(device: str, random_weights: bool = False) -> torch.nn.Module:
-    import warnings
+ALEXNET = WEIGHTS / "metrics" / "lpips-alexnet.safetensors"  # its card, with origin and licence, lies beside it
 
+
+@cache
+@torch.inference_mode(False)  # made in a validation, it can be used anywhere
+def _lpips_network(device: str) -> torch.nn.Module:
     import lpips
 
-    with warnings.catch_warnings():  # lpips calls torchvision with an argument that is deprecated there
-        warnings.simplefilter("ignore")
-        try:
-            network = lpips.LPIPS(net="alex", version="0.1", verbose=False, pnet_rand=random_weights)
-        except OSError as error:  # urllib's errors are OSErrors
-            raise MetricUnavailable(f"LPIPS needs AlexNet's weights, a download at first use: {error}") from None
+    # A training that is watched draws the same random numbers as one that is not
+    with warnings.catch_warnings(), torch.random.fork_rng(devices=()):
+        warnings.simplefilter("ignore")  # lpips calls torchvision with an argument that is deprecated there
+        network = lpips.LPIPS(net="alex", version="0.1", verbose=False, pnet_rand=True)
+    features = load_file(ALEXNET)  # in place of the random ones; the layers above come with lpips
+    network.net.load_state_dict(
+        {key: features[f"features.{key.partition('.')[2]}"] for key in network.net.state_dict()}
+    )
     return network.eval().requires_grad_(False).to(device)
 
 
-def lpips_distance(estimate: Tensor, truth: Tensor, random_weights: bool = False) -> Tensor:
-    """LPIPS (Zhang 2018), AlexNet, version 0.1. Raises MetricUnavailable where its weights cannot be had.
-
-    random_weights: for tests of the plumbing only.
-    """
-    network = _lpips_network(str(estimate.device), random_weights)
+@_exact
+def lpips_distance(estimate: Tensor, truth: Tensor) -> Tensor:
+    """LPIPS (Zhang 2018), AlexNet, version 0.1: 0 for equal pictures, rarely above 1. One channel counts as gray."""
+    network = _lpips_network(str(estimate.device))
     estimate, truth = (image.expand(-1, 3, -1, -1) * 2 - 1 for image in (estimate, truth))
     return network(estimate, truth).reshape(-1)
 
@@ -103,24 +109,30 @@ METRICS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "spectral": spectral_distance,
 }
 IDENTICAL = 100.0  # dB: what counts for equal pictures, whose PSNR is infinite and has no mean
+SMALLEST = {"ssim": 11, "lpips": 31}  # pixels a side: a window, and AlexNet's strides
 HIGHER_IS_BETTER = {"psnr": True, "ssim": True, "lpips": False, "spectral": False}
 
 
 def measure(estimate: Tensor, truth: Tensor, metrics: tuple[str, ...]) -> dict[str, list[float]]:
-    """Scores of each image. Arguments in the model's range [-1, 1]; see METRICS for the names."""
+    """Scores of each image. Arguments in the model's range [-1, 1]; see METRICS for the names.
+
+    Raises: MetricUnavailable, or ImportError, where a metric cannot be computed.
+    """
     scores = {}
     for name in metrics:
         if name not in METRICS:
             raise ValueError(f"unknown metric {name!r}; known: {', '.join(METRICS)}")
+        if (side := min(estimate.shape[-2:])) < SMALLEST.get(name, 0):
+            raise MetricUnavailable(f"{name} needs sides of at least {SMALLEST[name]} pixels, not {side}")
         values = METRICS[name](to_display(estimate), to_display(truth))
         scores[name] = (values.clamp(max=IDENTICAL) if name == "psnr" else values).tolist()
     return scores
 
 
-def available(metrics: tuple[str, ...]) -> tuple[tuple[str, ...], dict[str, str]]:
-    """(metrics that work here, reason for each that does not)."""
+def available(metrics: tuple[str, ...], side: int = 32) -> tuple[tuple[str, ...], dict[str, str]]:
+    """(metrics that work here on pictures of `side` pixels, reason for each that does not)."""
     usable, reasons = [], {}
-    probe = torch.zeros(1, 3, 32, 32)
+    probe = torch.zeros(1, 3, side, side)
     for name in metrics:
         try:
             measure(probe, probe, (name,))
@@ -157,20 +169,6 @@ def nested_interval(values: Float[Tensor, "runs pictures"], draws: int = 2000, s
 def _middle_95(means: Tensor) -> tuple[float, float]:
     low, high = torch.quantile(means, torch.tensor([0.025, 0.975], dtype=means.dtype)).tolist()
     return low, high
-
-
-def sign_flip_p(values: Tensor) -> float:
-    """Exact two-sided p-value of the mean of a few paired differences, (n,), 1 <= n <= 16, e.g. one a training run.
-
-    Were the two equals, any sign might be the other one: the share of the 2^n ways to choose the signs whose mean is at
-    least as far from zero (Fisher 1935).
-    """
-    if values.ndim != 1 or not 1 <= len(values) <= 16:
-        raise ValueError(f"values must have shape (n,), n from 1 to 16, got {tuple(values.shape)}")
-    ways = torch.arange(2 ** len(values))[:, None] >> torch.arange(len(values)) & 1
-    sums = ((1 - 2 * ways) * values.cpu().double()).sum(dim=1).abs()
-    slack = 1e-9 * values.cpu().double().abs().sum()  # ways that are equally far out must not differ by rounding
-    return float((sums >= sums[0] - slack).double().mean())  # the first way: as observed
 
 
 def summary(values: list[float]) -> dict[str, float]:
@@ -229,7 +227,9 @@ def evaluate(
     Returns: {"domains": {domain: {"data", "count", "scores": {row: {metric: {mean, low, high}}}, "difference":
         {"A - B": ...} of mean rows with paired 95 % intervals, "per_image"}}, "unavailable": {metric: reason}}.
     """
-    usable, unavailable = available(metrics)
+    probe = torch.zeros(3, size, size)
+    side = min((register(probe, probe)[0] if register else probe).shape[-2:])
+    usable, unavailable = available(metrics, side)
     results = {}
     for domain, pairs in domains.items():
         rows: dict[str, dict[str, list[float]]] = {}
@@ -275,76 +275,14 @@ def differences(rows: dict[str, dict[str, list[float]]]) -> dict[str, dict]:
     return table
 
 
-GRID_STEPS = (1, 2, 3, 5, 10, 20)
-GRID_MAX_NOISE = (0.2, 0.5, 0.7, 0.9, 0.99)
-
-
-def grid_search(
-    model: Model,
-    pairs: Pairs,
-    count: int,
-    size: int,
-    steps: tuple[int, ...] = GRID_STEPS,
-    max_noise: tuple[float, ...] = GRID_MAX_NOISE,
-    sampler: str = "ancestral",
-    samples: int = 1,
-    metrics: tuple[str, ...] = ("psnr", "ssim", "lpips", "spectral"),
-    progress: Callable[[str], None] = lambda line: None,
-) -> list[dict]:
-    """Steps x maximum noise, as DvSR (Whang 2022, supplement Sec. 6) and Ren 2023 search them.
-
-    Returns: one dict a cell: steps, max_noise, alpha_bar_T, seconds an image, and the mean of each metric that is
-        available here.
-    Where alpha_bar_T is large the chain starts from more noise than the network is told: such cells leave noise.
-    """
-    y0, x = pairs.crops(torch.arange(count), size)
-    metrics, _ = available(metrics)
-    cells = []
-    for n in steps:
-        for noise in max_noise:
-            generator = torch.Generator(x.device).manual_seed(VALIDATION_SEED)
-            start = time.perf_counter()
-            setting = Setting(sampler, n, noise, samples=samples)
-            output = restore(model, x, setting, generator)
-            synchronize(x.device)
-            seconds = (time.perf_counter() - start) / count
-            scores = measure(output, y0, metrics)
-            cells.append(
-                {
-                    "steps": n,
-                    "max_noise": noise,
-                    "alpha_bar_T": float(setting.schedule().alpha_bar[-1]),
-                    "seconds": round(seconds, 5),
-                }
-                | {m: round(sum(v) / count, 4) for m, v in scores.items()}
-            )
-            progress(f"steps {n}, max_noise {noise}: " + ", ".join(f"{m} {cells[-1][m]}" for m in metrics))
-    return cells
-
-
-def best_cell(cells: list[dict], metric: str = "psnr") -> dict:
-    """The grid's best cell by a metric."""
-    better = max if HIGHER_IS_BETTER[metric] else min
-    return better(cells, key=lambda cell: cell[metric])
-
-
-def choose_cell(cells: list[dict], slack: float = 0.5) -> dict:
-    """The setting to freeze: the most faithful spectrum among the cells within `slack` dB of the best PSNR.
-
-    The best PSNR alone would always choose one step, which is regression under another name: a compromise between
-    distortion and perception has to be stated, and this is ours.
-    """
-    floor = best_cell(cells, "psnr")["psnr"] - slack
-    return best_cell([cell for cell in cells if cell["psnr"] >= floor], "spectral")
-
-
 def table(results: dict, metric: str = "psnr") -> str:
     """Scores as a Markdown table, domains in rows, models in columns: mean ± half the width of the 95 % interval."""
+    digits = 2 if metric == "psnr" else 3
     rows = list(next(iter(results["domains"].values()))["scores"])
     lines = ["| domain | " + " | ".join(rows) + " |", "|---" * (len(rows) + 1) + "|"]
     for domain, entry in results["domains"].items():
         cells = [entry["scores"][row][metric] for row in rows]
-        texts = [f"{c['mean']:.2f} ± {(c['high'] - c['low']) / 2:.2f}" for c in cells]
+        texts = [f"{c['mean']:.{digits}f} ± {(c['high'] - c['low']) / 2:.{digits}f}" for c in cells]
         lines.append(f"| {domain} | " + " | ".join(texts) + " |")
     return "\n".join(lines)
 

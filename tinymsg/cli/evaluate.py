@@ -42,6 +42,7 @@ def run(args: argparse.Namespace) -> int:
     from ..data import TEST_DOMAINS, Pairs, get_domain
     from ..datasets.folders import PairedImages
     from ..model import count_parameters
+    from ..paper import choose
     from ..paper.align import overlap
     from ..sample import Setting
 
@@ -61,12 +62,12 @@ def run(args: argparse.Namespace) -> int:
         domains = {n: ev.domain_pairs(n, args.content, args.count, ev.TEST_SEED, device) for n in names}
     held_out = args.validation_content or args.content
     validation = ev.domain_pairs("gopro_like", held_out, args.validation, ev.VALIDATION_SEED, device)
-    search = partial(ev.grid_search, steps=ev.GRID_STEPS, max_noise=ev.GRID_MAX_NOISE, progress=say)
+    search = partial(choose.grid_search, steps=choose.GRID_STEPS, max_noise=choose.GRID_MAX_NOISE, progress=say)
     diffusion = {label: model for label, model in models.items() if model.config.kind == "diffusion"}
     grid = {label: search(model, validation, args.validation, args.size) for label, model in diffusion.items()}
     setting = Setting(samples=args.samples)
     if grid:  # chosen on the validation split of the training domain, for the first model; then frozen for all
-        best = ev.choose_cell(next(iter(grid.values())))
+        best = choose.choose_cell(next(iter(grid.values())))
         setting = dataclasses.replace(setting, steps=best["steps"], max_noise=best["max_noise"])
     results = ev.provenance() | {
         "grid": grid,
@@ -82,7 +83,9 @@ def run(args: argparse.Namespace) -> int:
     if args.align:
         results["align"] = args.align
     ev.write_results(args.out, results)
-    print(ev.table(results))
+    for metric in ("psnr", "lpips"):
+        if metric not in results["unavailable"]:
+            print(f"{metric.upper()}\n{ev.table(results, metric)}")
     for metric, reason in results["unavailable"].items():
         print(f"{metric} is unavailable: {reason}")
     return 0

@@ -39,7 +39,9 @@ def run(args: argparse.Namespace) -> int:
     pairs = ev.domain_pairs(args.domain, args.content, args.count, ev.TEST_SEED, device)
     rows = steps.step_curves(models["model"], pairs, args.count, args.size, starts, evaluations, progress=say)
     results = {"weights": weights, "data": pairs.name, "count": args.count, "size": args.size, "rows": rows}
-    ev.write_results(args.out, ev.provenance() | {"unavailable": ev.available(tuple(ev.METRICS))[1]} | results)
+    ev.write_results(
+        args.out, ev.provenance() | {"unavailable": ev.available(tuple(ev.METRICS), args.size)[1]} | results
+    )
     for sampler in dict.fromkeys(row["sampler"] for row in rows):
         fewest = steps.fewest(rows, sampler, "noise")
         say(f"{sampler} from noise: as good as the longest chain from {fewest} evaluations on")

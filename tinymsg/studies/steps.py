@@ -40,7 +40,7 @@ def step_curves(
     Returns: rows {sampler, start, evaluations, max_noise, alpha_bar_T, seconds an image, metric: {mean, low, high}}.
         All chains from noise end at the same alpha_bar_T, whatever their length, and so do all from an estimate.
     """
-    metrics, _ = available(tuple(METRICS))
+    metrics, _ = available(tuple(METRICS), size)
     parts = [pairs.crops(index, size) for index in torch.arange(count).split(BATCH)]
     estimates = {name: [start(x) for _, x in parts] for name, start in starts.items()}
     rows = []

@@ -245,3 +245,17 @@ def paired_differences(
         values |= {(other, seed): values[other, 0] for seed in seeds}
     seeds = [seed for seed in seeds if (other, seed) in values]
     return torch.tensor([[a - b for a, b in zip(values[arm, s], values[other, s], strict=True)] for s in seeds])
+
+
+def sign_flip_p(values: Tensor) -> float:
+    """Exact two-sided p-value of the mean of a few paired differences, (n,), 1 <= n <= 16, e.g. one a training run.
+
+    Were the two equals, any sign might be the other one: the share of the 2^n ways to choose the signs whose mean is at
+    least as far from zero (Fisher 1935).
+    """
+    if values.ndim != 1 or not 1 <= len(values) <= 16:
+        raise ValueError(f"values must have shape (n,), n from 1 to 16, got {tuple(values.shape)}")
+    ways = torch.arange(2 ** len(values))[:, None] >> torch.arange(len(values)) & 1
+    sums = ((1 - 2 * ways) * values.cpu().double()).sum(dim=1).abs()
+    slack = 1e-9 * values.cpu().double().abs().sum()  # ways that are equally far out must not differ by rounding
+    return float((sums >= sums[0] - slack).double().mean())  # the first way: as observed

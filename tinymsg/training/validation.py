@@ -19,7 +19,7 @@ from ..sample import Setting, restore
 from ..train import TrainState, loss_terms
 
 LEVELS = (0.1, 0.3, 0.5, 0.7, 0.9)  # noise levels (sqrt(alpha_bar)) of the denoising loss
-METRICS = ("psnr", "ssim")
+METRICS = ("psnr", "ssim", "lpips")
 
 
 class RealPairs(Pairs, Protocol):
@@ -92,13 +92,13 @@ class Validation:
 
     @torch.inference_mode()
     def __call__(self, state: TrainState, folder: Path) -> tuple[dict[str, float], Path]:
-        """(step, psnr, ssim or NaN where it cannot be computed, losses at fixed noise) for the log, and a picture.
+        """(step, psnr, ssim, lpips, losses at fixed noise) for the log, NaN for what cannot be computed; and a picture.
 
         That is folder/STEP.png: blurry, restored, sharp, a row a pair.
         """
         y0, x = self.pictures
         restored = restore(state.ema_model, x, self.setting, torch.Generator(x.device).manual_seed(VALIDATION_SEED))
-        scores = measure(restored, y0, available(METRICS)[0])
+        scores = measure(restored, y0, available(METRICS, min(x.shape[-2:]))[0])
         means = {name: sum(scores[name]) / len(x) if name in scores else float("nan") for name in METRICS}
         generator = torch.Generator(x.device).manual_seed(VALIDATION_SEED + 1)
         eps = torch.randn(y0.shape, generator=generator, device=x.device)
