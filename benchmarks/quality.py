@@ -409,7 +409,7 @@ def earlier(path: Path, settings: dict) -> dict:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description="Quality per second of training and of restoring.")
     parser.add_argument("--device", default=str(accelerator()))
     parser.add_argument("--threads", type=int, default=1, help="of the processor (default: %(default)s)")
     parser.add_argument(

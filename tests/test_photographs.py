@@ -62,7 +62,8 @@ def test_unsharp_mask_sharpens_what_is_soft_and_leaves_what_is_even():
 def test_richardson_lucy_undoes_the_blur_that_it_guesses():
     sharp = photo("chelsea")[None, :, 100:164, 100:164].float() / 127.5 - 1
     soft = study.convolve((sharp + 1) / 2, study.gaussian(2.0)) * 2 - 1
-    assert psnr(study.richardson_lucy(soft), sharp) > psnr(soft, sharp) + 0.5
+    inside = [image[..., 12:-12, 12:-12] for image in (study.richardson_lucy(soft), soft, sharp)]
+    assert psnr(inside[0], inside[2]) > psnr(inside[1], inside[2]) + 0.5
 
 
 def test_the_sets_are_the_same_every_time_and_sharp_stays_sharp():
@@ -79,7 +80,8 @@ def test_the_command_scores_chooses_and_says_by_what_rule(tiny_model, tmp_path, 
     for folder in ("pairs/sharp", "pairs/blur", "kodak"):
         (tmp_path / folder).mkdir(parents=True)
     picture = Image.fromarray(photo("coffee").permute(1, 2, 0).numpy()[:96, :128])
-    picture.save(tmp_path / "kodak/a.png")
+    for name in ("kodak/a.png", "kodak/b.png"):
+        picture.save(tmp_path / name)
     picture.save(tmp_path / "pairs/sharp/a.png")
     picture.resize((64, 48)).resize((128, 96)).save(tmp_path / "pairs/blur/a.png")
     picture.save(tmp_path / "pairs/sharp/b.png")
@@ -94,5 +96,5 @@ def test_the_command_scores_chooses_and_says_by_what_rule(tiny_model, tmp_path, 
     assert {len(results["rows"]["guided"]), len(results["untrained"])} == {2, 3}
     assert set(results["quality"]["guided"]) == {"fast", "default", "best"}
     assert results["quality"]["guided"]["fast"]["setting"]["steps"] == 1
-    assert results["untrained"]["blurry"]["scores"]["sharp"]["psnr"] == [100.0]
+    assert results["untrained"]["blurry"]["scores"]["sharp"]["psnr"] == [100.0, 100.0]
     assert results["rule"]["LEAST_SHARP"] == study.LEAST_SHARP

@@ -7,6 +7,7 @@ Three sets of photographs: "real" (pairs of a camera's), "blurred" (sharp ones u
 import time
 from collections.abc import Callable
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -81,8 +82,8 @@ def richardson_lucy(x: Tensor, sigma: float = 2.0, iterations: int = 15) -> Tens
     from skimage.restoration import richardson_lucy as deconvolve
 
     kernel, display = gaussian(sigma)[0].numpy(), to_display(x).cpu().numpy()
-    sharper = [[deconvolve(channel, kernel, iterations) for channel in image] for image in display]
-    return to_model(torch.tensor(sharper, dtype=torch.float32, device=x.device)).clamp(-1, 1)
+    sharper = np.stack([[deconvolve(channel, kernel, iterations) for channel in image] for image in display])
+    return to_model(torch.from_numpy(sharper).to(x)).clamp(-1, 1)
 
 
 def gaussian(sigma: float) -> Tensor:
