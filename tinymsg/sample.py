@@ -3,6 +3,7 @@
 A sampler is a generator `(denoise, schedule, y_T, generator)` that yields `(t, y_t, y0_hat)` for t = T-1 .. 0; the
 last y_t is the sample. It knows nothing of blur, guidance or what the network predicts: `denoise(y_t, noise_level)`
 with noise_level (b,) returns y0_hat, and eps_hat follows from it: y_t = a y0_hat + s eps_hat (Ho 2020, eq. 15).
+A chain can be entered at any step T; `before` is then the y0_hat of step T + 1, None where there is no past.
 """
 
 import math
@@ -19,6 +20,7 @@ from .model import Denoise, Model
 from .schedule import Image, Schedule, make_schedule, q_sample
 
 Steps = Iterator[tuple[int, Tensor, Tensor]]
+Rng = torch.Generator | None
 
 
 def _denoise(denoise: Denoise, schedule: Schedule, t: int, y_t: Tensor) -> tuple[Tensor, float, float]:
@@ -28,10 +30,10 @@ def _denoise(denoise: Denoise, schedule: Schedule, t: int, y_t: Tensor) -> tuple
     return denoise(y_t, torch.full((len(y_t),), a, device=y_t.device)), a, s
 
 
-def ancestral(denoise: Denoise, schedule: Schedule, y_T: Tensor, generator: torch.Generator | None = None) -> Steps:
+def ancestral(denoise: Denoise, schedule: Schedule, y_T: Tensor, generator: Rng = None, T=None, before=None) -> Steps:
     """DDPM: draw each y_{t-1} from the posterior with y0_hat in the place of y0 (Ho 2020, Alg. 2)."""
     y = y_T
-    for t in range(schedule.T, 0, -1):
+    for t in range(T or schedule.T, 0, -1):
         y0_hat, _, _ = _denoise(denoise, schedule, t, y)
         y, variance = schedule.posterior(t, y, y0_hat)
         if variance > 0:  # zero at t = 1, since alpha_bar[0] = 1
@@ -40,11 +42,11 @@ def ancestral(denoise: Denoise, schedule: Schedule, y_T: Tensor, generator: torc
 
 
 def ddim(
-    denoise: Denoise, schedule: Schedule, y_T: Tensor, generator: torch.Generator | None = None, eta: float = 0.0
+    denoise: Denoise, schedule: Schedule, y_T: Tensor, generator: Rng = None, eta: float = 0.0, T=None, before=None
 ) -> Steps:
     """DDIM (Song 2021, eq. 12): eta = 0 is deterministic, eta = 1 is `ancestral`."""
     y = y_T
-    for t in range(schedule.T, 0, -1):
+    for t in range(T or schedule.T, 0, -1):
         y0_hat, a, s = _denoise(denoise, schedule, t, y)
         ab, ab_before = float(schedule.alpha_bar[t]), float(schedule.alpha_bar[t - 1])
         variance = eta**2 * (1 - ab_before) / (1 - ab) * (1 - ab / ab_before)  # Song 2021, eq. 16
@@ -55,26 +57,27 @@ def ddim(
         yield t - 1, y, y0_hat
 
 
-def dpm_solver(denoise: Denoise, schedule: Schedule, y_T: Tensor, generator: torch.Generator | None = None) -> Steps:
+def dpm_solver(denoise: Denoise, schedule: Schedule, y_T: Tensor, generator: Rng = None, T=None, before=None) -> Steps:
     """DPM-Solver++(2M): second order from the last two predictions (Lu 2022, DPM-Solver++, Alg. 2). Deterministic.
 
     The first step has no past, and the last ends at zero noise where lambda is infinite: both are first order.
     """
-    y, before = y_T, None  # before: (y0_hat, lambda) of the step before
-    for t in range(schedule.T, 0, -1):
+    y = y_T
+    for t in range(T or schedule.T, 0, -1):
         y0_hat, a, s = _denoise(denoise, schedule, t, y)
         a_next, s_next = math.sqrt(schedule.alpha_bar[t - 1]), math.sqrt(1 - schedule.alpha_bar[t - 1])
-        lambda_t = math.log(a / s)  # half the log of the signal-to-noise ratio
         direction = y0_hat
         if before is not None and s_next > 0:
-            r = (lambda_t - before[1]) / (math.log(a_next / s_next) - lambda_t)
-            direction = (1 + 1 / (2 * r)) * y0_hat - 1 / (2 * r) * before[0]
+            # lambda = log(a / s) is half the logit of alpha_bar; r, the ratio of its last two steps
+            h, h_before = torch.logit(schedule.alpha_bar[t - 1 : t + 2]).diff().tolist()
+            r = h_before / h
+            direction = (1 + 1 / (2 * r)) * y0_hat - 1 / (2 * r) * before
         y = s_next / s * y + (a_next - s_next * a / s) * direction  # eq. 9 with e^-h written as a ratio
-        before = (y0_hat, lambda_t)
+        before = y0_hat
         yield t - 1, y, y0_hat
 
 
-def _noise(like: Tensor, generator: torch.Generator | None) -> Tensor:
+def _noise(like: Tensor, generator: Rng) -> Tensor:
     return torch.randn(like.shape, generator=generator, device=like.device, dtype=like.dtype)
 
 

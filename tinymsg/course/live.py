@@ -27,7 +27,9 @@ class LivePanel(Panel):
         self.work, self.instant, self.scale = work, instant, scale
         first = {name: values[0] for name, values in controls.items()} | (start or {})
         width = f"{max(map(len, controls)) + 2}ch"  # one column of labels
-        self.controls = {name: _control(name, values, first[name], width) for name, values in controls.items()}
+        self.controls, self._firsts = (
+            {name: _control(name, values, first[name], width) for name, values in controls.items()} for _ in range(2)
+        )
         self.compute = ipywidgets.Button(description="Compute", icon="play", button_style="primary")
         self.cancel = ipywidgets.Button(description="Cancel", icon="stop", disabled=True)
         self.reset = ipywidgets.Button(description="First settings", icon="undo")
@@ -35,13 +37,14 @@ class LivePanel(Panel):
         super().__init__([self.reset] if instant else [self.compute, self.cancel, self.progress])
         self.view.children = (*self.controls.values(), *self.view.children)
         self._one_at_a_time, self._newest, self._thread = threading.Lock(), 0, threading.Thread()
+        self._links: list[ipywidgets.Widget] = []
         for done, total, picture, words in work(*self.values):
             self._picture(done, total, picture, words)
         if not self.shown[0]:
             raise ValueError("work yielded no picture: let it yield (done, total, picture, words) at least once")
         self.compute.on_click(lambda _: self._ask())
         self.cancel.on_click(lambda _: self._outdate())
-        self.reset.on_click(lambda _: [setattr(self.controls[name], "value", value) for name, value in first.items()])
+        self.reset.on_click(lambda _: self._go_back())
         for control in self.controls.values():
             control.observe(lambda _: self._moved(), names="value")
 
@@ -55,6 +58,17 @@ class LivePanel(Panel):
             self._ask()
         elif not self.compute.disabled:
             self.say("The controls have moved: press Compute.")
+
+    def _go_back(self) -> None:
+        """First settings, set in the browser by new links: set here, a move that it still holds back would undo them.
+
+        It holds back a control's moves until the kernel has answered the last one, but no press of a button.
+        """
+        while self._links:
+            self._links.pop().close()
+        for first, control in zip(self._firsts.values(), self.controls.values(), strict=True):
+            value = "index" if isinstance(control, ipywidgets.ToggleButtons) else "value"  # as the browser calls it
+            self._links.append(ipywidgets.jsdlink((first, value), (control, value)))
 
     def _ask(self) -> None:
         """Compute for the values of this moment, in a thread; while another computes, only if it is instant."""
@@ -71,8 +85,10 @@ class LivePanel(Panel):
 
     def _run(self, values: tuple, number: int) -> None:
         with self._one_at_a_time:
-            if self.instant and number < self._newest:
-                return
+            if self.instant:
+                if number < self._newest:
+                    return
+                values = self.values  # of now: JupyterLab may tell of two moves in two threads
             begun = time.perf_counter()
             try:
                 for done, total, picture, words in self.work(*values):
