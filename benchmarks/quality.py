@@ -303,15 +303,19 @@ def markdown(results: dict) -> str:
     settings, rows = results["settings"], results["rows"]
     budgets = sorted({row["budget"] for row in rows})
     lines = [
-        "| | evaluations | s a Mpix | " + " | ".join(f"PSNR, LPIPS after {budget:g} s" for budget in budgets) + " |",
-        "|---" * (3 + len(budgets)) + "|",
-        f"| blurry | | | {' | '.join([cell(results['blurry'])] * len(budgets))} |",
+        "| | s a training step | evaluations | s a Mpix | "
+        + " | ".join(f"PSNR, LPIPS after {budget:g} s" for budget in budgets)
+        + " |",
+        "|---" * (4 + len(budgets)) + "|",
+        f"| blurry | | | | {' | '.join([cell(results['blurry'])] * len(budgets))} |",
     ]
     found = {(row["network"], row["kind"], row["budget"]): row for row in rows}
     for network, kind in dict.fromkeys((row["network"], row["kind"]) for row in rows):
         evaluations, seconds = seconds_a_mpix(results, network, kind)
         cells = [cell(found[key]["scores"]) if (key := (network, kind, b)) in found else "-" for b in budgets]
-        lines.append(f"| {network}, {kind} | {evaluations} | {seconds:.2f} | {' | '.join(cells)} |")
+        longest = max((row for key, row in found.items() if key[:2] == (network, kind)), key=lambda row: row["budget"])
+        step = longest["spent"] / longest["steps"]
+        lines.append(f"| {network}, {kind} | {step:.3f} | {evaluations} | {seconds:.2f} | {' | '.join(cells)} |")
     lines += [
         "",
         "One evaluation of a whole picture of 1280x720:",
@@ -338,7 +342,7 @@ def cell(scores: dict) -> str:
     return f"{scores['psnr']['mean']:.2f}, {scores['lpips']['mean']:.3f}"
 
 
-COLORS = dict(zip(NETWORKS, ("#999999", "#000000", "#0072B2", "#D55E00", "#009E73"), strict=True))
+COLORS = dict(zip(NETWORKS, ("#777777", "#000000", "#0072B2", "#D55E00", "#009E73"), strict=True))
 
 
 def picture(results: dict, path: Path) -> None:
@@ -347,6 +351,7 @@ def picture(results: dict, path: Path) -> None:
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
+    from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
     figure, axes = plt.subplots(figsize=(7, 4.5), layout="constrained")
     rows = sorted(results["rows"], key=lambda row: row["budget"])
@@ -359,21 +364,21 @@ def picture(results: dict, path: Path) -> None:
         for row, y in zip(mine, lpips, strict=True):
             marker, size = "o" if kind == "regression" else "D", 4 + 3 * budgets.index(row["budget"])
             axes.plot(x, y, marker, color=COLORS[network], markersize=size)
-            axes.annotate(f"{row['budget']:g} s", (x, y), (7, 0), textcoords="offset points", fontsize=7, va="center")
-        axes.annotate(
-            f"{network},\n{kind}",
-            (x, min(lpips)),
-            (0, -9),
-            textcoords="offset points",
-            fontsize=8,
-            ha="center",
-            va="top",
-        )
+            axes.annotate(f"{row['budget']:g}", (x, y), (7, 0), textcoords="offset points", fontsize=7, va="center")
+        below = {"xytext": (0, -10), "textcoords": "offset points", "ha": "center", "va": "top"}
+        label = f"{network}, {kind}"
+        axes.annotate(label, (x, min(lpips)), fontsize=8, rotation=90, color=COLORS[network], **below)
     axes.axhline(results["blurry"]["lpips"]["mean"], color="black", linewidth=1, linestyle="--")
-    axes.annotate("blurry", (1, results["blurry"]["lpips"]["mean"]), xycoords=("axes fraction", "data"), fontsize=8)
+    beside = {"xycoords": ("axes fraction", "data"), "xytext": (0, 3), "textcoords": "offset points", "ha": "right"}
+    axes.annotate("blurry", (1, results["blurry"]["lpips"]["mean"]), fontsize=8, **beside)
     axes.set_xscale("log")
-    axes.margins(0.12, 0.2)
-    axes.set_xlabel("seconds a million pixels")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    low, high = axes.get_ylim()
+    axes.set_ylim(low - 0.45 * (high - low), high)  # room for the names
+    axes.margins(x=0.1)
+    axes.set_xlabel("seconds of restoring a million pixels; beside the dots: seconds of training")
     axes.set_ylabel("LPIPS (lower is better)")
     axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=110)

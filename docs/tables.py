@@ -219,6 +219,10 @@ def bench_tables() -> str:
     return benchmark("bench.md")
 
 
+def quality_tables() -> str:
+    return benchmark("quality.md")
+
+
 def scale_table() -> str:
     return benchmark("scale.md").split("\n\n")[0]
 
@@ -269,6 +273,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "default-weights": default_weights,
     "steps": steps_table,
     "bench": bench_tables,
+    "quality": quality_tables,
     "scale": scale_table,
     "cost": cost_table,
     "counted": counted,

@@ -139,7 +139,9 @@ def _run(quality, monkeypatch, out: Path, *options: str) -> list[tuple[str, floa
 
     def train(model, pairs, seconds, lr, device):
         trained.append((model.config.kind, seconds))
-        return quality.TimedState(model, seconds, lr, device)
+        state = quality.TimedState(model, seconds, lr, device)
+        state.step, state.spent = 4, seconds
+        return state
 
     for name in ("before", "paper", "fold 2", "fold 4"):
         monkeypatch.setitem(quality.NETWORKS, name, quality.Network(quality.paper, quality.NETWORKS[name].kinds))
@@ -166,8 +168,10 @@ def test_a_run_goes_on_where_it_was_interrupted(small, monkeypatch, tmp_path):
     again = _run(small, monkeypatch, tmp_path, "--seconds", "1", "--networks", "fold 2", "nafnet", "paper")
     assert again == [("diffusion", 1), ("regression", 1)]
     text = (tmp_path / "quality.md").read_text()
-    assert "| fold 2, diffusion | 5 | 10.00 | 25.00, 0.300 | 25.00, 0.300 |" in text  # 5 evaluations, 2 s a Mpix each
-    assert "| paper, regression | 1 | 2.00 | 25.00, 0.300 | - |" in text
+    assert (
+        "| fold 2, diffusion | 0.500 | 5 | 10.00 | 25.00, 0.300 | 25.00, 0.300 |" in text
+    )  # 5 evaluations, 2 s a Mpix each
+    assert "| paper, regression | 0.250 | 1 | 2.00 | 25.00, 0.300 | - |" in text
     assert (tmp_path / "quality.png").stat().st_size > 3000
 
 

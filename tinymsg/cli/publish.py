@@ -2,6 +2,7 @@
 
 import argparse
 import csv
+import math
 from pathlib import Path
 
 from .shared import read_record
@@ -26,8 +27,8 @@ def run(args: argparse.Namespace) -> int:
     folder = Path(args.run_folder)
     source = folder / "weights.safetensors"
     model.load_model(source)  # it is whole
-    advice = "evaluate these very weights first, and give the file that it writes"
-    results = read_record(args.results, ("weights", "parameters"), advice)
+    judged = "evaluate these very weights first, and give the file that it writes"
+    results = read_record(args.results, ("weights", "parameters"), judged)
     advice = "give the folder of a finished train, as it left it"
     ran = read_record(folder / "run.json", ("command", "config", "steps"), advice)
     label = next((k for k, w in results["weights"].items() if w["sha256"] == sha256(source)), None)
@@ -41,6 +42,7 @@ def run(args: argparse.Namespace) -> int:
         card |= {what: {name: c[what] for name, c in chosen.items()} for what in ("safe", "scores")}
         card |= {"quality": {name: c["setting"] for name, c in chosen.items()}}
     else:  # by `evaluate`
+        read_record(args.results, ("setting", "unavailable", "domains"), judged)
         rows = ("blurry", label, f"{label}-mean")
         scores = {d: {k: s for k, s in r["scores"].items() if k in rows} for d, r in results["domains"].items()}
         card |= {"setting": results["setting"], "unavailable": results["unavailable"], "scores": scores}
@@ -66,7 +68,7 @@ def _history(folder: Path, name: str, ran: dict) -> list[dict]:
     ends = [0.0, *(row["step"] for row in speed)]
     seconds = sum(row["seconds_a_step"] * (row["step"] - end) for row, end in zip(speed, ends[:-1], strict=True))
     kept = ("step", "psnr", "lpips")
-    points = [{key: row[key] for key in kept if key in row} for row in curve]
+    points = [{key: row[key] for key in kept if math.isfinite(row.get(key, math.nan))} for row in curve]
     return [
         *before,
         {"command": ran["command"], "steps": ran["steps"], "hours": round(seconds / 3600, 2), "curve": points},
