@@ -185,18 +185,6 @@ def test_written_pictures_come_back(tmp_path, suffix):
     assert [p.name for p in (tmp_path / "new").iterdir()] == [f"a.{suffix}"]
 
 
-def test_written_pictures_keep_exif_and_lose_the_orientation(tmp_path):
-    exif = Image.Exif()
-    exif[0x0112], exif[0x010F] = 6, "Maker"
-    Image.fromarray(pixels(8, 16)).save(tmp_path / "in.jpg", exif=exif)
-    upright = read_image(tmp_path / "in.jpg")
-    write_image(tmp_path / "out.png", upright, like=tmp_path / "in.jpg")
-    with Image.open(tmp_path / "out.png") as image:
-        written = dict(image.getexif())
-    assert written[0x010F] == "Maker" and 0x0112 not in written
-    assert torch.equal(read_image(tmp_path / "out.png"), upright)
-
-
 def test_what_cannot_be_written_leaves_nothing(tmp_path):
     with pytest.raises(ImageError, match="could not be written"):
         write_image(tmp_path / "a.unknown", torch.zeros(3, 4, 4))

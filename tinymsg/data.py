@@ -6,7 +6,8 @@ iterator whose state could be lost.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -45,43 +46,31 @@ class ImageError(ValueError):
     """A picture that cannot be used, with the reason in one sentence."""
 
 
-def picture_files(folder: str | Path, recursive: bool = False) -> list[Path]:
-    """The pictures in a folder, or everywhere below it, sorted by path, told by their suffixes (IMAGE_SUFFIXES).
+def picture_files(
+    folder: str | Path, recursive: bool = False, suffixes: Collection[str] = IMAGE_SUFFIXES
+) -> list[Path]:
+    """The pictures in a folder, or everywhere below it, sorted by path, told by their suffixes.
 
     Hidden files are none: a Mac leaves ._NAME.png beside NAME.png.
     """
     found = Path(folder).rglob("*") if recursive else Path(folder).iterdir()
-    return sorted(p for p in found if p.suffix.lower() in IMAGE_SUFFIXES and not p.name.startswith("."))
+    return sorted(p for p in found if p.suffix.lower() in suffixes and not p.name.startswith("."))
 
 
-def read_image(path: str | Path) -> Tensor:
-    """Read a picture as display values.
+@contextmanager
+def open_picture(path: str | Path, limit: int) -> Iterator[Any]:
+    """The opened PIL image; what fails in the block because of the file is told as one ImageError.
 
-    8- and 16-bit, floating-point gray (0 to 1, 255 or 65535), RGB, palette, CMYK and RGBA files give RGB
-    (transparency over white); the EXIF orientation is applied.
-    Returns: float32 (3, h, w) in [0, 1].
-    Raises: ImageError, with one sentence, for what is missing, truncated, not a picture, or over MAX_PIXELS.
+    Raises: ImageError, with one sentence, for what is missing, damaged, not a picture, or has more than `limit` pixels.
     """
-    from PIL import Image, ImageOps, UnidentifiedImageError
+    from PIL import Image, UnidentifiedImageError
 
     try:
         with Image.open(path) as image:
-            if image.width * image.height > MAX_PIXELS:
+            if image.width * image.height > limit:
                 size = f"{image.width}x{image.height} pixels"
-                raise ImageError(f"{path}: {size}; the limit is {MAX_PIXELS // 10**6} million")
-            image.load()
-            image = ImageOps.exif_transpose(image)
-            if image.mode.startswith(("I", "F")):  # 16-bit gray: PIL's own conversion would clip it at 255
-                gray = np.asarray(image, dtype=np.float32)
-                wide = gray.max() > 255 or image.mode.startswith("I;16")
-                fractions = image.mode == "F" and gray.max() <= 1  # floating point, already display values
-                scale = 65535 if wide else 1 if fractions else 255
-                return torch.from_numpy((gray / scale).clip(0, 1)).expand(3, -1, -1).clone()
-            if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-                image = image.convert("RGBA")
-                white = Image.new("RGBA", image.size, (255, 255, 255, 255))
-                image = Image.alpha_composite(white, image)
-            pixels = np.array(image.convert("RGB"))
+                raise ImageError(f"{path}: {size}; the limit is {limit // 10**6} million")
+            yield image
     except ImageError:
         raise
     except FileNotFoundError:
@@ -89,31 +78,57 @@ def read_image(path: str | Path) -> Tensor:
     except UnidentifiedImageError:
         raise ImageError(f"{path}: not a picture that can be read") from None
     except Image.DecompressionBombError:
-        raise ImageError(f"{path}: too large; the limit is {MAX_PIXELS // 10**6} million pixels") from None
+        raise ImageError(f"{path}: too large; the limit is {limit // 10**6} million pixels") from None
     except (OSError, SyntaxError, ValueError) as error:
-        raise ImageError(f"{path}: damaged or unreadable ({error})") from None
+        raise ImageError(f"{path}: damaged or unreadable ({getattr(error, 'strerror', None) or error})") from None
+
+
+def gray_levels(image) -> np.ndarray:
+    """Display values of a PIL image of mode I, I;16 or F (0 to 1, 255 or 65535), float32 (h, w) in [0, 1].
+
+    PIL's own conversion would clip them at 255.
+    """
+    gray = np.asarray(image, dtype=np.float32)
+    wide = gray.max() > 255 or image.mode.startswith("I;16")
+    fractions = image.mode == "F" and gray.max() <= 1  # floating point, already display values
+    return (gray / (65535 if wide else 1 if fractions else 255)).clip(0, 1)
+
+
+def read_image(path: str | Path) -> Tensor:
+    """Read a picture as display values.
+
+    8- and 16-bit, floating-point gray, RGB, palette, CMYK and RGBA files give RGB (transparency over white); the
+    EXIF orientation is applied.
+    Returns: float32 (3, h, w) in [0, 1].
+    Raises: ImageError, with one sentence, for what is missing, truncated, not a picture, or over MAX_PIXELS.
+    """
+    from PIL import Image, ImageOps
+
+    with open_picture(path, MAX_PIXELS) as image:
+        image.load()
+        image = ImageOps.exif_transpose(image)
+        if image.mode.startswith(("I", "F")):
+            return torch.from_numpy(gray_levels(image)).expand(3, -1, -1).clone()
+        if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+            image = image.convert("RGBA")
+            white = Image.new("RGBA", image.size, (255, 255, 255, 255))
+            image = Image.alpha_composite(white, image)
+        pixels = np.array(image.convert("RGB"))
     return torch.from_numpy(pixels).permute(2, 0, 1).float() / 255
 
 
-def write_image(path: str | Path, display: Tensor, like: str | Path | None = None) -> None:
+def write_image(path: str | Path, display: Tensor) -> None:
     """Write display values (3, h, w) in [0, 1] as an 8-bit picture; the suffix decides the format.
 
     The file appears whole or not at all: it is written beside its place and renamed.
-
-    Args:
-        like: a picture whose EXIF data is carried over, with the orientation already applied by `read_image`.
     Raises: ImageError, with one sentence, if it cannot be written.
     """
-    from PIL import Image, ImageOps
+    from PIL import Image
 
     path = Path(path)
     pixels = (display.clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).cpu().numpy()
     options: dict[str, Any] = {"quality": 95} if path.suffix.lower() in (".jpg", ".jpeg", ".webp") else {}
     try:
-        if like is not None:
-            with Image.open(like) as source:
-                if exif := ImageOps.exif_transpose(source).getexif().tobytes():
-                    options["exif"] = exif
         with atomic_write(path) as partial:
             Image.fromarray(pixels).save(partial, **options)
     except (OSError, ValueError) as error:

@@ -68,10 +68,9 @@ def dpm_solver(denoise: Denoise, schedule: Schedule, y_T: Tensor, generator: Rng
         a_next, s_next = math.sqrt(schedule.alpha_bar[t - 1]), math.sqrt(1 - schedule.alpha_bar[t - 1])
         direction = y0_hat
         if before is not None and s_next > 0:
-            # lambda = log(a / s) is half the logit of alpha_bar; r, the ratio of its last two steps
+            # Two steps in lambda = log(a / s), half the logit of alpha_bar; only their ratio counts
             h, h_before = torch.logit(schedule.alpha_bar[t - 1 : t + 2]).diff().tolist()
-            r = h_before / h
-            direction = (1 + 1 / (2 * r)) * y0_hat - 1 / (2 * r) * before
+            direction = y0_hat + h / (2 * h_before) * (y0_hat - before)
         y = s_next / s * y + (a_next - s_next * a / s) * direction  # eq. 9 with e^-h written as a ratio
         before = y0_hat
         yield t - 1, y, y0_hat
@@ -154,6 +153,7 @@ def restore_steps(
     if start is not None:
         z = model.encode(pad_to_multiple(start.float(), model.multiple, model.config.dims), prepared.padded)
         noise = q_sample(z, torch.full((len(x),), float(schedule.noise_level[-1]), device=x.device), noise)
+    noise = noise.contiguous(memory_format=torch.channels_last)  # as x: a step takes a quarter less time on a CPU
     chain = get_sampler(setting.sampler)(prepared.denoise, schedule, noise, generator)
     for _ in range(schedule.T):
         # Entered anew for each step: a context held open across a yield would leak into the caller

@@ -26,11 +26,11 @@ MARGIN_SHARE = 0.5  # of `reach`; see `margin`
 SMALLEST, LARGEST = 64, 2048  # sides of the tiles that are chosen, in pixels without their margin
 WORKING_SET = 0.5e9  # bytes that the network may take on a CPU: larger tiles gain little time
 BAND = 64  # rows whose noise is drawn together; another number is other noise
-LARGE = 2**22  # pixels from which the state is kept in float16, which costs less than a tenth of a grey level
+LARGE = 2**22  # pixels from which the state is kept in float16: 0.02 grey levels on the mean, 0.5 in one value of 10^4
 _ARRAYS = 4  # of the picture's size at the most: z_t, two answers of the network, the mean of several samples
-# Peak of the network per pixel of a tile and channel of the first level, at a fold of 1. Measured on the CPU in bf16:
-# 41 (the shipped networks) and 48 (the full ones); in fp32 54
-_BYTES_PER_PIXEL_AND_CHANNEL = {True: 50, False: 65}
+# Peak of the network per pixel of a tile and channel of the first level, at a fold of 1. Measured on the CPU by
+# `benchmarks/memory.py --tile 0` with the shipped networks: 37 in bf16 (the full ones: 48), in fp32 73 at 512x512
+_BYTES_PER_PIXEL_AND_CHANNEL = {True: 50, False: 80}
 
 Span = tuple[int, int]  # from, to (exclusive), in pixels
 
@@ -54,7 +54,7 @@ def reach(model: Model) -> int:
         guided = max(guided, 1 + _convolutions(net.conv_in) + _convolutions(net.blocks) + head)
     depth = cell * _convolutions(unet.conv_in)
     if guidance.concat_channels:
-        depth += math.ceil(model.multiple * (guided + 0.5))
+        depth += _round_up(math.ceil(model.multiple * (guided + 0.5)), cell)
     for k, level in enumerate(unet.down):
         if k > 0:
             cell *= 2
@@ -275,6 +275,7 @@ class _Network:
         left, right = max(columns[0] - self.margin, 0), min(columns[1] + self.margin, self.width)
         prepared = self.prepared(top, bottom, left, right)
         z = z_t[None, :, top:bottom, left:right].to(self.device).float()
+        z = z.contiguous(memory_format=torch.channels_last)  # as x is
         level = torch.full((1,), noise_level, device=self.device)
         with torch.inference_mode(), torch.autocast(self.device.type, torch.bfloat16, enabled=prepared.bf16):
             z0_hat = prepared.denoise(z, level)
