@@ -39,7 +39,7 @@ from tinymsg.train import TrainState, fit
 from tinymsg.unet import NO_FEATURES, Features, PixelNorm, conv, zeroed
 
 SETTING = Setting("ancestral", 5, 0.99)  # of the diffusions; a regression takes one evaluation
-RECIPE = Recipe().change(scales=(), crop=96, batch=8, lr=1e-3, warmup=50, ema=0.998)
+RECIPE = Recipe().change(scales=(), content_count=400, crop=96, batch=8, lr=1e-3, warmup=50, ema=0.998)
 METRICS = ("psnr", "lpips")
 PEERS = ("diffusers", "denoising_diffusion_pytorch")
 FOREVER = 10**9  # optimiser steps: the clock ends a training
