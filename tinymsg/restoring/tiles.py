@@ -22,15 +22,15 @@ from ..model import Model
 from ..sample import Prepared, Setting, get_sampler, prepare
 from ..schedule import Schedule, make_schedule
 
-MARGIN_SHARE = 0.5  # of `reach`; see `margin`
 SMALLEST, LARGEST = 64, 2048  # sides of the tiles that are chosen, in pixels without their margin
-WORKING_SET = 0.5e9  # bytes that the network may take on a CPU: larger tiles gain little time
+WORKING_SET = 0.9e9  # bytes that the network may take on a CPU, less what a large picture takes, but half in any case
 BAND = 64  # rows whose noise is drawn together; another number is other noise
 LARGE = 2**22  # pixels from which the state is kept in float16: 0.02 grey levels on the mean, 0.5 in one value of 10^4
+_BYTES_PER_PIXEL = 34  # of a large picture: x, the state, and what is read and written
 _ARRAYS = 4  # of the picture's size at the most: z_t, two answers of the network, the mean of several samples
 # Peak of the network per pixel of a tile and channel of the first level, at a fold of 1. Measured on the CPU by
-# `benchmarks/memory.py --tile 0` with the shipped networks: 37 in bf16 (the full ones: 48), in fp32 73 at 512x512
-_BYTES_PER_PIXEL_AND_CHANNEL = {True: 50, False: 80}
+# `benchmarks/memory.py --tile 0` at 512x512, in bf16: 41 (everyday), 37 (cpu), 43 (full); in fp32: 78 (everyday)
+_BYTES_PER_PIXEL_AND_CHANNEL = {True: 45, False: 80}
 
 Span = tuple[int, int]  # from, to (exclusive), in pixels
 
@@ -69,12 +69,13 @@ def reach(model: Model) -> int:
 
 
 def margin(model: Model) -> int:
-    """What is put around a tile, in pixels: half of `reach`.
+    """What is put around a tile, in pixels: all of `reach`, so that tiles and the whole picture agree to rounding.
 
-    Little comes from far away. With the trained weights of the shipped networks, whose reach is 127, answers inside a
-    margin of 32 differ from those for the whole picture by at most 0.05 grey levels of 255, inside 64 by 0.0005.
+    Less is not safe: where a picture is flat, a pixel that is normalised on its own makes much of a small difference.
+    After five steps of a network of reach 95, trained on scenes, half of that changed two values in 1000 by more than
+    a grey level of 255, some by 140; three quarters changed two in 100,000, by up to 3.
     """
-    return _round_up(math.ceil(MARGIN_SHARE * reach(model)), model.multiple)
+    return _round_up(reach(model), model.multiple)
 
 
 def _convolutions(module: nn.Module) -> int:
@@ -115,7 +116,9 @@ def choose_tile(model: Model, height: int, width: int, device: torch.device) -> 
     """
     free, a_pixel, around = free_memory(device), tile_bytes(model, device), 2 * margin(model)
     room = math.inf if free is None else free / 2
-    pixels = (min(room, WORKING_SET) if device.type == "cpu" else room) / a_pixel
+    if device.type == "cpu":  # with WORKING_SET a process stays within 1.5 GB up to 12 million pixels
+        room = min(room, max(WORKING_SET - _BYTES_PER_PIXEL * height * width, WORKING_SET / 2))
+    pixels = room / a_pixel
     if height * width <= pixels and max(height, width) <= LARGEST:
         return max(height, width)
     if free is not None and (SMALLEST + around) ** 2 * a_pixel > free:
