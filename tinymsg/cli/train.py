@@ -151,13 +151,19 @@ def _start(name: str | None, recipe) -> tuple:
     """(model to begin with, what is said of it in the run's records); None: random weights."""
     from ..machine import sha256
     from ..model import build_model, weights_path
+    from ..unet import zeroed
 
     if name is None:
         return None, {}
     trained, _ = load_weights(name, "cpu")
     model = build_model(recipe.network, recipe.training.seed)
     try:
-        model.load_state_dict(trained.state_dict())
+        missing, unexpected = model.load_state_dict(trained.state_dict(), strict=False)
+        if unexpected or not all(name.startswith("guidance.") for name in missing):
+            raise RuntimeError
+        if missing:  # of a plain model: the guidance joins as if it were not there, and learns to be
+            for layer in model.guidance.to_encoder:
+                zeroed(layer)
     except RuntimeError:
         theirs, ours = trained.config.to_dict(), recipe.network.to_dict()
         differing = ", ".join(key for key in ours if ours[key] != theirs[key] and key != "precision")
