@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 from tinymsg import blur
-from tinymsg.blur import PATHS, RESPONSES, Camera, Motion, photograph
+from tinymsg.blur import PATHS, RESPONSES, Camera, Motion
 from tinymsg.data import DOMAINS, photo, read_image
 from tinymsg.rng import Draws
 
@@ -120,7 +120,7 @@ def test_no_path_of_a_domain_leaves_its_kernel(name):
     """`photograph` sizes its kernels from the family of motions, not from the paths that were drawn."""
     motion = DOMAINS[name].motion
     path = motion.draw(streams(2000, seed=11))
-    size = 2 * math.ceil(motion.length[1] + 1) + 1
+    size = 2 * math.ceil(motion.reach) + 1
     kernel = blur.path_to_kernel(path, size)
     torch.testing.assert_close(kernel.sum(dim=(1, 2)), torch.ones(2000), rtol=0, atol=1e-5)
     assert kernel.min() >= 0
@@ -364,17 +364,3 @@ def test_a_lamp_leaves_a_bright_streak():
 def test_unknown_response_lists_the_known():
     with pytest.raises(ValueError, match="film.*gamma, measured, none"):
         Camera("film")
-
-
-@pytest.mark.parametrize("name", ["gopro_like", "camera_shake", "one_kernel"])
-def test_what_lies_beyond_the_margin_is_never_seen(name):
-    """Pictures in other surroundings give the same pair: a path that left its margin would show them."""
-    motion, size, around = DOMAINS[name].motion, 32, 12
-    margin = int(motion.length[1] / 2 + 2 + 0.02 * size)  # as SyntheticPairs cuts them
-    side = size + 2 * (margin + around)
-    wide = blur.quantise(torch.rand(60, 1, side, side, generator=torch.Generator().manual_seed(5)))
-    narrow = wide[..., around:-around, around:-around]
-    draws = [Draws(3, torch.arange(60)) for _ in range(2)]
-    _, known = photograph(wide, motion, Camera("none"), draws[0], margin + around)
-    _, x = photograph(narrow, motion, Camera("none"), draws[1], margin)
-    torch.testing.assert_close(x, known, rtol=0, atol=1.01 / 255)

@@ -79,11 +79,11 @@ def test_structure_net_starts_by_predicting_its_input():
 
 
 @pytest.mark.parametrize("target, inject, how, stop", VARIANTS)
-@pytest.mark.parametrize("scales, dims", [((1, 2, 3), 2), ((3, 1), 2), ((2,), 1)])
-def test_shapes(images, target, inject, how, stop, scales, dims):
+@pytest.mark.parametrize("scales, dims, fold", [((1, 2, 3), 2, 1), ((3, 1), 2, 1), ((2,), 1, 1), ((4, 2), 2, 4)])
+def test_shapes(images, target, inject, how, stop, scales, dims, fold):
     h, w = (16, 24) if dims == 2 else (1, 32)
     x, _ = images(2, 3, h, w)
-    guidance = MultiscaleGuidance(WIDTHS, scales, target, inject, how, stop, width=8, blocks=1, dims=dims)
+    guidance = MultiscaleGuidance(WIDTHS, scales, target, inject, how, stop, width=8, blocks=1, dims=dims, fold=fold)
     (add, concat), predictions = guidance(x)
     small = {k: (max(h >> k, 1), w >> k) for k in scales}
     channels = 3 if target == "rgb" else 1
@@ -94,7 +94,8 @@ def test_shapes(images, target, inject, how, stop, scales, dims):
     if how == "concat":
         assert add == {}
     else:
-        assert {k: tuple(a.shape) for k, a in add.items()} == {k: (2, WIDTHS[k], *small[k]) for k in scales}
+        first = {1: 0, 4: 2}[fold]  # the scale of the UNet's first level
+        assert {k: tuple(a.shape) for k, a in add.items()} == {k: (2, WIDTHS[k - first], *small[k]) for k in scales}
     if how == "add":
         assert concat is None and guidance.concat_channels == 0
     else:
@@ -180,6 +181,7 @@ def test_injected_structure_is_the_prediction(tiny_model, images):
         ({"stop_gradient": True, "target": "none"}, "nothing .* to learn from"),
         ({"scales": (4,)}, r"within 1 .. 3.*\(4,\)"),
         ({"scales": (0, 1)}, "within 1 .. 3"),
+        ({"scales": (1, 2), "fold": 4}, "within 2 .. 5"),
         ({"scales": (1, 1)}, "distinct"),
         ({"scales": ()}, "distinct and within"),
     ],

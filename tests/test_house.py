@@ -27,7 +27,7 @@ METHOD = (
     "evaluate",
     "__main__",
 )
-ROOMS = ("training", "datasets", "course", "studies", "paper", "cli")
+ROOMS = ("training", "datasets", "restoring", "course", "studies", "paper", "cli")
 USE_ALL = ("course", "cli")  # the other rooms import the method alone
 PATHS = sorted(LIBRARY.rglob("*.py"))
 SHORT = ("schedule", "unet", "guidance", "train", "sample")  # files that are read in one sitting
@@ -109,10 +109,10 @@ def test_sizes():
     """A compact house: by deleting and reusing, not by golfing."""
     for stem in SHORT:
         assert lines(LIBRARY / f"{stem}.py") <= 200, stem
-    assert lines(*LIBRARY.glob("*.py")) <= 2600
-    assert lines(*PATHS) <= 7500
+    assert lines(*LIBRARY.glob("*.py")) <= 2760
+    assert lines(*PATHS) <= 8850  # 1,300 of them: restoring any photograph, and the choice of deblur's default
     assert lines(*(ROOT / "data_scripts").glob("*.py")) <= 700
-    assert max(map(lines, PATHS)) <= 450
+    assert max(map(lines, PATHS)) <= 530  # blur.py: the whole camera
 
 
 def test_importing_loads_neither_figures_nor_metrics():

@@ -373,6 +373,7 @@ def test_train_evaluate_publish(tmp_path, monkeypatch, small_grid, capsys):
     card = read_results(shelf / "tiny-guided.json")
     assert card["steps"] == 4 and card["images_seen"] == 8 and card["setting"]["steps"] in (1, 2)
     assert deblur(picture(tmp_path / "in.png"), "-o", tmp_path / "out.png", weights="tiny-guided") == 0
+    assert [(run["steps"], run["curve"]) for run in card["history"]] == [(4, [])] and card["history"][0]["hours"] >= 0
 
     # The card's command builds the same weights again, and they get the same scores
     command = shlex.split(card["command"])
@@ -383,6 +384,21 @@ def test_train_evaluate_publish(tmp_path, monkeypatch, small_grid, capsys):
     assert {path.name for path in shelf.iterdir()} == {"tiny-guided.safetensors", "tiny-guided.json"}
     assert typed(monkeypatch, *evaluate, "guided=again/weights.safetensors") == 0
     assert read_results(results)["domains"]["gopro_like"]["scores"]["guided"] == card["scores"]["gopro_like"]["guided"]
+
+    # Trained on from what is published, judged on photographs: its card tells both runs, and has a setting a quality
+    train = shlex.split(
+        "train --start tiny-guided --out on --device cpu --validate-every 1 --validation-count 2 --set steps=2"
+    )
+    assert typed(monkeypatch, *train, *TINY) == 0
+    quality = {name: {"setting": {"steps": 1}, "safe": True, "scores": {}} for name in ("fast", "default", "best")}
+    judged = {"weights": {"guided": {"sha256": sha256("on/weights.safetensors")}}, "parameters": {"guided": 1}}
+    write_results(results, judged | {"data": {}, "quality": {"guided": quality}})
+    assert main(["publish", "on", "--name", "tiny-guided", "--results", str(results)]) == 0
+    card = read_results(shelf / "tiny-guided.json")
+    assert [run["steps"] for run in card["history"]] == [4, 2] and card["quality"]["fast"] == {"steps": 1}
+    assert [set(point) for point in card["history"][1]["curve"]] == [
+        {"step", "psnr"}
+    ] * 2  # 16 pixels are too few for LPIPS
 
 
 def test_other_weights_than_evaluated_are_not_published(tmp_path, weights, capsys):
@@ -417,10 +433,7 @@ SCORES = {"weights": {}, "parameters": {"guided": 1}, "setting": {}, "unavailabl
             lambda run, scores: (run / "run.json").write_text("{"),
             "run.json is not a results file (JSONDecodeError); give the folder of a finished train",
         ),
-        (
-            lambda run, scores: write_results(scores, {"rows": []}),
-            "of another kind, without weights, parameters, setting",
-        ),
+        (lambda run, scores: write_results(scores, {"rows": []}), "of another kind, without weights, parameters"),
         (
             lambda run, scores: scores.write_text("[]"),
             "scores.json is not a results file (TypeError); evaluate these very weights first",

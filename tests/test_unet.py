@@ -75,6 +75,19 @@ def test_fully_convolutional(images):
     torch.testing.assert_close(moved[..., inside, inside], out.roll(2, -1)[..., inside, inside], rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.parametrize("fold", [2, 4])
+def test_a_folded_network_is_one_on_fewer_pixels(images, fold):
+    """Row i of a block of pixels, column j, channel c -> one channel; and back: nothing is lost on the way."""
+    unet = randomised(UNet(3, (16, 24), 1, fold=fold))
+    assert unet.multiple == 2 * fold
+    y_t, x = images(2, 3, 8 * fold, 4 * fold)
+    inner = randomised(UNet(3, (16, 24), 1, fold=fold))
+    inner.fold = 1  # the same weights, given what is folded already
+    blocks = [image.reshape(2, 3, 8, fold, 4, fold).permute(0, 1, 3, 5, 2, 4).flatten(1, 3) for image in (y_t, x)]
+    out = inner(*blocks, LEVEL).reshape(2, 3, fold, fold, 8, 4).permute(0, 1, 4, 2, 5, 3).reshape(x.shape)
+    torch.testing.assert_close(unet(y_t, x, LEVEL), out, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("dims", [1, 2])
 def test_no_guidance_leaves_the_output_unchanged_to_the_bit(images, dims):
     unet = randomised(UNet(3, (16, 16, 16, 16), 1, dims=dims))
@@ -84,19 +97,20 @@ def test_no_guidance_leaves_the_output_unchanged_to_the_bit(images, dims):
     assert torch.equal(unet(y_t, x, LEVEL, features), unet(y_t, x, LEVEL))
 
 
-@pytest.mark.parametrize("k", [0, 1, 2, 3])
-def test_added_features_enter_at_their_level(images, k):
+@pytest.mark.parametrize("k, fold", [(0, 1), (1, 1), (2, 1), (3, 1), (1, 2), (3, 2), (2, 4), (4, 4)])
+def test_added_features_enter_at_the_level_of_their_size(images, k, fold):
     """Added after the level's last block: the same as a bias of that block's last convolution."""
-    unet = randomised(UNet(3, (16, 24, 32, 16), 2))
+    unet = randomised(UNet(3, (16, 24, 32, 16)[: 4 if fold == 1 else 3], 2, fold=fold))
     y_t, x = images()
-    width = unet.widths[k]
+    level = k - {1: 0, 2: 1, 4: 2}[fold]
+    width = unet.widths[level]
     bias = torch.randn(width, generator=torch.Generator().manual_seed(3))
     feature = bias[None, :, None, None].expand(2, width, 16 >> k, 16 >> k)
     out = unet(y_t, x, LEVEL, Features({k: feature}, None))
     plain = unet(y_t, x, LEVEL)
     assert (out - plain).abs().mean() > 1e-3
     with torch.no_grad():
-        unet.down[k][-1].conv_2.bias += bias
+        unet.down[level][-1].conv_2.bias += bias
     torch.testing.assert_close(unet(y_t, x, LEVEL), out, rtol=1e-3, atol=1e-4)
 
 

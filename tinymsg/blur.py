@@ -4,13 +4,14 @@
                          ->  camera response (display values)            ->  8 bits or JPEG
 
 Images are float (n, c, h, w). Linear light and display values both live in [0, 1] (linear light may exceed 1
-before the sensor clips it). Everything runs on the device of its input.
+before the sensor clips it). Everything runs on the device of its input; who moves how is decided on the CPU.
 """
 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +19,53 @@ from torch import Tensor
 
 from .machine import upload
 from .rng import Draws
+
+# --- what is drawn anew for each picture --------------------------------------------------------------------
+
+
+class Range(NamedTuple):
+    """A value drawn anew for each picture; a plain (low, high) is one that is uniform and for all pictures."""
+
+    low: float
+    high: float
+    log: bool = False  # uniform in its logarithm: as many small values as large ones
+    share: float = 1.0  # of the pictures that get such a value
+    otherwise: float = 0.0  # what the others get
+
+
+Amount = float | tuple[float, float] | Range  # a constant, which draws no random number, or a range
+
+
+def draw_range(bounds: tuple[float, float] | Range, draws: Draws) -> Tensor:
+    """(n,) values."""
+    low, high, log, share, otherwise = bounds if isinstance(bounds, Range) else Range(*bounds)
+    if log:
+        value = torch.exp(draws.uniform(low=math.log(low), high=math.log(high)))
+    else:
+        value = draws.uniform(low=low, high=high)
+    return value if share == 1 else torch.where(draws.uniform() < share, value, otherwise)
+
+
+def draw_amount(amount: Amount, draws: Draws) -> float | Tensor:
+    """A constant as it is, (n,) values of a range."""
+    return draw_range(amount, draws) if isinstance(amount, tuple) else amount
+
+
+def _check_amount(name: str, amount: Amount, least: float = 0) -> None:
+    low, high = amount[:2] if isinstance(amount, tuple) else (amount, amount)
+    if not least <= low <= high or isinstance(amount, Range) and amount.log and low == 0:
+        least_text = f"low >= {least:g} (> 0 for the logarithm)"
+        raise ValueError(f"{name} must be a number or a range (low, high), {least_text}, got {amount}")
+
+
+def _names(given: str | tuple[str, ...], kind: str, known: dict[str, Any]) -> tuple[str, ...]:
+    """One name or several, as a tuple. Raises: ValueError for one that is not known."""
+    names = (given,) if isinstance(given, str) else given
+    for name in names:
+        if name not in known:
+            raise ValueError(f"unknown {kind} {name!r}; known: {', '.join(known)}")
+    return names
+
 
 # --- camera response: scene light <-> the numbers in the file -----------------------------------------------
 
@@ -120,28 +168,24 @@ PATHS: dict[str, Callable[[Draws, Tensor, int], Tensor]] = {
 class Motion:
     """A family of camera motions. Lengths in pixels, angles in degrees."""
 
-    path: str = "smooth"  # a name in PATHS
-    length: tuple[float, float] = (3.0, 11.0)  # drawn uniformly in this range
+    path: str | tuple[str, ...] = "smooth"  # a name in PATHS, or several to draw from
+    length: tuple[float, float] | Range = (3.0, 11.0)
     angle: float | None = None  # fixed direction, linear paths only; None: any
-    roll: tuple[float, float] = (0.0, 0.0)  # rotation about the image centre over the exposure, degrees
+    roll: tuple[float, float] | Range = (0.0, 0.0)  # rotation about the image centre over the exposure, degrees
+    still: float = 0.0  # share of exposures in which the camera does not move
     steps: int = 33  # camera poses an exposure
     kernels: int | None = None  # draw from this many fixed paths only; None: endless
 
     def __post_init__(self):
-        if self.path not in PATHS:
-            raise ValueError(f"unknown path {self.path!r}; known: {', '.join(PATHS)}")
-        if not 0 <= self.length[0] <= self.length[1]:
-            raise ValueError(f"length must be a range (low, high) of pixels, low >= 0, got {self.length}")
+        _names(self.path, "path", PATHS)
+        _check_amount("length", self.length)
+        _check_amount("roll", self.roll)
         if self.angle is not None and self.path != "linear":
             raise ValueError("angle fixes the direction of linear paths only; leave it None for others")
         if self.steps < 2:
             raise ValueError(f"steps must be at least 2 camera poses, got {self.steps}")
         if self.kernels is not None and self.kernels < 1:
             raise ValueError(f"kernels must be at least 1 or None, got {self.kernels}")
-
-    @property
-    def rotates(self) -> bool:
-        return self.roll[1] > 0
 
     @property
     def reach(self) -> float:
@@ -152,16 +196,18 @@ class Motion:
         """Camera poses (n, steps, 3): dx and dy in pixels, roll in degrees; the mean pose is zero."""
         if self.kernels is not None:  # the path then depends on which of the fixed ones it is, not on the image
             draws = Draws(0x6B65726E, draws.integers(self.kernels))
-        length = draws.uniform(low=self.length[0], high=self.length[1])
-        if self.path == "linear":
-            shifts = linear_path(draws, length, self.steps, self.angle)
-        else:
-            shifts = PATHS[self.path](draws, length, self.steps)
+        length = draw_range(self.length, draws)
+        names = _names(self.path, "path", PATHS)
+        paths = PATHS | {"linear": partial(linear_path, angle=self.angle)}
+        drawn = torch.stack([paths[name](draws, length, self.steps) for name in names])
+        which = draws.integers(len(names)) if len(names) > 1 else 0
+        shifts = drawn[which, torch.arange(len(length), device=length.device)]
         # A walk may wander to one side: it is made smaller, so that no light is asked for from beyond the margin
         shifts = shifts * (self.reach / shifts.abs().amax(dim=(1, 2))).clamp(max=1)[:, None, None]
-        roll = draws.uniform(low=self.roll[0], high=self.roll[1]) * torch.sign(draws.uniform() - 0.5)
+        roll = draw_range(self.roll, draws) * torch.sign(draws.uniform() - 0.5)
         time = torch.linspace(-0.5, 0.5, self.steps, device=shifts.device)
-        return torch.cat([shifts, (roll[:, None] * time)[:, :, None]], dim=-1)
+        path = torch.cat([shifts, (roll[:, None] * time)[:, :, None]], dim=-1)
+        return path * (draws.uniform() >= self.still)[:, None, None] if self.still else path
 
 
 def path_to_kernel(path: Tensor, size: int) -> Tensor:
@@ -252,27 +298,30 @@ def average_frames(linear: Tensor, path: Tensor) -> Tensor:
 # --- sensor and file ----------------------------------------------------------------------------------------
 
 
-def sensor_noise(linear: Tensor, shot: float, read: float, draws: Draws) -> Tensor:
+def sensor_noise(
+    linear: Tensor, shot: float | Tensor, read: float | Tensor, draws: Draws, gains: float | Tensor = 1.0
+) -> Tensor:
     """Poisson-Gaussian noise in its Gaussian form: variance shot * light + read^2 (Foi et al. 2008, eq. 3).
 
     Args:
         linear: (n, c, h, w) linear light in [0, 1].
-        shot: variance per unit of light, >= 0 (0.001 bright day, 0.02 dusk).
-        read: standard deviation of the electronics, >= 0, in units of full scale.
+        shot: variance per unit of light, >= 0 (1e-5 bright day, 0.01 dusk); a number or (n, 1, 1, 1).
+        read: standard deviation of the electronics, >= 0, in units of full scale; as `shot`.
+        gains: (n, c, 1, 1) of the white balance: the sensor saw light / gains, and its noise is multiplied with it.
     """
-    if shot < 0 or read < 0:
+    if any(not isinstance(value, Tensor) and value < 0 for value in (shot, read)):  # a device is not asked
         raise ValueError(f"shot and read must be >= 0, got {shot} and {read}")
-    deviation = torch.sqrt(shot * linear.clamp_min(0) + read**2)
+    deviation = torch.sqrt(gains * (shot * linear.clamp_min(0)) + (gains * read) ** 2)
     return linear + deviation * draws.on(linear.device).normal(*linear.shape[1:])
 
 
-def expand_highlights(linear: Tensor, gain: float, threshold: float = 0.6) -> Tensor:
-    """Give clipped highlights their light back: values above `threshold` grow up to `gain` times.
+def expand_highlights(linear: Tensor, gain: float | Tensor, threshold: float = 0.6) -> Tensor:
+    """Give clipped highlights their light back: values above `threshold` grow up to `gain` (>= 1) times.
 
     A file stores a street lamp as 1.0; its light was many times that, which is why blurred lamps
     draw bright streaks. Smooth in the light, so that no edges are invented.
     """
-    if gain < 1:
+    if not isinstance(gain, Tensor) and gain < 1:
         raise ValueError(f"gain must be at least 1, got {gain}")
     excess = ((linear.amax(dim=1, keepdim=True) - threshold) / (1 - threshold)).clamp(0, 1)
     return linear * (1 + (gain - 1) * excess**2)
@@ -315,20 +364,24 @@ def _quantise_blocks(plane: Tensor, table: Tensor) -> Tensor:
     return decoded[:, :h, :w]
 
 
-def jpeg(display: Tensor, quality: int) -> Tensor:
+def jpeg(display: Tensor, quality: int | Tensor) -> Tensor:
     """What JPEG compression leaves of a picture: YCbCr 4:2:0, quantised 8x8 blocks; the lossless rest is skipped.
 
     Args:
         display: (n, 3, h, w) in [0, 1].
-        quality: 1 (worst) to 100, as in libjpeg.
+        quality: 1 (worst) to 100, as in libjpeg; (n,) on the device of `display`: one a picture.
     Returns: (n, 3, h, w) in [0, 1]; at least 38 dB from what libjpeg makes, quality 30 and up (tested), on any device.
     """
-    if not 1 <= quality <= 100:
+    if isinstance(quality, int) and not 1 <= quality <= 100:
         raise ValueError(f"JPEG quality must be 1 to 100, got {quality}")
     if display.shape[1] != 3:
         raise ValueError(f"jpeg needs 3 colour channels, got {display.shape[1]}")
     h, w = display.shape[-2:]
-    percent = 5000 / quality if quality < 50 else 200 - 2 * quality
+    percent: float | Tensor
+    if isinstance(quality, Tensor):
+        percent = torch.where(quality < 50, 5000 / quality, 200 - 2 * quality)[:, None, None, None, None]
+    else:
+        percent = 5000 / quality if quality < 50 else 200 - 2 * quality
     to_ycc, to_rgb, *tables = _jpeg_constants(display.device)
     ycc = torch.einsum("dc,nchw->ndhw", to_ycc, torch.round(display.float().clamp(0, 1) * 255))
     planes = []
@@ -347,44 +400,129 @@ def jpeg(display: Tensor, quality: int) -> Tensor:
 
 @dataclass(frozen=True)
 class Camera:
-    """What happens to the light after the lens. Defaults: a clean 8-bit picture."""
+    """What happens to the light behind the shutter. Defaults: a clean 8-bit picture."""
 
-    response: str = "gamma"  # a name in RESPONSES
-    exposure: float = 1.0  # light multiplied by this before the sensor; < 1: a dark scene
-    highlights: float = 1.0  # how many times brighter than 1 the brightest light really was
-    shot: float = 0.0  # noise variance per unit of light
-    read: float = 0.0  # noise deviation of the electronics
-    jpeg_quality: int | None = None  # None: lossless 8 bits
+    response: str | tuple[str, ...] = "gamma"  # a name in RESPONSES, or several to draw from
+    exposure: Amount = 1.0  # light multiplied by this before the sensor; < 1: a dark scene
+    highlights: Amount = 1.0  # how many times brighter than 1 the brightest light really was
+    defocus: Amount = 0.0  # standard deviation of a Gaussian, pixels
+    shot: Amount = 0.0  # noise variance per unit of light
+    read: Amount = 0.0  # noise deviation of the electronics
+    red_gain: Amount = 1.0  # white balance: what the sensor's red is multiplied with, and its noise
+    blue_gain: Amount = 1.0
+    jpeg_quality: int | Range | None = None  # None, or 0 for those without: lossless 8 bits
 
     def __post_init__(self):
-        if self.response not in RESPONSES:
-            raise ValueError(f"unknown response {self.response!r}; known: {', '.join(RESPONSES)}")
+        _names(self.response, "response", RESPONSES)
+        for name in ("exposure", "defocus", "shot", "read", "red_gain", "blue_gain"):
+            _check_amount(name, getattr(self, name))
+        _check_amount("highlights", self.highlights, least=1)
+        _check_amount("jpeg_quality", self.jpeg_quality or 1, least=1)
+
+    @property
+    def spread(self) -> float:
+        """Pixels that defocus spreads light at most: three standard deviations."""
+        return 3 * (self.defocus[1] if isinstance(self.defocus, tuple) else self.defocus)
+
+    def draw(self, draws: Draws, device: torch.device) -> dict[str, Any]:
+        """The values of one picture each: constants as they are, what is drawn (n, 1, 1, 1) on the device.
+
+        A response is a number in the order of names; "gains" are those of the white balance, (n, 3, 1, 1).
+        """
+        names = ("exposure", "highlights", "shot", "read", "red_gain", "blue_gain", "jpeg_quality")
+        values: dict[str, Any] = {name: draw_amount(getattr(self, name) or 0, draws) for name in names}
+        values["response"] = 0 if isinstance(self.response, str) else draws.integers(len(self.response)).float()
+        if drawn := {name: value for name, value in values.items() if isinstance(value, Tensor)}:
+            table = upload(torch.stack(list(drawn.values())), device)  # all at once
+            values |= dict(zip(drawn, table[..., None, None, None], strict=True))
+        values["gains"] = 1.0  # a number where it is none: gray pictures have one channel
+        if not self.red_gain == self.blue_gain == 1:
+            one = torch.ones(len(draws), 1, 1, 1, device=device)
+            values["gains"] = torch.cat([one * values["red_gain"], one, one * values["blue_gain"]], dim=1)
+        return values
 
 
-def photograph(sharp: Tensor, motion: Motion, camera: Camera, draws: Draws, margin: int = 0) -> tuple[Tensor, Tensor]:
+def _respond(responses: tuple[str, ...], way: int, which: Tensor, image: Tensor) -> Tensor:
+    """Each image through its own of several responses: encoded (way 0) or decoded (1)."""
+    answer = RESPONSES[responses[0]][way](image)
+    for number, name in enumerate(responses[1:], start=1):
+        answer = torch.where(which == number, RESPONSES[name][way](image), answer)
+    return answer
+
+
+def expose(light: Tensor, path: Tensor, size: int, defocus: Tensor | None = None) -> Tensor:
+    """The mean light of an exposure: by one kernel a picture, by moved frames for the pictures that roll.
+
+    light: (n, c, h, w). path (n, steps, 3) and defocus (n,), standard deviations in pixels, lie on the CPU: there a
+    kernel's sum has a fixed order, and it is known who rolls. size: odd side of the kernels.
+    """
+    rolls = (path[..., 2] != 0).any(dim=1)
+    if defocus is not None or not rolls.all():
+        kernel = path_to_kernel(path * ~rolls[:, None, None], size)
+        if defocus is not None:
+            distance = torch.arange(size) - torch.arange(size)[:, None]
+            spread = torch.exp(-0.5 * (distance / defocus.clamp_min(1e-3)[:, None, None]) ** 2)
+            spread = spread / spread.sum(dim=1, keepdim=True)  # (n, size, size): a Gaussian in each column
+            kernel = spread @ kernel @ spread.mT
+        light = convolve(light, upload(kernel, light.device), padding="reflect")
+    if rolls.any():
+        rows = upload(rolls.nonzero()[:, 0], light.device)
+        rolled = average_frames(light.index_select(0, rows), upload(path[rolls], light.device))
+        light = light.index_copy(0, rows, rolled)
+    return light
+
+
+def resampling(scale: Tensor, source: int, target: int) -> Tensor:
+    """(n, target, source) matrices that scale one axis by `scale` (n,) <= 1 about its middle, cutting what is outside.
+
+    Antialiased cubic weights (Keys 1981, a = -1/2), as most programs use; scale 1 cuts only. source - target: even.
+    """
+    if not ((scale > 0) & (scale <= 1)).all():
+        raise ValueError(f"scale must be above 0 and at most 1, got {scale.tolist()}")
+    place = (torch.arange(target) - (target - 1) / 2) / scale[:, None] + (source - 1) / 2
+    distance = ((torch.arange(source) - place[:, :, None]) * scale[:, None, None]).abs()
+    near, far = (1.5 * distance - 2.5) * distance**2 + 1, ((2.5 - 0.5 * distance) * distance - 4) * distance + 2
+    weights = torch.where(distance < 1, near, torch.where(distance < 2, far, 0.0))
+    return weights / weights.sum(dim=-1, keepdim=True)
+
+
+def photograph(
+    sharp: Tensor, motion: Motion, camera: Camera, draws: Draws, margin: int = 0, resize: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Take one blurry photograph of each sharp image, and the sharp one that a still camera would have taken.
 
     Args:
         sharp: (n, c, h, w) display values in [0, 1].
-        draws: one stream an image, on the CPU; decides path and noise.
+        draws: one stream an image, on the CPU; decides path, camera and noise.
         margin: pixels cut from each side at the end, so that no light is missing at the borders.
-    Returns: (sharp, blurry), both (n, c, h - 2 margin, w - 2 margin), display values in [0, 1].
+        resize: (n, h', h) matrices of `resampling`, on the CPU, for square images: the sensor adds up neighbours.
+    Returns: (sharp, blurry), both (n, c, h - 2 margin, w - 2 margin), display values in [0, 1]; h' for h if resized.
     """
-    encode, decode = RESPONSES[camera.response]
-    light = expand_highlights(decode(sharp), camera.highlights) * camera.exposure
-    path = motion.draw(draws)
-    if motion.rotates:
-        blurred = average_frames(light, upload(path, light.device))
-    else:
-        size = 2 * math.ceil(motion.length[1] + 1) + 1
-        # The kernel is made on the CPU: a GPU adds up what meets in a pixel in no fixed order
-        kernel = upload(path_to_kernel(path, size), light.device)
-        blurred = convolve(light, kernel, padding="reflect")
+    path, values, device = motion.draw(draws), camera.draw(draws, sharp.device), sharp.device
+    responses, which = _names(camera.response, "response", RESPONSES), values["response"]
+    light = expand_highlights(_respond(responses, 1, which, sharp), values["highlights"]) * values["exposure"]
+    defocus = draw_amount(camera.defocus, draws) + torch.zeros(len(sharp)) if camera.defocus != 0 else None
+    # Wider than the paths' reach: kernels of another size would round the pictures of earlier editions differently
+    half = math.ceil(max(motion.length[1] + 1, motion.reach + camera.spread))
+    blurred = expose(light, path, 2 * half + 1, defocus)
+    corners = [(margin, margin)] * len(sharp)
+    if resize is not None:
+        resize = upload(resize, device)[:, None]
+        # Cut from any corner at the end, so that the blocks of JPEG begin anywhere
+        corners = draws.integers(2 * margin + 1, 2).tolist()
+        light, blurred = (resize @ image.clamp(0, 1) @ resize.mT for image in (light, blurred))
     if camera.shot or camera.read:
-        blurred = sensor_noise(blurred.clamp(0, 1), camera.shot, camera.read, draws)
-    blurry = quantise(encode(blurred))
-    if camera.jpeg_quality is not None:
-        blurry = jpeg(blurry, camera.jpeg_quality)
-    h, w = sharp.shape[-2:]
-    inside = (..., slice(margin, h - margin), slice(margin, w - margin))
-    return quantise(encode(light))[inside], blurry[inside]
+        blurred = sensor_noise(blurred.clamp(0, 1), values["shot"], values["read"], draws, values["gains"])
+    y0, x = (quantise(_respond(responses, 0, which, image)) for image in (light, blurred))
+    quality = values["jpeg_quality"]
+    if isinstance(quality, Tensor):
+        x = torch.where(quality > 0, jpeg(x, quality.flatten().round().clamp_min(1)), x)
+    elif camera.jpeg_quality is not None:
+        x = jpeg(x, quality)
+    pair, (h, w) = torch.stack([y0, x]), x.shape[-2:]
+    inside = [
+        pair[:, number, :, top : top + h - 2 * margin, left : left + w - 2 * margin]
+        for number, (top, left) in enumerate(corners)
+    ]
+    y0, x = torch.stack(inside, dim=1)
+    return y0, x

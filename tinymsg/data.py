@@ -5,6 +5,7 @@ same index gives the same crop, always. Training reads batch number s as indices
 iterator whose state could be lost.
 """
 
+import math
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,12 +19,13 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from .blur import Camera, Motion, photograph
+from .blur import Amount, Camera, Motion, Range, draw_amount, photograph, resampling
 from .machine import atomic_write, upload
 from .rng import Draws
 from .scenes import render_scenes
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
+JPEG_ROOM = 8  # pixels about a scaled picture: JPEG's blocks of 16 then begin at any of its pixels
 MAX_PIXELS = 64_000_000  # 8000 x 8000: above it an image is refused rather than the machine's memory filled
 
 
@@ -190,7 +192,11 @@ class Contents:
         return len(self.images)
 
     def crops(self, draws: Draws, size: int, device: torch.device | str = "cpu") -> Tensor:
-        """(n, c, size, size) display values: picture, place, flips and quarter turns drawn from `draws`, on the CPU.
+        """(n, c, size, size) display values of what `cut` cuts."""
+        return upload(torch.stack(self.cut(draws, [size] * len(draws))), torch.device(device)).float() / 255
+
+    def cut(self, draws: Draws, sizes: list[int]) -> list[Tensor]:
+        """uint8 crops (c, size, size), each of its own size: picture, place, flips and quarter turns drawn on the CPU.
 
         Pictures smaller than `size` are mirrored outwards.
         """
@@ -198,7 +204,7 @@ class Contents:
         place = draws.uniform(2)
         turn = draws.integers(8)
         cut = []
-        for i, index in enumerate(which.tolist()):
+        for i, (index, size) in enumerate(zip(which.tolist(), sizes, strict=True)):
             image = self.images[index] if self._stack is None else self._stack[index]
             h, w = image.shape[-2:]
             top, left = (int(place[i, 0] * max(h - size + 1, 1)), int(place[i, 1] * max(w - size + 1, 1)))
@@ -211,7 +217,7 @@ class Contents:
                 )
             crop = torch.rot90(crop, int(turn[i]) % 4, dims=(1, 2))
             cut.append(crop.flip(2) if turn[i] >= 4 else crop)
-        return upload(torch.stack(cut), torch.device(device)).float() / 255
+        return cut
 
 
 @cache
@@ -285,6 +291,11 @@ class Domain:
     motion: Motion = Motion()
     camera: Camera = Camera()
     new_content: bool = False
+    scale: Amount = 1.0  # how much smaller the picture was made after the blur, at most 1
+
+    def margin(self, size: int) -> int:
+        """Pixels about a picture of `size` pixels that its light may come from."""
+        return int(self.motion.reach + 1 + 0.01 * self.motion.roll[1] * size + self.camera.spread)
 
 
 _SHAKE = Motion("walk", length=(9.0, 23.0), roll=(0.0, 2.0))
@@ -300,6 +311,21 @@ DOMAINS: dict[str, Domain] = {
     # Everything at once
     "all": Domain(
         _SHAKE, Camera("measured", exposure=0.6, highlights=4.0, shot=0.004, read=0.01, jpeg_quality=50), True
+    ),
+    # Not a test domain: photographs as people have them, for training; 13 % sharp, 7 % out of focus only
+    "everyday": Domain(
+        Motion(("smooth", "linear", "walk"), Range(1.0, 30.0, log=True), roll=Range(0.2, 2.0, share=0.15), still=0.2),
+        Camera(
+            ("gamma", "measured"),
+            highlights=Range(1.0, 8.0, log=True, share=0.4, otherwise=1.0),
+            defocus=Range(0.3, 1.0, share=0.35),
+            shot=Range(1e-5, 1e-2, log=True),  # daylight to dusk
+            read=Range(3e-4, 6e-3, log=True),
+            red_gain=(1.9, 2.4),  # of the cameras in RSBlur (Rim et al. 2022)
+            blue_gain=(1.5, 1.9),
+            jpeg_quality=Range(30, 95, share=0.8),
+        ),
+        scale=Range(0.5, 1.0, share=0.3, otherwise=1.0),
     ),
     # Not test domains: a single kernel, for the lessons' live training, and its kin
     "one_kernel": Domain(motion=Motion("linear", length=(9.0, 9.0), angle=20.0, kernels=1)),
@@ -355,10 +381,24 @@ class SyntheticPairs:
     def crops(self, index: Tensor, size: int) -> tuple[Tensor, Tensor]:
         """(y0, x), both (n, c, size, size) in [-1, 1], for int64 indices (n,)."""
         draws = Draws(self.seed, index.cpu())  # what the pairs are is planned on the CPU, and made on the device
-        motion = self.domain.motion
-        margin = int(motion.length[1] / 2 + 2 + (0.02 * size if motion.rotates else 0))
-        sharp = self.contents.crops(draws, size + 2 * margin, self.device)
-        y0, x = photograph(sharp, motion, self.domain.camera, draws, margin)
+        domain, scaled = self.domain, self.domain.scale != 1
+        margin = JPEG_ROOM if scaled else domain.margin(size)
+        target = size + 2 * margin
+        sides = [target] * len(index)
+        scale = torch.ones(len(index))
+        if scaled:
+            scale = scale * draw_amount(domain.scale, draws)
+            need = [target / s + 2 * domain.margin(int(target / s)) + 4 / s for s in scale.tolist()]  # 4: the weights'
+            sides = [target + 8 * math.ceil((side - target) / 8) for side in need]  # few sizes: few groups
+        pictures, rows, made = self.contents.cut(draws, sides), [], []
+        for side in sorted(set(sides)):  # what has the same shape is made at once
+            group = torch.tensor([row for row, other in enumerate(sides) if other == side])
+            sharp = upload(torch.stack([pictures[row] for row in group]), self.device).float() / 255
+            resize = resampling(scale[group], side, target) if scaled else None
+            made.append(photograph(sharp, domain.motion, domain.camera, draws.rows(group), margin, resize))
+            rows.append(group)
+        order = upload(torch.cat(rows).argsort(), self.device)
+        y0, x = (torch.cat(images).index_select(0, order) for images in zip(*made, strict=True))
         if self.gray:
             y0, x = (image[:, 1:2] for image in (y0, x))  # green: what most of luma is
         return to_model(y0), to_model(x)

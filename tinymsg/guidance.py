@@ -76,7 +76,7 @@ class MultiscaleGuidance(nn.Module):
     """features, predictions = guidance(x).
 
     Args:
-        widths: the UNet's channels at each level; scale k joins level k.
+        widths: the UNet's channels at each level; scale k joins the level of its size: k - log2(fold).
         scales: which k, e.g. (1, 2, 3) as in the paper, (2, 3) for coarse ones only.
         target: what is regressed: "gray" (the paper's), "rgb", or "none" (no regression loss: the control).
         inject: "features" of the last block (the paper's), or the predicted "structure" itself.
@@ -98,13 +98,16 @@ class MultiscaleGuidance(nn.Module):
         width: int = 32,
         blocks: int = 3,
         dims: int = 2,
+        fold: int = 1,
     ):
         super().__init__()
+        finest = fold.bit_length() - 1  # the scale of the UNet's first level
         for name, value, known in (("target", target, TARGETS), ("inject", inject, INJECT), ("how", how, HOW)):
             if value not in known:
                 raise ValueError(f"unknown guidance {name} {value!r}; known: {', '.join(known)}")
-        if not scales or len(set(scales)) != len(scales) or not all(1 <= k < len(widths) for k in scales):
-            raise ValueError(f"scales must be distinct and within 1 .. {len(widths) - 1}, got {scales}")
+        low, high = max(finest, 1), finest + len(widths) - 1
+        if not scales or len(set(scales)) != len(scales) or not all(low <= k <= high for k in scales):
+            raise ValueError(f"scales must be distinct and within {low} .. {high}, got {scales}")
         if stop_gradient and target == "none":
             raise ValueError(
                 "stop_gradient with target 'none' leaves nothing for the guidance to learn from: change one"
@@ -116,7 +119,7 @@ class MultiscaleGuidance(nn.Module):
         source = width if inject == "features" else structure
         self.to_encoder, self.to_input = nn.ModuleList(), nn.ModuleList()
         if how in ("add", "both"):
-            self.to_encoder.extend([conv(source, widths[k], dims, size=1) for k in scales])
+            self.to_encoder.extend([conv(source, widths[k - finest], dims, size=1) for k in scales])
         if how in ("concat", "both") and inject == "features":
             self.to_input.extend([conv(source, _CONCAT_CHANNELS, dims, size=1) for _ in scales])
         per_scale = _CONCAT_CHANNELS if inject == "features" else structure

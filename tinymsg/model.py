@@ -36,6 +36,7 @@ class ModelConfig:
     channels: int = 3  # of the image
     widths: tuple[int, ...] = (32, 64, 128, 128)  # channels a resolution; DvSR: c, 2c, 3c, 4c with c = 32
     blocks: int = 1  # residual blocks a resolution
+    fold: int = 1  # the paper's form; 2 or 4: pixels become channels first, for large pictures
     precision: str = "auto"  # bf16 where the processor has units for it, else fp32 (TF32 in a GPU's convolutions)
 
     # What it predicts: Ren 2023 predicts eps of the image itself; small budgets need x0 or v of the residual
@@ -53,7 +54,8 @@ class ModelConfig:
     guidance_blocks: int = 3  # residual blocks a scale
 
     def __post_init__(self):
-        choices = {"kind": KINDS, "predict": PREDICTIONS, "precision": PRECISIONS, "dims": (1, 2), "channels": (1, 3)}
+        choices = {"kind": KINDS, "predict": PREDICTIONS, "precision": PRECISIONS}
+        choices |= {"dims": (1, 2), "channels": (1, 3), "fold": (1, 2, 4) if self.dims == 2 else (1,)}
         for name, known in choices.items():
             if getattr(self, name) not in known:
                 raise ValueError(f"unknown {name} {getattr(self, name)!r}; known: {', '.join(map(str, known))}")
@@ -65,7 +67,7 @@ class ModelConfig:
     @property
     def multiple(self) -> int:
         """Sides of an image must be multiples of this."""
-        return 2 ** (len(self.widths) - 1)
+        return self.fold * 2 ** (len(self.widths) - 1)
 
     def to_dict(self) -> dict:
         """For a file's header."""
@@ -190,8 +192,9 @@ class Model(nn.Module):
                 c.guidance_width,
                 c.guidance_blocks,
                 c.dims,
+                c.fold,
             )
-        self.unet = UNet(c.channels, c.widths, c.blocks, self.guidance.concat_channels, c.dims)
+        self.unet = UNet(c.channels, c.widths, c.blocks, self.guidance.concat_channels, c.dims, c.fold)
 
     @property
     def multiple(self) -> int:

@@ -55,6 +55,12 @@ class Draws:
         twin._key = upload(self._key, device)
         return twin
 
+    def rows(self, rows: Tensor) -> "Draws":
+        """The streams of some of the images, `rows` int64 (m,), from here on."""
+        twin = copy.copy(self)
+        twin._key = self._key[rows]
+        return twin
+
     def __len__(self) -> int:
         return len(self._key)
 

@@ -1,7 +1,7 @@
 """The denoiser: a fully convolutional UNet that sees the noisy image, the blurry one and the noise level.
 
 Structure after DvSR's Fig. 10 (Whang 2022): residual blocks, 4 resolutions, no attention, so that a network
-trained on crops runs on whole photographs. GroupNorm is ours (their figure draws no normalisation).
+trained on crops runs on whole photographs. GroupNorm is ours (their figure draws no normalisation), and so is folding.
 """
 
 import math
@@ -19,7 +19,7 @@ from .schedule import Image, Level
 class Features(NamedTuple):
     """What guidance hands to the UNet; both parts may be empty.
 
-    add: {level k: (b, channels_k, h / 2^k, w / 2^k)}, added to the encoder's features at that level.
+    add: {scale k: (b, channels, h / 2^k, w / 2^k)}, added to the encoder's features of that size.
     concat: (b, c, h, w) appended to the UNet's input, or None.
     """
 
@@ -105,6 +105,9 @@ class UNet(nn.Module):
         blocks: residual blocks a resolution, on the way down and on the way up.
         concat: extra input channels for guidance that is concatenated.
         dims: 2 for images, 1 for signals (b, c, 1, w).
+        fold: 1, or 2 or 4: that many rows and columns of pixels become channels (pixel-unshuffle, Shi 2016): a wider
+            network on fewer pixels restores a large picture several times faster. Level j then has scale
+            k = j + log2(fold).
     """
 
     def __init__(
@@ -114,12 +117,13 @@ class UNet(nn.Module):
         blocks: int = 2,
         concat: int = 0,
         dims: int = 2,
+        fold: int = 1,
     ):
         super().__init__()
-        self.dims, self.concat, self.widths = dims, concat, tuple(widths)
+        self.dims, self.concat, self.widths, self.fold = dims, concat, tuple(widths), fold
         embedding = 4 * widths[0]
         self.embed = NoiseEmbedding(2 * widths[0], embedding)
-        self.conv_in = conv(2 * channels + concat, widths[0], dims)
+        self.conv_in = conv((2 * channels + concat) * fold**2, widths[0], dims)
         self.down, self.up = nn.ModuleList(), nn.ModuleList()
         skips, current = [], widths[0]
         for outputs in self.widths:
@@ -137,12 +141,12 @@ class UNet(nn.Module):
                 current = outputs
             self.up.append(level)
         self.norm_out = GroupNorm(current)
-        self.conv_out = zeroed(conv(current, channels, dims))
+        self.conv_out = zeroed(conv(current, channels * fold**2, dims))
 
     @property
     def multiple(self) -> int:
         """Height and width must be multiples of this (height is free for dims = 1)."""
-        return 2 ** (len(self.widths) - 1)
+        return self.fold * 2 ** (len(self.widths) - 1)
 
     def _check(self, y_t: Tensor, x: Tensor, noise_level: Tensor, features: Features) -> None:
         if y_t.shape != x.shape:
@@ -161,10 +165,11 @@ class UNet(nn.Module):
         embedding = F.silu(self.embed(noise_level))
         scale = (2, 2) if self.dims == 2 else (1, 2)
         inputs = [y_t, x] if features.concat is None else [y_t, x, features.concat]
-        h = self.conv_in(torch.cat(inputs, dim=1))
+        h = torch.cat(inputs, dim=1)
+        h = self.conv_in(F.pixel_unshuffle(h, self.fold) if self.fold > 1 else h)
         skips = []
-        for k, level in enumerate(self.down):
-            if k > 0:
+        for k, level in enumerate(self.down, start=self.fold.bit_length() - 1):
+            if level is not self.down[0]:
                 h = F.avg_pool2d(h, scale)
             for block in level.children():
                 h = block(h, embedding)
@@ -173,9 +178,10 @@ class UNet(nn.Module):
                 h = skips[-1] = h + features.add[k].to(h.dtype)
         for block in self.middle:
             h = block(h, embedding)
-        for k, level in zip(reversed(range(len(self.up))), self.up, strict=True):
+        for level in self.up:
+            if level is not self.up[0]:
+                h = F.interpolate(h, scale_factor=scale, mode="nearest")
             for block in level.children():
                 h = block(torch.cat([h, skips.pop()], dim=1), embedding)
-            if k > 0:
-                h = F.interpolate(h, scale_factor=scale, mode="nearest")
-        return self.conv_out(F.silu(self.norm_out(h)))
+        h = self.conv_out(F.silu(self.norm_out(h)))
+        return F.pixel_shuffle(h, self.fold) if self.fold > 1 else h

@@ -65,7 +65,6 @@ def run(args: argparse.Namespace) -> int:
     from ..paper.niqe import load_pristine
     from ..paper.protocol import Evaluation
     from ..paper.report import collect, markdown, mean_over_sets
-    from .deblur import check_memory
 
     device, out, sets, failures = pick_device(args.device), Path(args.out), {}, []
     try:
@@ -74,7 +73,7 @@ def run(args: argparse.Namespace) -> int:
         evaluation = Evaluation(out, tuple(args.metrics), pristine, device)
         rows, settings = _rows(args, device, evaluation.ledger)
         for test in tests:
-            done = evaluation.run(test, rows, not args.no_restore, check_memory)
+            done = evaluation.run(test, rows, not args.no_restore)
             failures += filter(None, tqdm(done, desc=test.title, total=len(test.pairs), unit="picture"))
             sets[test.name] = collect(evaluation, test, rows)
     except KeyboardInterrupt:

@@ -1,6 +1,8 @@
 """publish: trained and evaluated weights -> shipped weights with their card."""
 
 import argparse
+import csv
+import math
 from pathlib import Path
 
 from .shared import read_record
@@ -10,7 +12,8 @@ def add(commands: argparse._SubParsersAction) -> None:
     sub = commands.add_parser("publish", help="ship evaluated weights with their model card (for maintainers)")
     sub.add_argument("run_folder", metavar="RUN", help="the --out folder of a finished train")
     sub.add_argument("--name", required=True, help="the weights' name")
-    sub.add_argument("--results", required=True, metavar="FILE", help="evaluate's results file with these very weights")
+    results = "what evaluate or photographs wrote of these very weights"
+    sub.add_argument("--results", required=True, metavar="FILE", help=results)
     sub.set_defaults(run=run)
 
 
@@ -24,21 +27,57 @@ def run(args: argparse.Namespace) -> int:
     folder = Path(args.run_folder)
     source = folder / "weights.safetensors"
     model.load_model(source)  # it is whole
-    entries = ("weights", "parameters", "setting", "unavailable", "domains")
-    advice = "evaluate these very weights first, and give the file that it writes"
-    results = read_record(args.results, entries, advice)
+    judged = "evaluate these very weights first, and give the file that it writes"
+    results = read_record(args.results, ("weights", "parameters"), judged)
     advice = "give the folder of a finished train, as it left it"
     ran = read_record(folder / "run.json", ("command", "config", "steps"), advice)
     label = next((k for k, w in results["weights"].items() if w["sha256"] == sha256(source)), None)
     if label is None:
         raise ValueError(f"{args.results} holds no scores of {source}: evaluate these very weights first")
-    rows = ("blurry", label, f"{label}-mean")
-    scores = {d: {k: s for k, s in r["scores"].items() if k in rows} for d, r in results["domains"].items()}
     card = ran | {"name": args.name, "sha256": sha256(source), "parameters": results["parameters"][label]}
-    card |= {"setting": results["setting"], "unavailable": results["unavailable"], "scores": scores}
+    card |= {"history": _history(folder, args.name, ran)}
+    if "quality" in results:  # written by `photographs`
+        chosen = results["quality"][label]
+        card |= {"judged_on": results["data"], "setting": chosen["default"]["setting"]}
+        card |= {what: {name: c[what] for name, c in chosen.items()} for what in ("safe", "scores")}
+        card |= {"quality": {name: c["setting"] for name, c in chosen.items()}}
+    else:  # by `evaluate`
+        read_record(args.results, ("setting", "unavailable", "domains"), judged)
+        rows = ("blurry", label, f"{label}-mean")
+        scores = {d: {k: s for k, s in r["scores"].items() if k in rows} for d, r in results["domains"].items()}
+        card |= {"setting": results["setting"], "unavailable": results["unavailable"], "scores": scores}
     target = model.WEIGHTS / f"{args.name}.safetensors"
     write_results(target.with_suffix(".json"), card)
     with atomic_write(target) as partial:  # last: weights lie there only with their card
         shutil.copyfile(source, partial)
     print(f"{target} and its card written")
     return 0
+
+
+def _history(folder: Path, name: str, ran: dict) -> list[dict]:
+    """What these weights have gone through, run by run: steps, hours, and the scores on the way.
+
+    A run that began with the weights that this name has now goes on with their history.
+    """
+    from ..model import model_card, pretrained_names
+
+    before: list[dict] = []
+    if name in pretrained_names() and model_card(name)["sha256"] in ran.get("source", {}).get("started_from", ""):
+        before = model_card(name).get("history", [])
+    speed, curve = (_rows(folder / f"{table}.csv") for table in ("speed", "validation"))
+    ends = [0.0, *(row["step"] for row in speed)]
+    seconds = sum(row["seconds_a_step"] * (row["step"] - end) for row, end in zip(speed, ends[:-1], strict=True))
+    kept = ("step", "psnr", "lpips")
+    points = [{key: row[key] for key in kept if math.isfinite(row.get(key, math.nan))} for row in curve]
+    return [
+        *before,
+        {"command": ran["command"], "steps": ran["steps"], "hours": round(seconds / 3600, 2), "curve": points},
+    ]
+
+
+def _rows(path: Path) -> list[dict[str, float]]:
+    """The rows of a log of numbers; none where there is no such file."""
+    if not path.exists():
+        return []
+    with path.open() as file:
+        return [{key: float(value) for key, value in row.items()} for row in csv.DictReader(file)]

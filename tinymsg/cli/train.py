@@ -22,7 +22,12 @@ def add(commands: argparse._SubParsersAction) -> None:
     option("--arm", choices=("guided", "control", "plain", "regression"), default="guided", help=ARM_HELP)
     what = "begin with trained weights (fine-tuning): shipped ones by name, or a .safetensors file of the same network"
     option("--start", metavar="WEIGHTS", help=what)
-    option("--profile", choices=("cpu", "gpu", "full"), default="cpu", help="sizes and budget (default: %(default)s)")
+    option(
+        "--profile",
+        choices=("cpu", "gpu", "everyday", "full"),
+        default="cpu",
+        help="sizes and budget (default: %(default)s)",
+    )
     option("--set", nargs="+", metavar="KEY=VALUE", help="change settings, e.g. --set steps=500 widths=32,64,96")
     option("--device", default="auto", help=DEVICE_HELP)
     option("--estimate", action="store_true", help="print time, memory and what fits common cards; train nothing")

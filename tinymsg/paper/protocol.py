@@ -125,19 +125,18 @@ class Evaluation:
         self.metrics = tuple(m for m in COLUMNS if m not in (*SET_METRICS, *self.unavailable))
         self.set_metrics = tuple(m for m in SET_METRICS if m in metrics)
 
-    def run(self, test: TestSet, rows: list[Row], restoring=True, check=lambda *_: None) -> Iterator[str | None]:
+    def run(self, test: TestSet, rows: list[Row], restoring: bool = True) -> Iterator[str | None]:
         """Restore and score a set; yields once a pair: None, or what failed in a sentence.
 
         Args:
             restoring: False only scores the pictures that are there.
-            check: (path, x, model's configuration), raises ImageError for a picture that would not fit into the memory.
         """
         for pair in test.pairs:
             failed: dict[str, None] = {}
             for row in reversed(rows):  # a mean of samples, which gives the single one too, before that
                 try:
                     if restoring and row.model is not None:
-                        self._restore(test, row, row.model, pair, check)
+                        self._restore(test, row, row.model, pair)
                     self._score(test, row, pair)
                 except (ValueError, MetricUnavailable) as error:
                     failed[str(error) if isinstance(error, ImageError) else f"{pair.blurry}: {error}"] = None
@@ -184,7 +183,7 @@ class Evaluation:
             self.ledger.add(key, {name: round(value, 5) for name, value in found.items()})
         return {name: {"mean": self.ledger.get(key)[name], "n": len(there)} for name in self.set_metrics}
 
-    def _restore(self, test: TestSet, row: Row, model: Model, pair: Pair, check) -> None:
+    def _restore(self, test: TestSet, row: Row, model: Model, pair: Pair) -> None:
         """Write a row's picture, whole and without tiles, and the first of its samples, unless it is there.
 
         The noise depends on (seed, set, picture) alone: the order of pictures and restarts do not matter.
@@ -193,7 +192,6 @@ class Evaluation:
         if path.is_file():
             return
         x = to_model(read_image(pair.blurry))[None].to(self.device)
-        check(pair.blurry, x, model.config)
         seed = int(digest([row.seed, test.identity, pair.name]), 16)
         generator = torch.Generator(self.device).manual_seed(seed)
         one, mean = sample_and_mean(model, x, row.setting, generator)

@@ -25,7 +25,7 @@ from ..data import ImageError, gray_levels, open_picture
 from ..machine import atomic_write
 
 MAX_PIXELS = 99_999_999  # more are taken for a decompression bomb; PIL's own limit, at 179 million, stays
-HALF_FROM = 16_000_000  # pixels from which on the network's input is held as float16: 13 bits near black and white
+HALF_FROM = 2**22  # pixels from which on the network's input is held as float16: 13 bits near black and white
 _ROWS = 256  # converted at a time, so that a large picture is never held twice
 _ORIENTATION, _XMP = 0x0112, 700
 # What of a TIFF's directory is about the picture rather than about how the file stores it

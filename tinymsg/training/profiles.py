@@ -13,6 +13,16 @@ PROFILES: dict[str, dict] = {
         "lr": 4e-4,
         "compile": "default",
     },
+    # For photographs as people have them; trained in parts, each begun with --start
+    "everyday": {
+        "fold": 2,
+        "widths": (64, 128, 160),
+        "domain": "everyday",
+        "crop": 96,
+        "batch": 8,
+        "steps": 20_000,
+        "lr": 8e-4,
+    },
     # Full GoPro training. The defaults' guidance is the paper's (Ren 2023, Figs. 3 and 12). Its loss norm, batch, rate,
     # EMA and number of steps were not to be had, nor those of DvSR (Whang 2022): they are ours, most after SR3 (Saharia
     # 2021) and WaveGrad (Chen 2021), untested at this length

@@ -1,0 +1,100 @@
+"""The choice of deblur's default: the rule, what it is measured on, and the command."""
+
+import dataclasses
+
+import pytest
+import torch
+from PIL import Image
+
+from tinymsg.cli import main
+from tinymsg.data import Contents, photo
+from tinymsg.evaluate import psnr, read_results
+from tinymsg.model import save_model
+from tinymsg.sample import Setting
+from tinymsg.studies import photographs as study
+
+
+def row(sharp: float, real: list[float], lpips: float, **setting) -> dict:
+    """What `score` says of a setting, for a set of two pairs."""
+    scores = {"real": {"psnr": real, "lpips": [lpips] * 2}, "blurred": {"psnr": [25.0], "lpips": [lpips]}}
+    scores["sharp"] = {"psnr": [sharp], "lpips": [0.0]}
+    return {"setting": dataclasses.asdict(Setting(**setting)), "scores": scores, "seconds_a_megapixel": 1.0}
+
+
+BLURRY = row(100.0, [20.0, 24.0], 0.4)
+GOOD = row(37.0, [21.0, 25.0], 0.30, steps=5)
+
+
+def test_a_row_is_safe_if_it_harms_nobody():
+    assert study.is_safe(GOOD, BLURRY) and study.gain(GOOD, BLURRY) == pytest.approx(1.0)
+    assert not study.is_safe(row(34.0, [21.0, 25.0], 0.3), BLURRY)  # sharp photographs suffer
+    assert not study.is_safe(row(37.0, [23.0, 23.4], 0.3), BLURRY)  # one real pair does
+    assert not study.is_safe(row(37.0, [19.8, 24.1], 0.3), BLURRY)  # nothing is gained
+
+
+def test_the_rule_takes_the_nearest_by_lpips_of_what_is_safe_and_gains():
+    timid, harmful = row(40.0, [20.1, 24.1], 0.20, steps=5), row(30.0, [22.0, 26.0], 0.10, steps=5)
+    smooth, long = row(38.0, [21.2, 25.2], 0.35, steps=1), row(37.0, [21.0, 25.0], 0.25, steps=20)
+    rows = [timid, harmful, smooth, GOOD, long]
+    assert study.choose(rows, BLURRY, 8) == (GOOD, True)
+    assert study.choose(rows, BLURRY, 1) == (smooth, True)
+    assert study.choose(rows, BLURRY, 40) == (long, True)
+    assert study.choose([harmful, row(20.0, [9.0, 9.0], 0.9)], BLURRY, 8) == (harmful, False)
+    # Means of samples count every one of them
+    assert study.choose([smooth, row(37.0, [21.0, 25.0], 0.2, steps=3, samples=4)], BLURRY, 8) == (smooth, True)
+
+
+def test_every_quality_has_candidates():
+    settings = study.candidates("diffusion")
+    assert len(set(settings)) == len(settings)
+    for most in study.EVALUATIONS.values():
+        assert any(most / 3 < s.steps * s.samples <= most for s in settings)
+    assert [s.steps for s in study.candidates("regression")] == [1]
+
+
+def test_unsharp_mask_sharpens_what_is_soft_and_leaves_what_is_even():
+    assert study.unsharp_mask(torch.full((1, 3, 32, 32), 0.3)) == pytest.approx(0.3, abs=1e-4)
+    sharp = photo("chelsea")[None, :, 100:200, 100:200].float() / 127.5 - 1
+    soft = study.convolve((sharp + 1) / 2, study.gaussian(1.0)) * 2 - 1
+    assert psnr(study.unsharp_mask(soft), sharp) > psnr(soft, sharp) + 0.5
+
+
+def test_richardson_lucy_undoes_the_blur_that_it_guesses():
+    sharp = photo("chelsea")[None, :, 100:164, 100:164].float() / 127.5 - 1
+    soft = study.convolve((sharp + 1) / 2, study.gaussian(2.0)) * 2 - 1
+    inside = [image[..., 12:-12, 12:-12] for image in (study.richardson_lucy(soft), soft, sharp)]
+    assert psnr(inside[0], inside[2]) > psnr(inside[1], inside[2]) + 0.5
+
+
+def test_the_sets_are_the_same_every_time_and_sharp_stays_sharp():
+    contents = Contents([photo("chelsea"), photo("coffee")], "two")
+    real = (torch.zeros(1, 3, 16, 16), torch.ones(1, 3, 16, 16))
+    sets, again = (study.photograph_sets(real, contents, size=64, count=3) for _ in range(2))
+    assert {name: y0.shape[0] for name, (y0, _) in sets.items()} == {"real": 1, "blurred": 3, "sharp": 2}
+    for name, pair in sets.items():
+        assert all(torch.equal(a, b) for a, b in zip(pair, again[name], strict=True))
+    assert torch.equal(*sets["sharp"]) and not torch.equal(*sets["blurred"])
+
+
+def test_the_command_scores_chooses_and_says_by_what_rule(tiny_model, tmp_path, monkeypatch):
+    for folder in ("pairs/sharp", "pairs/blur", "kodak"):
+        (tmp_path / folder).mkdir(parents=True)
+    picture = Image.fromarray(photo("coffee").permute(1, 2, 0).numpy()[:96, :128])
+    for name in ("kodak/a.png", "kodak/b.png"):
+        picture.save(tmp_path / name)
+    picture.save(tmp_path / "pairs/sharp/a.png")
+    picture.resize((64, 48)).resize((128, 96)).save(tmp_path / "pairs/blur/a.png")
+    picture.save(tmp_path / "pairs/sharp/b.png")
+    picture.save(tmp_path / "pairs/blur/b.png")
+    save_model(tiny_model(scales=(1, 2)), tmp_path / "tiny.safetensors")
+    monkeypatch.setattr(study, "candidates", lambda kind: [Setting(steps=1), Setting(steps=2, samples=2)])
+    out = tmp_path / "photographs.json"
+    said = ["photographs", "--weights", f"guided={tmp_path}/tiny.safetensors", "--pairs", f"{tmp_path}/pairs"]
+    said += ["--sharp", f"{tmp_path}/kodak", "--size", "64", "--pairs-size", "64", "--count", "2", "--out", str(out)]
+    assert main(said) == 0
+    results = read_results(out)
+    assert {len(results["rows"]["guided"]), len(results["untrained"])} == {2, 3}
+    assert set(results["quality"]["guided"]) == {"fast", "default", "best"}
+    assert results["quality"]["guided"]["fast"]["setting"]["steps"] == 1
+    assert results["untrained"]["blurry"]["scores"]["sharp"]["psnr"] == [100.0, 100.0]
+    assert results["rule"]["LEAST_SHARP"] == study.LEAST_SHARP

@@ -1,0 +1,69 @@
+"""photographs: weights x settings on photographs -> scores, and deblur's settings by a stated rule."""
+
+import argparse
+
+from .shared import at_least, common, load_named_weights, pick_device, say
+
+
+def add(commands: argparse._SubParsersAction) -> None:
+    sub = commands.add_parser(
+        "photographs",
+        help="score weights on photographs and choose deblur's settings",
+        epilog="The rule is in tinymsg/studies/photographs.py: leave sharp pictures alone, harm no real one, and of "
+        "what is left take the nearest to the truth by LPIPS.",
+    )
+    three = ["photos-guided", "photos-plain", "photos-regression"]
+    weights = "shipped weights or .safetensors files, each with a name for its row (default: %(default)s)"
+    common(sub, "weights", nargs="+", default=three, metavar="[ROW=]NAME", help=weights)
+    common(sub, "out")
+    option = sub.add_argument
+    option("--pairs", required=True, metavar="FOLDER", help="real pairs: blur/ beside sharp/, or input/ and target/")
+    option("--sharp", required=True, metavar="FOLDER", help="sharp photographs that no training has seen, as Kodak's")
+    option("--pairs-size", type=at_least(8), default=448, metavar="PIXELS", help="of a pair's centre (default: 448)")
+    common(sub, "size", default=256)
+    common(sub, "count", default=24, help="pictures under the domain everyday (default: %(default)s)")
+    common(sub, "device")
+    sub.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    import dataclasses
+
+    from .. import evaluate as ev
+    from ..data import folder_contents
+    from ..datasets.folders import PairedImages
+    from ..model import count_parameters
+    from ..studies import photographs as study
+    from ..training.validation import centre_crops
+
+    device = pick_device(args.device)
+    models, weights = load_named_weights(args.weights, device)
+    pairs, sharp = PairedImages(args.pairs), folder_contents(args.sharp)
+    real = centre_crops(pairs, list(range(len(pairs))), len(pairs), args.pairs_size)
+    sets = study.photograph_sets(real, sharp, args.size, args.count)
+    sets = {name: (y0.to(device), x.to(device)) for name, (y0, x) in sets.items()}
+    untrained = {name: study.score(answer, sets) for name, answer in study.UNTRAINED.items()}
+    rows: dict[str, list[dict]] = {label: [] for label in models}
+    quality: dict[str, dict] = {label: {} for label in models}
+    for label, model in models.items():
+        for setting in study.candidates(model.config.kind):
+            row = {"setting": dataclasses.asdict(setting)} | study.score(study.restorer(model, setting), sets)
+            rows[label].append(row)
+            found = ", ".join(f"{s} {study.mean(row, s, 'psnr'):.2f} {study.mean(row, s, 'lpips'):.3f}" for s in sets)
+            say(f"{label}, {setting}: {found}; {row['seconds_a_megapixel']} s a megapixel")
+        for name, most in study.EVALUATIONS.items():
+            chosen, safe = study.choose(rows[label], untrained["blurry"], most)
+            means = study.summarise(chosen["scores"])
+            quality[label][name] = {"setting": chosen["setting"], "safe": safe, "scores": means}
+            say(f"{label}, {name}: {chosen['setting']}, {'safe' if safe else 'NOT safe'}")
+    results = ev.provenance() | {
+        "rule": {name: getattr(study, name) for name in ("LEAST_SHARP", "MOST_HARM", "SHARE_OF_GAIN", "EVALUATIONS")},
+        "data": {"real": pairs.name, "blurred": f"everyday on {sharp.name}", "sharp": sharp.name},
+        "weights": weights,
+        "parameters": {label: count_parameters(model) for label, model in models.items()},
+        "quality": quality,
+        "untrained": untrained,
+        "rows": rows,
+    }
+    ev.write_results(args.out, results)
+    return 0
