@@ -5,7 +5,7 @@ import torch
 
 from tinymsg.evaluate import TEST_SEED, domain_pairs, measure
 from tinymsg.machine import sha256
-from tinymsg.model import WEIGHTS, model_card, pretrained, pretrained_names, weights_path
+from tinymsg.model import WEIGHTS, ModelConfig, model_card, pretrained, pretrained_names, weights_path
 from tinymsg.sample import Setting, restore
 
 COUNT, SIZE = 6, 64
@@ -66,9 +66,7 @@ def test_weights_are_small_and_the_file_of_their_card(name):
     assert card["sha256"] == sha256(weights_path(name)) and card["parameters"] == sum(
         weight.numel() for weight in model.parameters()
     )
-    assert card["config"]["network"] == {
-        key: list(value) if isinstance(value, tuple) else value for key, value in model.config.to_dict().items()
-    }
+    assert ModelConfig.from_dict(card["config"]["network"]) == model.config
     assert {"command", "data", "seed", "steps", "scores", "setting"} <= card.keys()
 
 
