@@ -12,13 +12,8 @@ from pathlib import Path
 
 from scipy.stats import t as student
 
-from tinymsg.paper.published import PUBLISHED
-from tinymsg.studies.photographs import summarise
-
 ROOT = Path(__file__).resolve().parents[1]
 TEXTS = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
-
-DEFAULT = "guided"  # the row of the weights that `deblur` takes
 
 DOMAINS = {  # of the results files, in plain words
     "gopro_like": "training blur",
@@ -154,49 +149,52 @@ def breadth_table() -> str:
 # --- the shipped weights ----------------------------------------------------------------------------------------
 
 
-def photographs_table() -> str:
-    found = results("photographs")
-
-    def row(title: str, means: dict, seconds: str) -> list[str]:
-        cells = [f"{means[s]['psnr']['mean']:.2f}, {means[s]['lpips']['mean']:.3f}" for s in means]
-        return [title, *cells, seconds]
-
-    rows = [row(name, summarise(entry["scores"]), "") for name, entry in found["untrained"].items()]
-    for label, qualities in found["quality"].items():
-        for name, entry in qualities.items():
-            s = entry["setting"]
-            seconds = next(r["seconds_a_megapixel"] for r in found["rows"][label] if r["setting"] == s)
-            setting = f"{s['sampler']}, {s['grid']}, {s['steps']} x {s['samples']}"
-            title = f"{label}, {name}: {setting}{'' if entry['safe'] else ' (not safe)'}"
-            rows.append(row(title, entry["scores"], f"{seconds:.1f}"))
-    return table(["PSNR (dB), LPIPS", "real pairs", "everyday blur", "sharp", "s a Mpix"], rows)
+def photos_table() -> str:
+    domains = results("photos")["domains"]
+    models = list(domains["gopro_like"]["scores"])
+    rows = []
+    for domain, title in DOMAINS.items():
+        entries = (domains[domain]["scores"][model]["psnr"] for model in models)
+        rows.append([title, *(f"{e['mean']:.2f} ± {(e['high'] - e['low']) / 2:.2f}" for e in entries)])
+    return table(["test set", *models], rows)
 
 
-def pair_by_pair() -> str:
-    """What the default does to each real pair."""
-    found = results("photographs")
-    default = found["quality"][DEFAULT]["default"]["setting"]
-    chosen = next(row for row in found["rows"][DEFAULT] if row["setting"] == default)
-    blurry = found["untrained"]["blurry"]["scores"]["real"]["psnr"]
-    change = [a - b for a, b in zip(chosen["scores"]["real"]["psnr"], blurry, strict=True)]
-    return f"{', '.join(f'{c:+.2f}' for c in change)} dB"
-
-
-def published_gopro() -> str:
-    rows = [row for row in PUBLISHED["gopro"] if row.method in ("Restormer", "NAFNet-64", "HI-Diff")]
-    return "; ".join(f"{row.method} {row.psnr:.2f} dB, LPIPS {row.lpips:.4f} ({row.source})" for row in rows)
+def gains_of_photos() -> dict[str, dict[str, float]]:
+    """PSNR over that of the blurry input, by domain, then "guided" (one sample) and "guided-mean"."""
+    domains = results("photos")["domains"]
+    psnr = {name: {row: s["psnr"]["mean"] for row, s in entry["scores"].items()} for name, entry in domains.items()}
+    return {
+        name: {row: values[row] - values["blurry"] for row in ("guided", "guided-mean")}
+        for name, values in psnr.items()
+    }
 
 
 def default_weights() -> str:
-    found = results("photographs")
-    scores, blurry = found["quality"][DEFAULT]["default"]["scores"], summarise(found["untrained"]["blurry"]["scores"])
-    gain = scores["real"]["psnr"]["mean"] - blurry["real"]["psnr"]["mean"]
-    lpips = [rows["real"]["lpips"]["mean"] for rows in (blurry, scores)]
+    gained = gains_of_photos()
+    one, mean = ([row[kind] for row in gained.values()] for kind in ("guided", "guided-mean"))
+    home = gained["gopro_like"]
     return (
-        f"on eight real pairs of GoPro (448 pixels of their centres) it changes PSNR by {gain:+.2f} dB and LPIPS from "
-        f"{lpips[0]:.3f} to {lpips[1]:.3f}, where lower is better; sharp photographs stay within "
-        f"{scores['sharp']['psnr']['mean']:.1f} dB of themselves"
+        f"one sample gains {home['guided']:.1f} dB on blur of the training kind and loses up to {-min(one):.1f} dB "
+        f"elsewhere; the mean of four gains {home['guided-mean']:.1f} dB and loses at most {-min(mean):.1f} dB"
     )
+
+
+def photos_verdict() -> str:
+    """Guided against plain, one training run each: intervals over pictures alone."""
+    lines = []
+    for suffix, title in (("", "One sample"), ("-mean", "The mean of four")):
+        better, worse = [], []
+        for domain, entry in results("photos")["domains"].items():
+            difference = entry["difference"][f"plain{suffix} - guided{suffix}"]["psnr"]
+            if difference["high"] < 0:
+                better.append(f"{DOMAINS[domain]} ({-difference['mean']:+.2f} dB)")
+            if difference["low"] > 0:
+                worse.append(f"{DOMAINS[domain]} ({-difference['mean']:+.2f} dB)")
+        lines.append(
+            f"{title}: guided is better than plain on {' and '.join(better) or 'no test set'}, "
+            f"worse on {' and '.join(worse) or 'none'}; the rest is undecided."
+        )
+    return " ".join(lines)
 
 
 def steps_table() -> str:
@@ -217,10 +215,6 @@ def benchmark(name: str) -> str:
 
 def bench_tables() -> str:
     return benchmark("bench.md")
-
-
-def quality_tables() -> str:
-    return benchmark("quality.md")
 
 
 def scale_table() -> str:
@@ -267,13 +261,11 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "toy": toy_table,
     "toy-runs": toy_runs,
     "breadth": breadth_table,
-    "photographs": photographs_table,
-    "pair-by-pair": pair_by_pair,
-    "published-gopro": published_gopro,
+    "photos": photos_table,
     "default-weights": default_weights,
+    "photos-verdict": photos_verdict,
     "steps": steps_table,
     "bench": bench_tables,
-    "quality": quality_tables,
     "scale": scale_table,
     "cost": cost_table,
     "counted": counted,

@@ -14,10 +14,10 @@ from tinymsg.sample import Setting, restore
 CROPS = {"astronaut": (40, 130), "chelsea": (60, 160)}  # top, left of a 192-pixel square
 
 use_style()
-model = pretrained("everyday-guided")
-setting = Setting(**model_card("everyday-guided")["setting"])
+model = pretrained("photos-guided")
+setting = Setting(**model_card("photos-guided")["setting"] | {"samples": 1})
 rows, notes = {}, []
-for label, domain in (("short motion", "gopro_like"), ("camera shake", "camera_shake")):
+for label, domain in (("like training", "gopro_like"), ("camera shake", "camera_shake")):
     row, scores = [], []
     for name, (top, left) in CROPS.items():
         sharp = photo(name)[None, :, top : top + 192, left : left + 192].float() / 255

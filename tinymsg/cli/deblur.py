@@ -17,9 +17,10 @@ def add(commands: argparse._SubParsersAction) -> None:
     sub = commands.add_parser(
         "deblur",
         help="deblur pictures or folders of pictures",
-        epilog="Example: tinymsg deblur photo.jpg -o sharp.png. The shipped weights are small. They "
-        "learned on blur of up to 30 pixels with noise and compression; what is sharp they leave alone, and long "
-        "blur they lessen rather than undo. --preview shows in seconds what to expect.",
+        epilog="Example: tinymsg deblur photo.jpg -o sharp.png. The shipped weights are small. They are good for short "
+        "and smooth motion blur of about 3 to 11 pixels, as of a moving hand in daylight; longer shake they leave "
+        "nearly as it is, and fine noise or night lights may come out slightly worse than they went in. --preview "
+        "shows in seconds what to expect; --quality best is smoother and safer.",
     )
     option = sub.add_argument
     option("inputs", nargs="+", metavar="IN", help="pictures, or folders of them")
@@ -27,7 +28,7 @@ def add(commands: argparse._SubParsersAction) -> None:
     option("--quality", choices=QUALITIES, default="default", help="from quick to careful (default: default)")
     preview = "only write OUT-preview.png: the middle of the first picture in each quality, with the seconds"
     option("--preview", action="store_true", help=preview)
-    common(sub, "weights", default="everyday-guided")
+    common(sub, "weights", default="photos-guided")
     option("--seed", type=int, default=0, metavar="N", help="the same seed gives the same picture (default: 0)")
     option("--overwrite", action="store_true", help="replace output files that exist")
     tile = "side of the tiles that the network sees at once, 0 for the whole picture (default: what fits the memory)"

@@ -12,7 +12,7 @@ def add(commands: argparse._SubParsersAction) -> None:
         epilog="The rule is in tinymsg/studies/photographs.py: leave sharp pictures alone, harm no real one, and of "
         "what is left take the nearest to the truth by LPIPS.",
     )
-    three = ["everyday-guided", "everyday-plain", "everyday-regression"]
+    three = ["photos-guided", "photos-plain", "photos-regression"]
     weights = "shipped weights or .safetensors files, each with a name for its row (default: %(default)s)"
     common(sub, "weights", nargs="+", default=three, metavar="[ROW=]NAME", help=weights)
     common(sub, "out")

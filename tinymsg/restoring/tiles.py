@@ -116,10 +116,12 @@ def choose_tile(model: Model, height: int, width: int, device: torch.device) -> 
     """
     free, a_pixel, around = free_memory(device), tile_bytes(model, device), 2 * margin(model)
     room = math.inf if free is None else free / 2
-    if device.type == "cpu":  # with WORKING_SET a process stays within 1.5 GB up to 12 million pixels
+    # GroupNorm's statistics are those of the whole picture: it is parted only where it does not fit
+    whole = any(isinstance(module, nn.GroupNorm) for module in model.modules())
+    if device.type == "cpu" and not whole:  # with WORKING_SET a process stays within 1.5 GB up to 12 million pixels
         room = min(room, max(WORKING_SET - _BYTES_PER_PIXEL * height * width, WORKING_SET / 2))
     pixels = room / a_pixel
-    if height * width <= pixels and max(height, width) <= LARGEST:
+    if height * width <= pixels and (whole or max(height, width) <= LARGEST):
         return max(height, width)
     if free is not None and (SMALLEST + around) ** 2 * a_pixel > free:
         raise MemoryError(_too_little(device, f"only {free / 1e9:.1f} GB are free"))
