@@ -335,7 +335,7 @@ def test_a_training_without_memory_says_what_to_lower(error, tmp_path, monkeypat
 
 def test_help_names_every_command(tmp_path):
     text = run("--help", cwd=tmp_path).stdout
-    assert all(re.search(rf"^ +{command.__name__.rpartition('.')[2]} ", text, re.M) for command in COMMANDS)
+    assert all(re.search(rf"^ +{command.__name__.rpartition('.')[2]}( |$)", text, re.M) for command in COMMANDS)
 
 
 @pytest.fixture

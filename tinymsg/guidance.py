@@ -81,6 +81,7 @@ class MultiscaleGuidance(nn.Module):
         target: what is regressed: "gray" (the paper's), "rgb", or "none" (no regression loss: the control).
         inject: "features" of the last block (the paper's), or the predicted "structure" itself.
         how: "add" to the encoder (the paper's), "concat" to the UNet's input, or "both".
+        fold: the UNet's.
         stop_gradient: True cuts the denoiser's gradient, so that the branch learns from its own loss alone.
     Returns of a call on x (b, c, h, w) in [-1, 1]:
         features: `Features` for the UNet.
