@@ -13,6 +13,7 @@ import re
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -81,23 +82,15 @@ class Watch(threading.Thread):
         self.limit, self.expired = limit, False
         self.peaks: dict[int, int] = {}
         self._own, self._start, self._stop_now = psutil.Process(), time.monotonic(), threading.Event()
-        self._others = set(self._own.children(recursive=True))
+        self._others = set(_kernels(self._own))
 
     def run(self) -> None:
         while not self._stop_now.wait(0.2):
-            for process in set(self._own.children(recursive=True)) - self._others:
-                if not self._is_copy(process):
-                    self.peaks[process.pid] = max(_peak_bytes(process), self.peaks.get(process.pid, 0))
+            for process in set(_kernels(self._own)) - self._others:
+                self.peaks[process.pid] = max(_peak_bytes(process), self.peaks.get(process.pid, 0))
                 if self.limit and time.monotonic() - self._start > self.limit:
                     self.expired = True
                     _kill(process)
-
-    def _is_copy(self, process: psutil.Process) -> bool:
-        """Whether it was forked from this process and runs nothing else yet: its memory is ours."""
-        try:
-            return process.cmdline() == self._own.cmdline()
-        except psutil.Error:
-            return True  # it has ended
 
     @property
     def peak(self) -> int:
@@ -108,6 +101,15 @@ class Watch(threading.Thread):
         self._stop_now.set()
         self.join()
         return time.monotonic() - self._start
+
+
+def _kernels(own: psutil.Process) -> Iterator[psutil.Process]:
+    """Those below this process, and what they started; other children, copies of us among them, are no lesson's."""
+    for process in own.children(recursive=True):
+        with contextlib.suppress(psutil.Error):  # it has ended
+            if any("ipykernel" in part for part in process.cmdline()):
+                yield process
+                yield from process.children(recursive=True)
 
 
 def _peak_bytes(process: psutil.Process) -> int:

@@ -1,5 +1,6 @@
 """The lessons run, hold what is committed, and are in order; and course.py says so when they are not."""
 
+import contextlib
 import fcntl
 import json
 import os
@@ -269,25 +270,27 @@ def built(tmp_path_factory):
     return path
 
 
-@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
-def test_the_memory_of_others_and_of_a_forked_copy_is_not_a_kernels():
-    """A test before this one left a server running; a child not yet at its own program has all that we hold."""
-    holds = [sys.executable, "-c", "held = b'x' * 150_000_000; print(flush=True); open(0).read()"]
-    with subprocess.Popen(holds, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as server:
-        server.stdout.readline()
-        held, watch = b"x" * 150_000_000, course.Watch(None)
+def test_the_memory_of_a_kernel_and_what_it_starts_counts_and_that_of_others_does_not():
+    """A test before this one left a server and its kernel running; this one starts what is no kernel."""
+    code = "held = b'x' * int(sys.argv[1]) * 1_000_000; print(flush=True); open(0).read()"
+    starts = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {'import sys; ' + code!r}, sys.argv[1]])"
+
+    def holder(megabytes: int, *arguments: str, code: str = f"import sys; {code}"):
+        command = [sys.executable, "-c", code, str(megabytes), *arguments]
+        process = held.enter_context(subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE))
+        held.callback(process.stdin.close)
+        process.stdout.readline()
+
+    with contextlib.ExitStack() as held:
+        holder(500, "ipykernel_launcher")
+        watch = course.Watch(None)
         watch.start()
-        subprocess.run(["true"], preexec_fn=lambda: time.sleep(0.5), check=True)
-        assert watch.peak < 100e6 < len(held)
-        with subprocess.Popen(holds, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as kernel:
-            kernel.stdout.readline()
-            for _ in range(100):  # until it has been seen
-                if watch.peak < len(held):
-                    time.sleep(0.1)
-            assert watch.peaks[kernel.pid] > len(held) and server.pid not in watch.peaks
-            kernel.stdin.close()
-        watch.stop()
-        server.stdin.close()
+        held.callback(watch.stop)
+        holder(400)
+        holder(150, "ipykernel_launcher", code=starts)
+        while watch.peak < 150e6:  # until it has been seen
+            time.sleep(0.1)
+        assert watch.peak < 350e6
 
 
 def test_build_states_seconds_and_memory_of_its_run(built):
