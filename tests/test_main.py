@@ -549,6 +549,19 @@ def test_fine_tuning_begins_with_trained_weights(tmp_path, weights, capsys):
     assert "started_from is None and was" in capsys.readouterr().err
 
 
+def test_guided_training_may_begin_with_a_plain_network(tmp_path):
+    """The guidance joins as if it were not there, and learns from the first step on."""
+    same, plain = ["--device", "cpu", "--log-every", "1", "--set", "precision=fp32", *TINY], ["scales=", "steps=1"]
+    assert main(["train", "--out", str(tmp_path / "before"), *same, *plain]) == 0
+    start = ["--start", str(tmp_path / "before" / "weights.safetensors")]
+    for name, changes in (("plain", plain), ("guided", ["steps=1"])):
+        assert main(["train", "--out", str(tmp_path / name), *start, *same, *changes]) == 0
+    rows = [(tmp_path / name / "log.csv").read_text().splitlines()[1].split(",") for name in ("plain", "guided")]
+    assert float(rows[0][1]) == pytest.approx(float(rows[1][1]), rel=1e-4)
+    after = load_model(tmp_path / "guided" / "weights.safetensors")
+    assert all(layer.weight.abs().max() > 0 for layer in after.guidance.to_encoder)
+
+
 def test_the_control_arm_has_the_branch_but_not_its_loss(tmp_path):
     arguments = ["train", "--arm", "control", "--out", str(tmp_path / "run"), "--device", "cpu"]
     assert main([*arguments, "--set", "steps=2", *TINY]) == 0

@@ -20,7 +20,9 @@ def add(commands: argparse._SubParsersAction) -> None:
     option = sub.add_argument
     option("--out", metavar="FOLDER", help="where checkpoints, logs and final weights go")
     option("--arm", choices=("guided", "control", "plain", "regression"), default="guided", help=ARM_HELP)
-    what = "begin with trained weights (fine-tuning): shipped ones by name, or a .safetensors file of the same network"
+    what = (
+        "begin with trained weights: shipped ones by name, or a .safetensors file, of this network or without guidance"
+    )
     option("--start", metavar="WEIGHTS", help=what)
     option(
         "--profile",
