@@ -35,7 +35,7 @@ def run(args: argparse.Namespace) -> int:
     if label is None:
         raise ValueError(f"{args.results} holds no scores of {source}: evaluate these very weights first")
     card = ran | {"name": args.name, "sha256": sha256(source), "parameters": results["parameters"][label]}
-    card |= {"history": _history(folder, args.name, ran)}
+    card |= {"history": _history(folder, ran)}
     if "quality" in results:  # written by `photographs`
         chosen = results["quality"][label]
         card |= {"judged_on": results["data"], "setting": chosen["default"]["setting"]}
@@ -54,16 +54,15 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _history(folder: Path, name: str, ran: dict) -> list[dict]:
+def _history(folder: Path, ran: dict) -> list[dict]:
     """What these weights have gone through, run by run: steps, hours, and the scores on the way.
 
-    A run that began with the weights that this name has now goes on with their history.
+    A run that began with weights that are shipped now goes on with their history.
     """
     from ..model import model_card, pretrained_names
 
-    before: list[dict] = []
-    if name in pretrained_names() and model_card(name)["sha256"] in ran.get("source", {}).get("started_from", ""):
-        before = model_card(name).get("history", [])
+    started, cards = ran.get("source", {}).get("started_from", ""), map(model_card, pretrained_names())
+    before = next((card.get("history", []) for card in cards if card["sha256"] in started), [])
     speed, curve = (_rows(folder / f"{table}.csv") for table in ("speed", "validation"))
     ends = [0.0, *(row["step"] for row in speed)]
     seconds = sum(row["seconds_a_step"] * (row["step"] - end) for row, end in zip(speed, ends[:-1], strict=True))
