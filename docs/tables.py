@@ -18,8 +18,6 @@ from tinymsg.studies.photographs import summarise
 ROOT = Path(__file__).resolve().parents[1]
 TEXTS = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
 
-DEFAULT = "guided"  # the row of the weights that `deblur` takes
-
 DOMAINS = {  # of the results files, in plain words
     "gopro_like": "training blur",
     "new_content": "new content",
@@ -175,8 +173,8 @@ def photographs_table() -> str:
 def pair_by_pair() -> str:
     """What the default does to each real pair."""
     found = results("photographs")
-    default = found["quality"][DEFAULT]["default"]["setting"]
-    chosen = next(row for row in found["rows"][DEFAULT] if row["setting"] == default)
+    default = found["quality"][found["default"]]["default"]["setting"]
+    chosen = next(row for row in found["rows"][found["default"]] if row["setting"] == default)
     blurry = found["untrained"]["blurry"]["scores"]["real"]["psnr"]
     change = [a - b for a, b in zip(chosen["scores"]["real"]["psnr"], blurry, strict=True)]
     return f"{', '.join(f'{c:+.2f}' for c in change)} dB"
@@ -189,7 +187,8 @@ def published_gopro() -> str:
 
 def default_weights() -> str:
     found = results("photographs")
-    scores, blurry = found["quality"][DEFAULT]["default"]["scores"], summarise(found["untrained"]["blurry"]["scores"])
+    scores = found["quality"][found["default"]]["default"]["scores"]
+    blurry = summarise(found["untrained"]["blurry"]["scores"])
     gain = scores["real"]["psnr"]["mean"] - blurry["real"]["psnr"]["mean"]
     lpips = [rows["real"]["lpips"]["mean"] for rows in (blurry, scores)]
     return (

@@ -89,12 +89,17 @@ def test_the_command_scores_chooses_and_says_by_what_rule(tiny_model, tmp_path, 
     save_model(tiny_model(scales=(1, 2)), tmp_path / "tiny.safetensors")
     monkeypatch.setattr(study, "candidates", lambda kind: [Setting(steps=1), Setting(steps=2, samples=2)])
     out = tmp_path / "photographs.json"
-    said = ["photographs", "--weights", f"guided={tmp_path}/tiny.safetensors", "--pairs", f"{tmp_path}/pairs"]
+    save_model(tiny_model(scales=(), kind="regression"), tmp_path / "other.safetensors")
+    weights = [f"guided={tmp_path}/tiny.safetensors", f"regression={tmp_path}/other.safetensors"]
+    said = ["photographs", "--weights", *weights, "--pairs", f"{tmp_path}/pairs"]
     said += ["--sharp", f"{tmp_path}/kodak", "--size", "64", "--pairs-size", "64", "--count", "2", "--out", str(out)]
     assert main(said) == 0
     results = read_results(out)
     assert {len(results["rows"]["guided"]), len(results["untrained"])} == {2, 3}
     assert set(results["quality"]["guided"]) == {"fast", "default", "best"}
     assert results["quality"]["guided"]["fast"]["setting"]["steps"] == 1
+    together = [row for rows in results["rows"].values() for row in rows]
+    best, _ = study.choose(together, results["untrained"]["blurry"], study.EVALUATIONS["default"])
+    assert best in results["rows"][results["default"]]
     assert results["untrained"]["blurry"]["scores"]["sharp"]["psnr"] == [100.0, 100.0]
     assert results["rule"]["LEAST_SHARP"] == study.LEAST_SHARP

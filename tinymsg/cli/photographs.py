@@ -36,7 +36,7 @@ def run(args: argparse.Namespace) -> int:
     from ..studies import photographs as study
     from ..training.validation import centre_crops
 
-    device = pick_device(args.device)
+    device, most = pick_device(args.device), study.EVALUATIONS
     models, weights = load_named_weights(args.weights, device)
     pairs, sharp = PairedImages(args.pairs), folder_contents(args.sharp)
     real = centre_crops(pairs, list(range(len(pairs))), len(pairs), args.pairs_size)
@@ -51,16 +51,20 @@ def run(args: argparse.Namespace) -> int:
             rows[label].append(row)
             found = ", ".join(f"{s} {study.mean(row, s, 'psnr'):.2f} {study.mean(row, s, 'lpips'):.3f}" for s in sets)
             say(f"{label}, {setting}: {found}; {row['seconds_a_megapixel']} s a megapixel")
-        for name, most in study.EVALUATIONS.items():
-            chosen, safe = study.choose(rows[label], untrained["blurry"], most)
+        for name, evaluations in most.items():
+            chosen, safe = study.choose(rows[label], untrained["blurry"], evaluations)
             means = study.summarise(chosen["scores"])
             quality[label][name] = {"setting": chosen["setting"], "safe": safe, "scores": means}
             say(f"{label}, {name}: {chosen['setting']}, {'safe' if safe else 'NOT safe'}")
+    of_any, _ = study.choose([row for found in rows.values() for row in found], untrained["blurry"], most["default"])
+    default = next(label for label, found in rows.items() if any(row is of_any for row in found))
+    say(f"default: {default}")
     results = ev.provenance() | {
         "rule": {name: getattr(study, name) for name in ("LEAST_SHARP", "MOST_HARM", "SHARE_OF_GAIN", "EVALUATIONS")},
         "data": {"real": pairs.name, "blurred": f"everyday on {sharp.name}", "sharp": sharp.name},
         "weights": weights,
         "parameters": {label: count_parameters(model) for label, model in models.items()},
+        "default": default,
         "quality": quality,
         "untrained": untrained,
         "rows": rows,
