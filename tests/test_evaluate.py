@@ -24,7 +24,6 @@ from tinymsg.evaluate import (
     evaluate,
     lpips_distance,
     measure,
-    nested_interval,
     provenance,
     psnr,
     radial_spectrum,
@@ -114,20 +113,6 @@ def test_radial_spectrum_has_its_peak_at_the_frequency_of_a_grating():
         assert abs(int(spectrum.argmax()) - cycles * 48 / 64) <= 1
     flat = radial_spectrum(torch.full((1, 3, 32, 32), 0.7))
     torch.testing.assert_close(flat, torch.full((1, 16), -8.0), rtol=0, atol=1e-3)  # the floor
-
-
-def test_nested_interval_covers_other_trainings_too():
-    generator = torch.Generator().manual_seed(0)
-    pictures, trainings = torch.randn(50, generator=generator), torch.randn(4, 1, generator=generator)
-    same = pictures.expand(4, 50)  # trainings that agree: the interval over pictures
-    inner, plain = nested_interval(same), bootstrap_interval(pictures)
-    assert inner == pytest.approx(plain, abs=0.05)
-    low, high = nested_interval(same + 2 * trainings)
-    assert high - low > 3 * (plain[1] - plain[0])
-    assert low < float((same + 2 * trainings).mean()) < high
-    for wrong in (pictures, pictures[None], pictures[:, None]):
-        with pytest.raises((ValueError, TypeCheckError)):
-            nested_interval(wrong)
 
 
 def test_measure_takes_the_models_range(photographs):

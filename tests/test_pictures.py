@@ -13,7 +13,7 @@ from tinymsg.model import build_model, count_parameters
 from tinymsg.sample import Setting
 from tinymsg.studies import pictures, toy
 from tinymsg.studies.pictures import ARMS, PICTURES, score_pictures
-from tinymsg.studies.trials import STUDIES, Trial, paired_differences
+from tinymsg.studies.trials import STUDIES, Trial
 
 ROOT = Path(__file__).resolve().parents[1]
 CHOSEN = pictures.SETTING
@@ -75,14 +75,6 @@ def test_the_blurry_input_is_scored_against_the_sharp_picture():
     y0, x = evaluate.domain_pairs("jpeg", "scenes", 3, evaluate.TEST_SEED).crops(torch.arange(3), 16)
     expected = evaluate.measure(x, y0, ("psnr",))["psnr"]
     assert score_pictures(None, "jpeg", "scenes", 3)["per_image"]["psnr"] == pytest.approx(expected, abs=1e-3)
-
-
-def test_blurry_is_paired_with_every_seed():
-    def entry(arm, seed, values):
-        return {"arm": arm, "seed": seed, "kernels": None, "scores": {"d": {"per_image": {"psnr": values}}}}
-
-    runs = [entry("blurry", 0, [1.0, 2.0]), entry("a", 0, [3.0, 5.0]), entry("a", 1, [1.0, 1.0])]
-    assert paired_differences(runs, "a", "blurry", "d", metric="psnr").tolist() == [[2.0, 3.0], [0.0, -1.0]]
 
 
 def test_equal_budgets():

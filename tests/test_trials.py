@@ -21,16 +21,7 @@ from tinymsg.evaluate import read_results, write_results
 from tinymsg.model import Model, count_parameters
 from tinymsg.studies import toy, trials
 from tinymsg.studies.signals import SignalPairs
-from tinymsg.studies.trials import (
-    BREADTHS,
-    FORMS,
-    KEY,
-    STUDIES,
-    breadth_domains,
-    family_kernels,
-    paired_differences,
-    sign_flip_p,
-)
+from tinymsg.studies.trials import BREADTHS, FORMS, KEY, STUDIES, breadth_domains, family_kernels, sign_flip_p
 
 
 @pytest.fixture(autouse=True)
@@ -110,15 +101,6 @@ def test_the_same_trial_gives_the_same_scores():
     trial = STUDIES["forms"].trials(1, 4)[0]
     small = dataclasses.replace(trial, recipe=trial.recipe.change(batch=4, precision="fp32"))
     assert small.run(3) == small.run(3)
-
-
-def test_paired_differences_take_the_seeds_that_both_have():
-    def entry(arm, seed, values):
-        return {"arm": arm, "seed": seed, "kernels": 4, "scores": {"d": {"per_signal": values}}}
-
-    runs = [entry("a", 0, [3.0, 5.0]), entry("a", 1, [1.0, 1.0]), entry("b", 0, [1.0, 2.0]), entry("b", 2, [0.0, 0.0])]
-    assert paired_differences(runs, "a", "b", "d", kernels=4).tolist() == [[2.0, 3.0]]
-    assert paired_differences(runs, "a", "b", "d", kernels=8).numel() == 0
 
 
 def test_rows_of_photographs_are_signals():

@@ -97,7 +97,7 @@ def radial_spectrum(image: Tensor) -> Tensor:
 def spectral_distance(estimate: Tensor, truth: Tensor) -> Tensor:
     """Mean absolute difference of log10 radial power spectra: is there as much detail at each scale as there should be?
 
-    A weight-free stand-beside for perceptual metrics, not a replacement: it sees how much, not where.
+    Full-reference: a distortion of another kind than PSNR. It sees how much detail, not where.
     """
     return (radial_spectrum(estimate) - radial_spectrum(truth)).abs().mean(dim=1)
 
@@ -149,21 +149,6 @@ def bootstrap_interval(values: Float[Tensor, " n"], draws: int = 2000, seed: int
     generator = torch.Generator().manual_seed(seed)
     picks = torch.randint(len(values), (draws, len(values)), generator=generator)
     return _middle_95(values.cpu().double()[picks].mean(dim=1))
-
-
-def nested_interval(values: Float[Tensor, "runs pictures"], draws: int = 2000, seed: int = 0) -> tuple[float, float]:
-    """95 % bootstrap interval of the mean over training runs and pictures, at least 2 of each: both are drawn anew.
-
-    An interval over pictures alone covers other pictures, not another training run.
-    """
-    if values.ndim != 2 or min(values.shape) < 2:
-        raise ValueError(f"values must have shape (runs, pictures), at least 2 of each, got {tuple(values.shape)}")
-    generator = torch.Generator().manual_seed(seed)
-    runs, pictures = values.shape
-    # The same pictures for all runs of a draw: they were tested on the same ones
-    rows = torch.randint(runs, (draws, runs, 1), generator=generator)
-    columns = torch.randint(pictures, (draws, 1, pictures), generator=generator)
-    return _middle_95(values.cpu().double()[rows, columns].mean(dim=(1, 2)))
 
 
 def _middle_95(means: Tensor) -> tuple[float, float]:

@@ -225,28 +225,6 @@ def _end_with_parent() -> None:
         os._exit(1)
 
 
-def paired_differences(
-    runs: list[dict], arm: str, other: str, domain: str, kernels: int | None = None, metric: str | None = None
-) -> Tensor:
-    """(seeds, signals or pictures) of a score, `arm` minus `other`, for the seeds that have both.
-
-    Args:
-        runs: of a results file, of one number of steps.
-        other: an arm; of pictures also "blurry", the same for all seeds.
-        metric: of a study of pictures, "psnr", "psnr_mean", "spectral", ...; the toy's is PSNR.
-    """
-    values = {}
-    for run in runs:
-        if run["kernels"] == kernels:
-            scores = run["scores"][domain]
-            values[run["arm"], run["seed"]] = scores["per_signal"] if metric is None else scores["per_image"][metric]
-    seeds = sorted(seed for name, seed in values if name == arm)
-    if other == "blurry":
-        values |= {(other, seed): values[other, 0] for seed in seeds}
-    seeds = [seed for seed in seeds if (other, seed) in values]
-    return torch.tensor([[a - b for a, b in zip(values[arm, s], values[other, s], strict=True)] for s in seeds])
-
-
 def sign_flip_p(values: Tensor) -> float:
     """Exact two-sided p-value of the mean of a few paired differences, (n,), 1 <= n <= 16, e.g. one a training run.
 
