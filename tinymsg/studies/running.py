@@ -146,10 +146,14 @@ def run(
             entries.sort(key=lambda entry: order.get(key(entry), -1))
         write_results(out, record)
 
+    def pace(entry: dict) -> float:
+        """Seconds a step, scoring included."""
+        return entry["seconds_a_step"] + entry["seconds_of_scoring"] / key(entry).checkpoints()[-1]
+
+    slowest = max((pace(entry) for entry in record["trainings"] if "failed" not in entry), default=0.0)
+
     def fits(trial: Trial) -> bool:
-        known = [entry for entry in record["trainings"] if entry.get("seconds_a_step")]
-        step, after = (max((e[name] for e in known), default=0) for name in ("seconds_a_step", "seconds_of_scoring"))
-        return time.monotonic() + step * trial.checkpoints()[-1] + after < until
+        return time.monotonic() + slowest * trial.checkpoints()[-1] < until
 
     def next_one() -> Trial | None:
         """Those first that are trained and waited for their form's setting."""
@@ -170,11 +174,12 @@ def run(
             while len(running) < workers and (trial := next_one()):
                 chosen = record["settings"].get(trial.form)
                 setting = Setting(**chosen["chosen"]) if chosen else None
-                running[pool.submit(work, trial, scratch, setting)] = trial
+                running[pool.submit(work, trial, scratch, setting)] = trial, time.monotonic()
             if not running:
                 break
             for future in wait(running, return_when=FIRST_COMPLETED).done:
-                trial, found = running.pop(future), future.result()
+                (trial, begun), found = running.pop(future), future.result()
+                slowest = max(slowest, (time.monotonic() - begun) / trial.checkpoints()[-1])
                 if "rows" not in found:
                     waiting.append(trial)
                     say(f"{trial.name}: trained; to be scored when the setting of its form is chosen")

@@ -28,10 +28,9 @@ from .toy import variant
 
 # --- what is trained ------------------------------------------------------------------------------------------
 
-BASE = Recipe().change(
-    widths=(16, 32, 64, 64), guidance_width=24, crop=48, batch=16, lr=1e-3, warmup=100, ema=0.995
-)  # the view of 1/8 has 6x6 pixels
-STEPS = {"main": 6000, "triple": 18000}  # optimiser steps of a budget
+# Crops of 48 pixels, so that their view of 1/8 has 6x6
+BASE = Recipe().change(widths=(16, 32, 64, 64), guidance_width=24, crop=48, lr=1e-3, warmup=100, ema=0.995)
+STEPS = {"main": 4000, "triple": 12000}  # optimiser steps of a budget
 FORMS: dict[str, dict] = {
     "eps": {"predict": "eps", "residual": False},  # the paper's: the noise, of the image itself
     "v": {"predict": "v", "residual": False},
@@ -135,7 +134,7 @@ HOME: Place = ("home", 1)
 MIDDLE: tuple[Place, ...] = tuple((name, (len(d) + 1) // 2) for name, d in LADDERS.items() if name != "home")
 
 SIZE = 64  # pixels a side of a test picture
-FEW, ALL = 32, 64  # test pictures of a place: at every checkpoint (home and MIDDLE), and at the last one (PLACES)
+FEW, ALL = 24, 72  # test pictures of a place: at every checkpoint (home and MIDDLE), and at the last one (PLACES)
 SAMPLES = 4  # of each of the FEW at the last checkpoint
 METRICS = ("psnr", "lpips", "ssim", "spectral")
 Draw = Callable[[Tensor, Tensor, int, int], list[Tensor]]  # (y0, x, samples, seed) -> samples, each of x's shape
