@@ -10,8 +10,7 @@ import statistics
 from collections.abc import Callable
 from pathlib import Path
 
-from scipy.stats import t as student
-
+from tinymsg.evaluate import student_interval as interval
 from tinymsg.paper.published import PUBLISHED
 from tinymsg.studies.photographs import summarise
 
@@ -54,13 +53,6 @@ def gains(runs: list[dict], arm: str, other: str, domain: str, metric: str, kern
     """`arm` minus `other`, one value per seed."""
     a, b = (scores(runs, name, domain, metric, kernels) for name in (arm, other))
     return [a[seed] - b[seed] for seed in sorted(a.keys() & b.keys())]
-
-
-def interval(values: list[float]) -> tuple[float, float, float]:
-    """(mean, low, high): Student's 95 % interval over training runs, which are the unit of chance here."""
-    mean = statistics.mean(values)
-    half = student.ppf(0.975, len(values) - 1) * statistics.stdev(values) / len(values) ** 0.5
-    return mean, mean - half, mean + half
 
 
 def differs(values: list[float]) -> bool:

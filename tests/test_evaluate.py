@@ -22,6 +22,7 @@ from tinymsg.evaluate import (
     differences,
     domain_pairs,
     evaluate,
+    invented_edges,
     lpips_distance,
     measure,
     provenance,
@@ -31,8 +32,10 @@ from tinymsg.evaluate import (
     sample_and_mean,
     spectral_distance,
     ssim,
+    student_interval,
     summary,
     table,
+    variance_and_bias,
     write_results,
 )
 from tinymsg.machine import sha256
@@ -372,3 +375,50 @@ def test_provenance_says_how_it_came_about(monkeypatch):
     assert {"torch", "numpy"} <= origin["packages"].keys() and origin["python"].startswith("3.")
     monkeypatch.setattr("sys.argv", ["tinymsg", "train"])
     assert provenance()["command"] == "python -m tinymsg train"
+
+
+def test_student_interval_covers_the_truth_as_often_as_it_says():
+    """Of three and of five training runs, where the bootstrap's would be too short."""
+    generator = torch.Generator().manual_seed(0)
+    for runs in (3, 5):
+        means = torch.randn(1000, runs, generator=generator).tolist()
+        intervals = [student_interval(values) for values in means]
+        assert 929 <= sum(low <= 0 <= high for _, low, high in intervals) <= 971  # 95 %, within three deviations
+    assert student_interval([1.0, 2.0, 3.0]) == pytest.approx((2, 2 - 2.4841, 2 + 2.4841), abs=1e-3)
+    with pytest.raises(ValueError, match="2"):
+        student_interval([1.0])
+
+
+# --- what several samples and edges tell ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("k", [2, 4, 9])
+def test_a_posterior_sampler_has_as_much_variance_as_bias(k):
+    """A Gaussian posterior N(m, s^2): truth and samples are draws of it, whatever the number of samples."""
+    generator = torch.Generator().manual_seed(k)
+    draws = 0.3 + 0.2 * torch.randn(k + 1, 4, 3, 64, 64, generator=generator)
+    variance, bias = variance_and_bias(draws[:-1], draws[-1])
+    torch.testing.assert_close(variance, torch.full((4,), 0.04), rtol=0.05, atol=0)
+    torch.testing.assert_close(bias, torch.full((4,), 0.04), rtol=0.1, atol=0)
+    point = draws[:1].expand(k, -1, -1, -1, -1)
+    variance, bias = variance_and_bias(point, draws[-1])
+    assert (variance == 0).all()
+    torch.testing.assert_close(bias, ((point[0] - draws[-1]) ** 2).flatten(1).mean(dim=1))
+    with pytest.raises(ValueError, match="2"):
+        variance_and_bias(draws[:1], draws[-1])
+
+
+def test_invented_edges(photographs):
+    assert (invented_edges(photographs, photographs) == 0).all()
+    flat = torch.full((1, 3, 32, 32), 0.5)
+    assert invented_edges(flat, photographs[:1, :, :32, :32]) == 0  # no edge, no invented one
+    step, bar, shifted, far, faint = (flat.clone() for _ in range(5))
+    step[..., 10:] = bar[..., 10:20] = 0.8
+    shifted[..., 12:] = 0.8
+    far[..., 20:] = 0.8
+    faint[..., 10:] = 0.6
+    assert invented_edges(step, shifted) == 0  # two pixels away is near enough
+    assert invented_edges(step, far) == 1 == invented_edges(step, flat)
+    assert invented_edges(step, faint) == 0 == invented_edges(faint, flat)
+    assert invented_edges(bar, step) == 0.5  # one of its two edges is true
+    assert invented_edges(step[:, :1, :1], flat[:, :1, :1]) == 1  # signals too

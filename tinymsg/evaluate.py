@@ -5,20 +5,23 @@ import json
 import platform
 import re
 import shlex
+import statistics
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from importlib import metadata
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from safetensors.torch import load_file
 from torch import Tensor
 
 from . import __version__
 from .data import Contents, Domain, Pairs, SyntheticPairs, get_domain, make_contents, other_content, to_display
+from .guidance import to_gray
 from .machine import atomic_write
 from .model import WEIGHTS, Model
 from .sample import Setting, draw_samples
@@ -140,6 +143,62 @@ def available(metrics: tuple[str, ...], side: int = 32) -> tuple[tuple[str, ...]
         except (MetricUnavailable, ImportError) as error:
             reasons[name] = str(error)
     return tuple(usable), reasons
+
+
+# Not among METRICS: by these a blurry picture is not worse than a sharp one
+
+EDGE = 0.15  # change of luma, in display values over two pixels, from which on an edge is strong
+NEAR = 2  # pixels within which the truth may have that edge
+
+
+def invented_edges(estimate: Tensor, truth: Tensor) -> Tensor:
+    """Share of the strong edges of each image where the truth has none; 0 where there are none at all.
+
+    An edge is strong where the gradient of luma (central differences) is over EDGE, and invented if the truth's is
+    below half of that everywhere within NEAR pixels.
+    """
+    strength, true_strength = (_edge_strength(to_gray(image)) for image in (estimate, truth))
+    nearby = F.max_pool2d(true_strength, 2 * NEAR + 1, stride=1, padding=NEAR)
+    strong = strength > EDGE
+    invented = strong & (nearby < EDGE / 2)
+    return invented.flatten(1).sum(dim=1) / strong.flatten(1).sum(dim=1).clamp_min(1)
+
+
+def _edge_strength(gray: Tensor) -> Tensor:
+    padded = F.pad(gray, (1, 1, 1, 1), mode="replicate")
+    along_x = padded[..., 1:-1, 2:] - padded[..., 1:-1, :-2]
+    along_y = padded[..., 2:, 1:-1] - padded[..., :-2, 1:-1]
+    return torch.sqrt(along_x**2 + along_y**2)
+
+
+def variance_and_bias(
+    samples: Float[Tensor, "k n c h w"], truth: Float[Tensor, "n c h w"]
+) -> tuple[Float[Tensor, " n"], Float[Tensor, " n"]]:
+    """(V, B) of each picture, means over its pixels: variance of the samples, and squared bias of their mean.
+
+    Both are free of the number of samples, k >= 2: the mean of k samples still has a variance of V / k, which is taken
+    from B. A sampler of the posterior has V = B on average, since the truth is one more sample of it; a point estimate
+    has V = 0. Diversity is mean V / (mean V + mean B): one half, and 0.
+    """
+    if len(samples) < 2:
+        raise ValueError(f"a variance needs at least 2 samples, got {len(samples)}")
+    variance = samples.var(dim=0).flatten(1).mean(dim=1)
+    error = ((samples.mean(dim=0) - truth) ** 2).flatten(1).mean(dim=1)
+    return variance, error - variance / len(samples)
+
+
+def student_interval(values: Sequence[float]) -> tuple[float, float, float]:
+    """(mean, low, high): Student's 95 % interval of the mean of independent values, at least 2.
+
+    For means of training runs, which are the unit of chance in a comparison of methods.
+    """
+    from scipy.stats import t as student
+
+    if len(values) < 2:
+        raise ValueError(f"an interval needs at least 2 values, got {len(values)}")
+    mean = statistics.mean(values)
+    half = float(student.ppf(0.975, len(values) - 1)) * statistics.stdev(values) / len(values) ** 0.5
+    return mean, mean - half, mean + half
 
 
 def bootstrap_interval(values: Float[Tensor, " n"], draws: int = 2000, seed: int = 0) -> tuple[float, float]:

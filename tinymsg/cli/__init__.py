@@ -25,13 +25,13 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
-def main(arguments: list[str] | None = None) -> int:
+def main(arguments: list[str] | None = None, top: argparse.ArgumentParser | None = None) -> int:
     """Run a command; returns the exit status: 0 done, 1 some files failed, 2 a mistake in the call, 130 stopped.
 
     A mistake is a ValueError, here and in the library: one sentence, printed without its traceback, which
     TINYMSG_TRACEBACK=1 in the environment brings back.
     """
-    args = parser().parse_args(arguments)
+    args = (top or parser()).parse_args(arguments)
     try:
         return args.run(args)
     except KeyboardInterrupt:

@@ -4,6 +4,10 @@ signals      one-dimensional pairs
 toy          the whole method on signals, trained to near convergence in a minute
 pictures     the three arms on pictures
 trials       which trainings a study is made of, how one is run, how results are compared
+trial        the trial of the paper's own form: claim, arms, test sets, scores
+running      carries it out
+verdicts     what its results say
+__main__     python -m tinymsg.studies trial
 steps        how few network evaluations are enough
 photographs  which weights and setting may be the default of `deblur`
 """
