@@ -13,7 +13,7 @@ def add(commands: argparse._SubParsersAction) -> None:
         epilog="The sampler's steps and noise are searched on a validation split of the training domain and then "
         "frozen. Test crops are drawn at random with replacement: one picture may come twice and another never.",
     )
-    weights = "shipped weights or .safetensors files, each with a name for its row (default: %(default)s)"
+    weights = "shipped weights, files, or hf://owner/name, each with a name for its row (default: %(default)s)"
     three = ["scenes-guided", "scenes-plain", "scenes-regression"]
     common(sub, "weights", nargs="+", default=three, metavar="[ROW=]NAME", help=weights)
     common(sub, "out")

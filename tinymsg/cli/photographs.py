@@ -13,7 +13,7 @@ def add(commands: argparse._SubParsersAction) -> None:
         "what is left take the nearest to the truth by LPIPS.",
     )
     three = ["everyday-guided", "everyday-plain", "everyday-regression"]
-    weights = "shipped weights or .safetensors files, each with a name for its row (default: %(default)s)"
+    weights = "shipped weights, files, or hf://owner/name, each with a name for its row (default: %(default)s)"
     common(sub, "weights", nargs="+", default=three, metavar="[ROW=]NAME", help=weights)
     common(sub, "out")
     option = sub.add_argument
