@@ -1,7 +1,6 @@
 import ast
 import dataclasses
 import json
-from pathlib import Path
 
 import pytest
 import torch
