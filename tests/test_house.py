@@ -27,7 +27,7 @@ METHOD = (
     "evaluate",
     "__main__",
 )
-ROOMS = ("training", "datasets", "restoring", "course", "studies", "paper", "cli")
+ROOMS = ("training", "datasets", "restoring", "course", "studies", "paper", "interop", "cli")
 USE_ALL = ("course", "cli")  # the other rooms import the method alone
 PATHS = sorted(LIBRARY.rglob("*.py"))
 SHORT = ("schedule", "unet", "guidance", "train", "sample")  # files that are read in one sitting

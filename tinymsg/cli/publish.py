@@ -13,17 +13,17 @@ README = """---
 
 # {name}
 
-Weights of tinymsg {version}, which removes blur from photographs by the method of
+Weights of tinymsg, which takes blur out of photographs by the method of
 [Ren et al. 2023](https://arxiv.org/abs/2212.01789): {parameters:,} parameters, {steps:,} steps on {data}.
+`config.json` says how they came about.
 
-```python
-from tinymsg import pretrained  # pip install 'tinymsg[hub]'
-
-model = pretrained("hf://OWNER/{name}")
+```
+pip install 'tinymsg[hub]'
+tinymsg deblur photo.jpg -o sharp.png --weights hf://OWNER/{name}
 ```
 
-Or: `tinymsg deblur photo.jpg -o sharp.png --weights hf://OWNER/{name}`. How they came about is in config.json: command,
-configuration, versions, SHA-256.
+In Python: `tinymsg.pretrained("hf://OWNER/{name}")`.
+
 {tables}"""
 
 
@@ -71,9 +71,9 @@ def run(args: argparse.Namespace) -> int:
     target = model.WEIGHTS / f"{args.name}.safetensors"
     beside = target.with_suffix(".json")
     if args.hub:
-        target, beside = Path(args.hub) / model.HUB_WEIGHTS, Path(args.hub) / model.HUB_CARD
-        readme = _readme(card)
-        with atomic_write(Path(args.hub) / "README.md") as partial:
+        readme, hub = _readme(card), Path(args.hub)
+        target, beside = hub / model.HUB_WEIGHTS, hub / model.HUB_CARD
+        with atomic_write(hub / "README.md") as partial:
             partial.write_text(readme, encoding="utf-8")
     write_results(beside, card)
     with atomic_write(target) as partial:  # last: weights lie there only with their card
@@ -88,24 +88,22 @@ def _readme(card: dict) -> str:
         from huggingface_hub import ModelCardData
     except ImportError:
         raise ValueError("--hub needs huggingface_hub: pip install 'tinymsg[hub]'") from None
-    from .. import __version__
     from ..datasets.layouts import DATASETS
     from ..evaluate import METRICS, table
 
     # By evaluate: {domain: {row: {metric: ...}}}; by photographs: {quality: {set: {metric: ...}}}
-    scores = {name: {"scores": rows} for name, rows in card["scores"].items()}
-    rows = [row for entry in scores.values() for row in entry["scores"].values()]
-    metrics = [metric for metric in METRICS if rows and all(metric in row for row in rows)]
+    scores = {"domains": {name: {"scores": rows} for name, rows in card["scores"].items()}}
+    found = [set(row) for rows in card["scores"].values() for row in rows.values()]
+    metrics = [metric for metric in METRICS if found and metric in set.intersection(*found)]
     head = ModelCardData(
         license=card["licence"].lower(),
         library_name="tinymsg",
         pipeline_tag="image-to-image",
         tags=["deblurring", "image-restoration", card["config"]["network"]["kind"], "arxiv:2212.01789"],
-        datasets=[name for name in DATASETS if name in card["data"].split()] or None,  # synthetic pairs are nowhere
+        datasets=[name for name in DATASETS if name in card["data"].split()] or None,  # none: synthetic pairs
         metrics=metrics or None,
     )
-    lines = [f"\n{metric}:\n\n{table({'domains': scores}, metric)}\n" for metric in metrics]
-    return README.format(**card | {"head": head, "version": __version__, "tables": "".join(lines)})
+    return README.format(head=head, tables="\n".join(f"{m}:\n\n{table(scores, m)}\n" for m in metrics), **card)
 
 
 def _history(folder: Path, ran: dict) -> list[dict]:
