@@ -6,6 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+import tinymsg
 from tinymsg import model as model_module
 from tinymsg.evaluate import write_results
 from tinymsg.model import (
@@ -267,6 +268,12 @@ def test_names_are_those_of_the_folder(tiny_model, tmp_path, monkeypatch):
     assert pretrained_names() == ["a", "b"] and model_card("a")["steps"] == 7
     assert weights_path("a") == tmp_path / "a.safetensors"
     assert pretrained("b").config == tiny_model().config
+
+
+def test_the_package_offers_pretrained_alone():
+    assert tinymsg.pretrained is pretrained
+    with pytest.raises(AttributeError, match="restore"):
+        tinymsg.restore  # noqa: B018
 
 
 def test_a_file_is_weights_without_a_card(weights):

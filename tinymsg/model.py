@@ -364,18 +364,24 @@ def _weights_and_card(name: str | Path) -> tuple[Path, Path | None]:
 @cache  # once a process: weights and card are of one moment
 def _from_hub(address: str) -> tuple[Path, Path]:
     try:
-        from huggingface_hub import errors, hf_hub_download
+        from huggingface_hub import errors, get_hf_file_metadata, hf_hub_download, hf_hub_url
     except ImportError:
         raise ValueError(f"{address} needs huggingface_hub: pip install 'tinymsg[hub]'") from None
     repository, _, revision = address.removeprefix("hf://").partition("@")
-    try:  # the card first: it is small, and what has none is not ours
-        card, weights = (
-            Path(hf_hub_download(repository, name, revision=revision or None)) for name in (HUB_CARD, HUB_WEIGHTS)
-        )
+    how: dict = {"revision": revision or None}
+    try:
+        try:  # where nothing answers, the download would try for half a minute
+            get_hf_file_metadata(hf_hub_url(repository, HUB_CARD, **how))
+        except errors.HfHubHTTPError:
+            pass  # an answer; what it means is told below
+        except Exception:  # of libraries without a common base
+            how["local_files_only"] = True
+        # The card first: it is small, and what has none is not ours
+        card, weights = (Path(hf_hub_download(repository, name, **how)) for name in (HUB_CARD, HUB_WEIGHTS))
     except errors.LocalEntryNotFoundError as error:
         advice = "try again when you are online, or give a file"
         raise ValueError(f"{address} was not fetched before, and the hub does not answer: {advice}") from error
-    except Exception as error:  # of libraries without a common base
+    except Exception as error:
         advice = f"are owner, name and revision right, and does it hold {HUB_CARD} and {HUB_WEIGHTS}?"
         raise ValueError(f"{address} cannot be fetched ({type(error).__name__}): {advice}") from error
     return _matching(weights, card)

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 from ..paper.published import COLUMNS
-from .shared import DEVICE_HELP, load_named_weights, pick_device, positive, say, share
+from .shared import DEVICE_HELP, NAMED, load_named_weights, pick_device, positive, say, share
 
 
 def add(commands: argparse._SubParsersAction) -> None:
@@ -37,8 +37,7 @@ def add(commands: argparse._SubParsersAction) -> None:
     option("--device", default="auto", help=DEVICE_HELP)
     title = "the sampler's setting, by default that which the weights were published with"
     option = sub.add_argument_group(title).add_argument
-    weights = "shipped weights, files, or hf://owner/name, each with a name for its row (default: scenes-guided)"
-    option("--weights", nargs="+", default=["scenes-guided"], metavar="[ROW=]NAME", help=weights)
+    option("--weights", default=["scenes-guided"], **NAMED)
     option("--steps", type=positive, metavar="N", help="network evaluations a sample")
     option("--max-noise", type=share, metavar="B", help="largest noise step, between 0 and 1")
     option("--sampler", metavar="NAME", help="how noise is taken away: ancestral, ddim or dpm_solver")

@@ -40,6 +40,11 @@ COMMON: dict[str, dict] = {
     "count": {"type": at_least(2), "metavar": "N", "help": "pictures, at least 2 (default: %(default)s)"},
     "size": {"type": at_least(8), "metavar": "PIXELS", "help": "side of the crops (default: %(default)s)"},
 }
+NAMED: dict = {  # --weights, where it is several
+    "nargs": "+",
+    "metavar": "[ROW=]NAME",
+    "help": "shipped weights, files, or hf://owner/name, each with a name for its row (default: %(default)s)",
+}
 
 
 def common(command: argparse.ArgumentParser, name: str, **changes) -> None:
