@@ -102,6 +102,16 @@ def test_what_the_hub_has_not(hub, name, monkeypatch):
         pretrained(name)
 
 
+def test_a_damaged_file_of_the_cache_is_named_and_got_again(hub, weights):
+    path = weights_path("hf://me/tiny").resolve()
+    path.write_bytes(b"damaged")
+    _from_hub.cache_clear()
+    with pytest.raises(ValueError, match=path.name):
+        pretrained("hf://me/tiny")
+    path.unlink()
+    assert same(pretrained("hf://me/tiny"), load_model(weights))
+
+
 @pytest.mark.parametrize("card", [None, b"", b"[]", b"{}", b'{"sha256": 3}'], ids=str)
 def test_weights_that_are_not_those_of_their_card(hub, folder, card, tmp_path):
     whole = hub.files["model.safetensors"]

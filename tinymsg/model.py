@@ -390,9 +390,10 @@ def _from_hub(address: str) -> tuple[Path, Path]:
 def _matching(weights: Path, card: Path) -> tuple[Path, Path]:
     """Both. Raises: ValueError unless the SHA-256 in the card is that of the weights."""
     try:
-        if json.loads(card.read_text())["sha256"] == sha256(weights):
-            return weights, card
-        why = "the weights are not those of the card; delete both and get them again"
+        same = json.loads(card.read_text())["sha256"] == sha256(weights)
     except (OSError, ValueError, KeyError, TypeError) as error:
-        why = f"weights of tinymsg publish --hub and their card are wanted ({type(error).__name__})"
-    raise ValueError(f"{weights.parent}: {why}")
+        what = f"{weights.parent} holds no weights of tinymsg publish --hub with their card"
+        raise ValueError(f"{what} ({type(error).__name__})") from error
+    if not same:  # in the hub's cache, the name is but a link
+        raise ValueError(f"{weights.resolve()} is not the file that its card speaks of: delete it and get it again")
+    return weights, card
