@@ -78,6 +78,12 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def missing(self):
         self.send_error(404)
 
+    def no_repository(self):
+        """As Hugging Face says it."""
+        self.send_response(404)
+        self.send_header("X-Error-Code", "RepoNotFound")
+        self.end_headers()
+
     def fails(self):
         self.send_error(500)
 

@@ -152,7 +152,7 @@ def test_every_part_of_the_setting_counts(tmp_path, weights):
     ("arguments", "message"),
     [
         (["deblur", "nowhere.png", "-o", "OUT.png"], "no such file"),
-        (["deblur", "IN", "-o", "OUT.png", "--weights", "nope"], "no weights 'nope'"),
+        (["deblur", "IN", "-o", "OUT.png", "--weights", "nope"], "unknown weights 'nope'"),
         (["deblur", "IN", "IN", "-o", "OUT"], "two inputs"),
         (["deblur", "IN", "-o", "OUT.png", "--device", "quantum"], "cannot be used here"),
         (["deblur", "IN", "-o", "OUT.png", "--sampler", "dice"], "known: ancestral, ddim, dpm_solver"),
@@ -176,7 +176,7 @@ def test_every_part_of_the_setting_counts(tmp_path, weights):
         (["train", "--out", "OUT", "--validation", "gopro"], "--validation needs --validate-every"),
         (["train", "--out", "OUT", "--set", "batch=6", "accumulate=4"], "accumulate must divide batch"),
         (["train", "--out", "OUT", "--set", "content=nowhere"], "unknown content"),
-        (["train", "--out", "OUT", "--start", "nowhere"], "no weights 'nowhere'"),
+        (["train", "--out", "OUT", "--start", "nowhere"], "unknown weights 'nowhere'"),
         (
             ["train", "--out", "OUT", "--start", "W"],
             "it differs in widths, guidance_width, guidance_blocks; give the --arm and --set",

@@ -1,12 +1,12 @@
 import ast
 import dataclasses
 import json
-from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+import tinymsg
 from tinymsg import model as model_module
 from tinymsg.evaluate import write_results
 from tinymsg.model import (
@@ -266,5 +266,17 @@ def test_names_are_those_of_the_folder(tiny_model, tmp_path, monkeypatch):
     save_model(tiny_model(), tmp_path / "a.safetensors")
     write_results(tmp_path / "a.json", {"steps": 7})
     assert pretrained_names() == ["a", "b"] and model_card("a")["steps"] == 7
-    assert weights_path("a") == tmp_path / "a.safetensors" and weights_path("c.safetensors") == Path("c.safetensors")
+    assert weights_path("a") == tmp_path / "a.safetensors"
     assert pretrained("b").config == tiny_model().config
+
+
+def test_the_package_offers_pretrained_alone():
+    assert tinymsg.pretrained is pretrained
+    with pytest.raises(AttributeError, match="restore"):
+        tinymsg.restore  # noqa: B018
+
+
+def test_a_file_is_weights_without_a_card(weights):
+    for name in (weights, str(weights)):
+        assert weights_path(name) == weights and model_card(name) == {}
+        assert pretrained(name).config == load_model(weights).config

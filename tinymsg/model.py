@@ -4,6 +4,7 @@ import dataclasses
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -11,11 +12,12 @@ import torch.nn as nn
 from torch import Tensor
 
 from .guidance import MultiscaleGuidance, NoGuidance
-from .machine import atomic_write
+from .machine import atomic_write, sha256
 from .schedule import Image, Level
 from .unet import UNet
 
 WEIGHTS = Path(__file__).parent / "weights"
+HUB_WEIGHTS, HUB_CARD = "model.safetensors", "config.json"  # names by convention of the Hugging Face hub
 KINDS = ("diffusion", "regression")
 PREDICTIONS = ("eps", "x0", "v")
 PRECISIONS = ("auto", "fp32", "bf16")
@@ -323,22 +325,75 @@ def pretrained_names() -> list[str]:
     return sorted(path.stem for path in WEIGHTS.glob("*.safetensors"))
 
 
+def pretrained(name: str | Path, device: str | torch.device = "cpu") -> Model:
+    """Trained weights, in float32 and evaluation mode.
+
+    Args:
+        name: of shipped ones (`pretrained_names`); or a .safetensors file; or a folder of `tinymsg publish --hub`; or
+            hf://owner/name of the Hugging Face hub, with @revision if wanted: fetched once, by the extra `hub`.
+    Raises: ValueError for what is not there, cannot be fetched, or is not the file that its card speaks of.
+    """
+    return load_model(weights_path(name), device)
+
+
 def weights_path(name: str | Path) -> Path:
-    """The file of shipped weights; the path of a file stays as it is."""
-    return WEIGHTS / f"{name}.safetensors" if str(name) in pretrained_names() else Path(name)
+    """The file of weights that `pretrained` takes."""
+    return _weights_and_card(name)[0]
 
 
-def pretrained(name: str, device: str | torch.device = "cpu") -> Model:
-    """A shipped model by name; see `pretrained_names`."""
-    return load_model(_shipped(name, "safetensors"), device)
+def model_card(name: str | Path) -> dict:
+    """The card of such weights: command, data, steps, scores, SHA-256; {} of a lone file."""
+    card = _weights_and_card(name)[1]
+    return json.loads(card.read_text()) if card else {}
 
 
-def model_card(name: str) -> dict:
-    """The card of shipped weights: command, data, steps, scores, SHA-256."""
-    return json.loads(_shipped(name, "json").read_text())
+def _weights_and_card(name: str | Path) -> tuple[Path, Path | None]:
+    text, path = str(name), Path(name)
+    if text in pretrained_names():
+        return WEIGHTS / f"{text}.safetensors", WEIGHTS / f"{text}.json"
+    if text.startswith("hf://"):
+        return _from_hub(text)
+    if path.is_dir():
+        return _matching(path / HUB_WEIGHTS, path / HUB_CARD)
+    if path.is_file():
+        return path, None
+    known = f"shipped ({', '.join(pretrained_names())}), a .safetensors file, or hf://owner/name"
+    raise ValueError(f"unknown weights {text!r}; known: {known}")
 
 
-def _shipped(name: str, suffix: str) -> Path:
-    if name not in pretrained_names():
-        raise ValueError(f"unknown weights {name!r}; shipped: {', '.join(pretrained_names())}")
-    return WEIGHTS / f"{name}.{suffix}"
+@cache  # once a process: weights and card are of one moment
+def _from_hub(address: str) -> tuple[Path, Path]:
+    try:
+        from huggingface_hub import errors, get_hf_file_metadata, hf_hub_download, hf_hub_url
+    except ImportError:
+        raise ValueError(f"{address} needs huggingface_hub: pip install 'tinymsg[hub]'") from None
+    repository, _, revision = address.removeprefix("hf://").partition("@")
+    how: dict = {"revision": revision or None}
+    try:
+        try:  # where nothing answers, the download would try for half a minute
+            get_hf_file_metadata(hf_hub_url(repository, HUB_CARD, **how))
+        except errors.HfHubHTTPError:
+            pass  # an answer; what it means is told below
+        except Exception:  # of libraries without a common base
+            how["local_files_only"] = True
+        # The card first: it is small, and what has none is not ours
+        card, weights = (Path(hf_hub_download(repository, name, **how)) for name in (HUB_CARD, HUB_WEIGHTS))
+    except errors.LocalEntryNotFoundError as error:
+        advice = "try again when you are online, or give a file"
+        raise ValueError(f"{address} was not fetched before, and the hub does not answer: {advice}") from error
+    except Exception as error:
+        advice = f"are owner, name and revision right, and does it hold {HUB_CARD} and {HUB_WEIGHTS}?"
+        raise ValueError(f"{address} cannot be fetched ({type(error).__name__}): {advice}") from error
+    return _matching(weights, card)
+
+
+def _matching(weights: Path, card: Path) -> tuple[Path, Path]:
+    """Both. Raises: ValueError unless the SHA-256 in the card is that of the weights."""
+    try:
+        same = json.loads(card.read_text())["sha256"] == sha256(weights)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        what = f"{weights.parent} holds no weights of tinymsg publish --hub with their card"
+        raise ValueError(f"{what} ({type(error).__name__})") from error
+    if not same:  # in the hub's cache, the name is but a link
+        raise ValueError(f"{weights.resolve()} is not the file that its card speaks of: delete it and get it again")
+    return weights, card

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from .shared import at_least, common, load_weights, pick_device, positive, share
+from .shared import at_least, common, pick_device, positive, share
 
 QUALITIES = ("fast", "default", "best")
 
@@ -92,10 +92,11 @@ def _restorer(args: argparse.Namespace) -> Callable:
     """restore(source, photo, quality, advance=None) -> (3, h, w): the weights loaded, the options filled in."""
     from ..data import ImageError
     from ..machine import out_of_memory
+    from ..model import model_card, pretrained
     from ..restoring import files, tiles
 
     device = pick_device(args.device)
-    model, card = load_weights(args.weights, device)
+    model, card = pretrained(args.weights, device), model_card(args.weights)
     asked = {name: getattr(args, name) for name in ("sampler", "steps", "max_noise", "grid", "samples")}
     if model.config.kind == "regression":
         asked["steps"] = 1  # whatever is asked for

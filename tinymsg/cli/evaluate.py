@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from .shared import at_least, common, load_named_weights, pick_device, positive, say
+from .shared import NAMED, at_least, common, load_named_weights, pick_device, positive, say
 
 
 def add(commands: argparse._SubParsersAction) -> None:
@@ -13,9 +13,8 @@ def add(commands: argparse._SubParsersAction) -> None:
         epilog="The sampler's steps and noise are searched on a validation split of the training domain and then "
         "frozen. Test crops are drawn at random with replacement: one picture may come twice and another never.",
     )
-    weights = "shipped weights or .safetensors files, each with a name for its row (default: %(default)s)"
     three = ["scenes-guided", "scenes-plain", "scenes-regression"]
-    common(sub, "weights", nargs="+", default=three, metavar="[ROW=]NAME", help=weights)
+    common(sub, "weights", default=three, **NAMED)
     common(sub, "out")
     option = sub.add_mutually_exclusive_group().add_argument
     option("--domains", nargs="+", metavar="NAME", help="default: the training domain and all test domains")

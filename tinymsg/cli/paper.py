@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 from ..paper.published import COLUMNS
-from .shared import DEVICE_HELP, load_named_weights, pick_device, positive, say, share
+from .shared import DEVICE_HELP, NAMED, load_named_weights, pick_device, positive, say, share
 
 
 def add(commands: argparse._SubParsersAction) -> None:
@@ -37,8 +37,7 @@ def add(commands: argparse._SubParsersAction) -> None:
     option("--device", default="auto", help=DEVICE_HELP)
     title = "the sampler's setting, by default that which the weights were published with"
     option = sub.add_argument_group(title).add_argument
-    weights = "shipped weights or .safetensors files, each with a name for its row (default: scenes-guided)"
-    option("--weights", nargs="+", default=["scenes-guided"], metavar="[ROW=]NAME", help=weights)
+    option("--weights", default=["scenes-guided"], **NAMED)
     option("--steps", type=positive, metavar="N", help="network evaluations a sample")
     option("--max-noise", type=share, metavar="B", help="largest noise step, between 0 and 1")
     option("--sampler", metavar="NAME", help="how noise is taken away: ancestral, ddim or dpm_solver")
@@ -119,7 +118,7 @@ def _rows(args: argparse.Namespace, device, ledger) -> tuple[list, dict]:
     """(the table's rows, what the results say of the weights' settings)."""
     from dataclasses import asdict
 
-    from ..model import model_card, pretrained_names
+    from ..model import model_card
     from ..paper.protocol import Row
     from ..sample import Setting
 
@@ -129,7 +128,7 @@ def _rows(args: argparse.Namespace, device, ledger) -> tuple[list, dict]:
     for label, model in models.items():
         entry, diffusion = settings[label], model.config.kind == "diffusion"
         name = entry["source"]
-        own: dict = model_card(name).get("setting", {}) if name in pretrained_names() else {}
+        own: dict = model_card(name).get("setting", {})
         if diffusion and not args.grid and not {"steps", "max_noise"} <= {*own, *asked}:
             raise ValueError(f"{name} says no setting of its own: give --grid, or --steps and --max-noise")
         samples: dict = {"samples": args.samples} if diffusion else {"steps": 1, "samples": 1}

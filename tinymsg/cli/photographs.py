@@ -2,7 +2,7 @@
 
 import argparse
 
-from .shared import at_least, common, load_named_weights, pick_device, say
+from .shared import NAMED, at_least, common, load_named_weights, pick_device, say
 
 
 def add(commands: argparse._SubParsersAction) -> None:
@@ -13,8 +13,7 @@ def add(commands: argparse._SubParsersAction) -> None:
         "what is left take the nearest to the truth by LPIPS.",
     )
     three = ["everyday-guided", "everyday-plain", "everyday-regression"]
-    weights = "shipped weights or .safetensors files, each with a name for its row (default: %(default)s)"
-    common(sub, "weights", nargs="+", default=three, metavar="[ROW=]NAME", help=weights)
+    common(sub, "weights", default=three, **NAMED)
     common(sub, "out")
     option = sub.add_argument
     option("--pairs", required=True, metavar="FOLDER", help="real pairs: blur/ beside sharp/, or input/ and target/")

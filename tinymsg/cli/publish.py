@@ -1,4 +1,4 @@
-"""publish: trained and evaluated weights -> shipped weights with their card."""
+"""publish: trained and evaluated weights -> shipped weights with their card, or a folder for the Hugging Face hub."""
 
 import argparse
 import csv
@@ -7,6 +7,25 @@ from pathlib import Path
 
 from .shared import read_record
 
+README = """---
+{head}
+---
+
+# {name}
+
+Weights of tinymsg, which takes blur out of photographs by the method of
+[Ren et al. 2023](https://arxiv.org/abs/2212.01789): {parameters:,} parameters, {steps:,} steps on {data}.
+`config.json` says how they came about.
+
+```
+pip install 'tinymsg[hub]'
+tinymsg deblur photo.jpg -o sharp.png --weights hf://OWNER/{name}
+```
+
+In Python: `tinymsg.pretrained("hf://OWNER/{name}")`.
+
+{tables}"""
+
 
 def add(commands: argparse._SubParsersAction) -> None:
     sub = commands.add_parser("publish", help="ship evaluated weights with their model card (for maintainers)")
@@ -14,6 +33,9 @@ def add(commands: argparse._SubParsersAction) -> None:
     sub.add_argument("--name", required=True, help="the weights' name")
     results = "what evaluate or photographs wrote of these very weights"
     sub.add_argument("--results", required=True, metavar="FILE", help=results)
+    what = "write a folder for the Hugging Face hub instead, to be sent by: hf upload OWNER/NAME FOLDER"
+    sub.add_argument("--hub", metavar="FOLDER", help=what)
+    sub.add_argument("--licence", default="Apache-2.0", help="of the weights, by SPDX (default: %(default)s)")
     sub.set_defaults(run=run)
 
 
@@ -35,7 +57,7 @@ def run(args: argparse.Namespace) -> int:
     if label is None:
         raise ValueError(f"{args.results} holds no scores of {source}: evaluate these very weights first")
     card = ran | {"name": args.name, "sha256": sha256(source), "parameters": results["parameters"][label]}
-    card |= {"history": _history(folder, ran)}
+    card |= {"licence": args.licence, "history": _history(folder, ran)}
     if "quality" in results:  # written by `photographs`
         chosen = results["quality"][label]
         card |= {"judged_on": results["data"], "setting": chosen["default"]["setting"]}
@@ -47,11 +69,41 @@ def run(args: argparse.Namespace) -> int:
         scores = {d: {k: s for k, s in r["scores"].items() if k in rows} for d, r in results["domains"].items()}
         card |= {"setting": results["setting"], "unavailable": results["unavailable"], "scores": scores}
     target = model.WEIGHTS / f"{args.name}.safetensors"
-    write_results(target.with_suffix(".json"), card)
+    beside = target.with_suffix(".json")
+    if args.hub:
+        readme, hub = _readme(card), Path(args.hub)
+        target, beside = hub / model.HUB_WEIGHTS, hub / model.HUB_CARD
+        with atomic_write(hub / "README.md") as partial:
+            partial.write_text(readme, encoding="utf-8")
+    write_results(beside, card)
     with atomic_write(target) as partial:  # last: weights lie there only with their card
         shutil.copyfile(source, partial)
     print(f"{target} and its card written")
     return 0
+
+
+def _readme(card: dict) -> str:
+    """The card for the pages of the Hugging Face hub: YAML that its search reads, a text, the scores in tables."""
+    try:
+        from huggingface_hub import ModelCardData
+    except ImportError:
+        raise ValueError("--hub needs huggingface_hub: pip install 'tinymsg[hub]'") from None
+    from ..datasets.layouts import DATASETS
+    from ..evaluate import METRICS, table
+
+    # By evaluate: {domain: {row: {metric: ...}}}; by photographs: {quality: {set: {metric: ...}}}
+    scores = {"domains": {name: {"scores": rows} for name, rows in card["scores"].items()}}
+    found = [set(row) for rows in card["scores"].values() for row in rows.values()]
+    metrics = [metric for metric in METRICS if found and metric in set.intersection(*found)]
+    head = ModelCardData(
+        license=card["licence"].lower(),
+        library_name="tinymsg",
+        pipeline_tag="image-to-image",
+        tags=["deblurring", "image-restoration", card["config"]["network"]["kind"], "arxiv:2212.01789"],
+        datasets=[name for name in DATASETS if name in card["data"].split()] or None,  # none: synthetic pairs
+        metrics=metrics or None,
+    )
+    return README.format(head=head, tables="\n".join(f"{m}:\n\n{table(scores, m)}\n" for m in metrics), **card)
 
 
 def _history(folder: Path, ran: dict) -> list[dict]:

@@ -35,10 +35,15 @@ def share(text: str) -> float:
 COMMON: dict[str, dict] = {
     "device": {"default": "auto", "help": DEVICE_HELP},
     "out": {"required": True, "metavar": "FILE", "help": "results file (JSON)"},
-    "weights": {"metavar": "NAME", "help": "shipped weights or a .safetensors file (default: %(default)s)"},
+    "weights": {"metavar": "NAME", "help": "shipped weights, a file, or hf://owner/name (default: %(default)s)"},
     "content": {"default": "scenes", "help": "sharp pictures: scenes, photos, or a folder (default: %(default)s)"},
     "count": {"type": at_least(2), "metavar": "N", "help": "pictures, at least 2 (default: %(default)s)"},
     "size": {"type": at_least(8), "metavar": "PIXELS", "help": "side of the crops (default: %(default)s)"},
+}
+NAMED: dict = {  # --weights, where it is several
+    "nargs": "+",
+    "metavar": "[ROW=]NAME",
+    "help": "shipped weights, files, or hf://owner/name, each with a name for its row (default: %(default)s)",
 }
 
 
@@ -62,24 +67,13 @@ def pick_device(name: str):
     return device
 
 
-def load_weights(name: str, device):
-    """(model, card) of shipped weights by name, or of a safetensors file."""
-    from ..model import load_model, model_card, pretrained_names, weights_path
-
-    shipped = pretrained_names()
-    try:
-        return load_model(weights_path(name), device), model_card(name) if name in shipped else {}
-    except FileNotFoundError:
-        raise ValueError(f"no weights {name!r}: neither a file nor shipped ({', '.join(shipped)})") from None
-
-
 def load_named_weights(items: list[str], device) -> tuple[dict, dict]:
-    """[ROW=]NAME arguments -> ({row: model}, {row: source, SHA-256 and configuration}).
+    """[ROW=]NAME arguments -> ({row: model}, {row: source, SHA-256 and configuration}); NAME as for `pretrained`.
 
     A row without a name has the last word of its weights' name. Raises: ValueError for a name that is taken.
     """
     from ..machine import sha256
-    from ..model import weights_path
+    from ..model import pretrained, weights_path
 
     models, identities = {}, {}
     for item in items:
@@ -87,7 +81,7 @@ def load_named_weights(items: list[str], device) -> tuple[dict, dict]:
         row = row or name.removesuffix(".safetensors").rsplit("-", 1)[-1]
         if row in (*models, "blurry", "sharp") or row.endswith(("-mean", "-SA")):
             raise ValueError(f"a row cannot be named {row!r}: the name is taken; give another by ROW={name}")
-        models[row], _ = load_weights(name, device)
+        models[row] = pretrained(name, device)
         identities[row] = {"source": name, "sha256": sha256(weights_path(name)), "config": models[row].config.to_dict()}
     return models, identities
 

@@ -6,7 +6,7 @@ import signal
 import sys
 from pathlib import Path
 
-from .shared import DEVICE_HELP, load_weights, pick_device, positive
+from .shared import DEVICE_HELP, pick_device, positive
 
 ARM_HELP = """guided: the whole method; control: its guidance branch without the regression loss; plain: without
 guidance, widened to as many parameters; regression: as plain, without diffusion (default: %(default)s)"""
@@ -20,9 +20,7 @@ def add(commands: argparse._SubParsersAction) -> None:
     option = sub.add_argument
     option("--out", metavar="FOLDER", help="where checkpoints, logs and final weights go")
     option("--arm", choices=("guided", "control", "plain", "regression"), default="guided", help=ARM_HELP)
-    what = (
-        "begin with trained weights: shipped ones by name, or a .safetensors file, of this network or without guidance"
-    )
+    what = "begin with trained weights (shipped, a file, or hf://owner/name), of this network or without guidance"
     option("--start", metavar="WEIGHTS", help=what)
     option(
         "--profile",
@@ -152,13 +150,12 @@ def _train(args: argparse.Namespace, recipe, device) -> int:
 def _start(name: str | None, recipe) -> tuple:
     """(model to begin with, what is said of it in the run's records); None: random weights."""
     from ..machine import sha256
-    from ..model import build_model, weights_path
+    from ..model import build_model, pretrained, weights_path
     from ..unet import zeroed
 
     if name is None:
         return None, {}
-    trained, _ = load_weights(name, "cpu")
-    model = build_model(recipe.network, recipe.training.seed)
+    trained, model = pretrained(name), build_model(recipe.network, recipe.training.seed)
     try:
         missing, unexpected = model.load_state_dict(trained.state_dict(), strict=False)
         if unexpected or not all(name.startswith("guidance.") for name in missing):
