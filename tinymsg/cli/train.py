@@ -149,9 +149,11 @@ def _train(args: argparse.Namespace, recipe, device) -> int:
 
 def _start(name: str | None, recipe) -> tuple:
     """(model to begin with, what is said of it in the run's records); None: random weights."""
+    from torch.nn.init import zeros_
+
+    from ..guidance import MultiscaleGuidance
     from ..machine import sha256
     from ..model import build_model, pretrained, weights_path
-    from ..unet import zeroed
 
     if name is None:
         return None, {}
@@ -160,9 +162,9 @@ def _start(name: str | None, recipe) -> tuple:
         missing, unexpected = model.load_state_dict(trained.state_dict(), strict=False)
         if unexpected or not all(name.startswith("guidance.") for name in missing):
             raise RuntimeError
-        if missing:  # of a plain model: the guidance joins as if it were not there, and learns to be
-            for layer in model.guidance.to_encoder:
-                zeroed(layer)
+        if isinstance(model.guidance, MultiscaleGuidance) and missing:  # it joins as if it were not there, and learns
+            for weight in model.guidance.to_encoder.parameters():
+                zeros_(weight)
     except RuntimeError:
         theirs, ours = trained.config.to_dict(), recipe.network.to_dict()
         differing = ", ".join(key for key in ours if ours[key] != theirs[key] and key != "precision")
