@@ -393,8 +393,10 @@ def test_train_evaluate_publish(tmp_path, monkeypatch, small_grid, capsys):
     quality = {name: {"setting": {"steps": 1}, "safe": True, "scores": {}} for name in ("fast", "default", "best")}
     judged = {"weights": {"guided": {"sha256": sha256("on/weights.safetensors")}}, "parameters": {"guided": 1}}
     write_results(results, judged | {"data": {}, "quality": {"guided": quality}})
-    assert main(["publish", "on", "--name", "tiny-further", "--results", str(results)]) == 0
+    said = ["--pictures", "two of mine, CC0"]
+    assert main(["publish", "on", "--name", "tiny-further", "--results", str(results), *said]) == 0
     card = read_results(shelf / "tiny-further.json")
+    assert card["pictures"] == said[1]
     assert [run["steps"] for run in card["history"]] == [4, 2] and card["quality"]["fast"] == {"steps": 1}
     assert [set(point) for point in card["history"][1]["curve"]] == [
         {"step", "psnr"}

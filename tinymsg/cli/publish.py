@@ -14,7 +14,7 @@ README = """---
 # {name}
 
 Weights of tinymsg, which takes blur out of photographs by the method of
-[Ren et al. 2023](https://arxiv.org/abs/2212.01789): {parameters:,} parameters, {steps:,} steps on {data}.
+[Ren et al. 2023](https://arxiv.org/abs/2212.01789): {parameters:,} parameters, {steps:,} steps on {learned_from}.
 `config.json` says how they came about.
 
 ```
@@ -35,6 +35,7 @@ def add(commands: argparse._SubParsersAction) -> None:
     sub.add_argument("--results", required=True, metavar="FILE", help=results)
     what = "write a folder for the Hugging Face hub instead, to be sent by: hf upload OWNER/NAME FOLDER"
     sub.add_argument("--hub", metavar="FOLDER", help=what)
+    sub.add_argument("--pictures", metavar="TEXT", help="of whose pictures it has learned, and under which terms")
     sub.add_argument("--licence", default="Apache-2.0", help="of the weights, by SPDX (default: %(default)s)")
     sub.set_defaults(run=run)
 
@@ -57,6 +58,7 @@ def run(args: argparse.Namespace) -> int:
     if label is None:
         raise ValueError(f"{args.results} holds no scores of {source}: evaluate these very weights first")
     card = ran | {"name": args.name, "sha256": sha256(source), "parameters": results["parameters"][label]}
+    card |= {"pictures": args.pictures} if args.pictures else {}
     card |= {"licence": args.licence, "history": _history(folder, ran)}
     if "quality" in results:  # written by `photographs`
         chosen = results["quality"][label]
@@ -103,7 +105,8 @@ def _readme(card: dict) -> str:
         datasets=[name for name in DATASETS if name in card["data"].split()] or None,  # none: synthetic pairs
         metrics=metrics or None,
     )
-    return README.format(head=head, tables="\n".join(f"{m}:\n\n{table(scores, m)}\n" for m in metrics), **card)
+    tables = "\n".join(f"{m}:\n\n{table(scores, m)}\n" for m in metrics)
+    return README.format(head=head, tables=tables, learned_from=card.get("pictures", card["data"]), **card)
 
 
 def _history(folder: Path, ran: dict) -> list[dict]:
