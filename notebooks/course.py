@@ -245,13 +245,13 @@ def markdown_html(source: str, attachments: dict | None = None, anchor_link_text
 
     class Renderer(IPythonRenderer):
         def block_math(self, body: str) -> str:
-            return _mathml(body, "block")
+            return mathml(body, "block")
 
         def inline_math(self, body: str) -> str:
-            return _mathml(body, "inline")
+            return mathml(body, "inline")
 
         def latex_environment(self, name: str, body: str) -> str:
-            return _mathml(rf"\begin{{{name}}}{body}\end{{{name}}}", "block")
+            return mathml(rf"\begin{{{name}}}{body}\end{{{name}}}", "block")
 
     renderer = Renderer(escape=False, attachments=attachments or {}, anchor_link_text=anchor_link_text)
     return MarkdownWithMath(renderer=renderer).render(source)
@@ -280,7 +280,7 @@ def to_html(path: Path) -> Path:
     return target
 
 
-def _mathml(tex: str, display: str) -> str:
+def mathml(tex: str, display: str) -> str:
     """A formula that browsers draw by themselves; what cannot be converted stays as TeX."""
     from html import escape
 
