@@ -1,6 +1,6 @@
 """The site: Sphinx reads the repository as it is; the lessons are taken as `make course` ran them."""
 
-import re
+import os
 import sys
 from pathlib import Path
 
@@ -9,11 +9,12 @@ sys.path[:0] = [str(DOCS), str(DOCS.parent), str(DOCS.parent / "notebooks")]
 
 import docstrings  # noqa: E402  these two: where the rules of this project meet those of Sphinx
 import lessons  # noqa: E402
+
 from tinymsg import __version__ as release  # noqa: E402, F401
 
-# The one setting of the buttons "open in Colab" and "open in JupyterLab" (by Binder): the public repository's address,
+# The one setting of the buttons that open a lesson in Colab or, by Binder, in JupyterLab: the public repository,
 # https://github.com/OWNER/NAME. Empty: no buttons.
-REPOSITORY = ""
+REPOSITORY = os.environ.get("TINYMSG_REPOSITORY", "")
 
 project = html_title = "tinymsg"
 author = "The tinymsg authors"
@@ -35,14 +36,21 @@ myst_heading_slug_func = "lessons.slug"
 html_math_renderer = "mathml"
 
 # API pages
+highlight_language = "none"  # of formulas in docstrings
 default_role = "code"  # docstrings are plain text with `names`
 autodoc_default_options = {"members": True, "undoc-members": True, "member-order": "bysource"}
 autodoc_typehints = "signature"
+maximum_signature_line_length = 100
 autodoc_inherit_docstrings = False  # of torch's modules
 
 # Look
 html_theme = "sphinx_book_theme"
-html_theme_options = {"show_navbar_depth": 1, "use_download_button": True, "home_page_in_toc": True}
+html_theme_options = {
+    "show_navbar_depth": 1,
+    "use_download_button": True,
+    "home_page_in_toc": True,
+    "navbar_persistent": [],
+}
 if REPOSITORY:
     html_theme_options |= {
         "repository_url": REPOSITORY,
@@ -57,7 +65,7 @@ if REPOSITORY:
 html_static_path = ["site.css", "../notebooks/widgets.css", "../notebooks/widgets.js"]
 html_css_files = ["site.css", "widgets.css"]
 html_sourcelink_suffix = ""
-html_show_sphinx = False
+html_show_sphinx = html_use_index = html_domain_indices = False
 
 
 def setup(app):

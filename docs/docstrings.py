@@ -10,6 +10,7 @@ import pydoc
 import re
 import sys
 import textwrap
+from pathlib import PurePath
 
 import sphinx.pycode.parser
 from sphinx.application import Sphinx
@@ -36,6 +37,8 @@ def signature(app: Sphinx, what: str, name: str, obj, options, given, returned):
 
 def docstring(app: Sphinx, what: str, name: str, obj, options, lines: list[str]) -> None:
     """Plain text as reStructuredText: Args, Returns and Raises as fields, formulas and examples as they stand."""
+    if what == "data" and getattr(obj, "__module__", "") == "jaxtyping":  # an array's type: what its shape is
+        lines[0] = f"`{obj.__name__}`: {lines[0]}"
     made, within = [], ""
     for line in re.sub(r"(?<=[.:]) Raises: ", "\nRaises: ", "\n".join(lines)).split("\n"):
         indented, text = line.startswith("    "), line.strip()
@@ -49,7 +52,7 @@ def docstring(app: Sphinx, what: str, name: str, obj, options, lines: list[str])
             text = field[2] if field[1] == "Returns" else re.sub(r"^(\w+)\W*", r":raises \1: ", field[2])
             line = f":returns: {text}" if field[1] == "Returns" else text
         elif within == "arguments" and (argument := re.match(r" {4}(\*{0,2}\w+(?:, \w+)*): (.*)", line)):
-            line = f":param {argument[1].replace(" ", "")}: {argument[2]}"
+            line = f":param {argument[1].replace(' ', '')}: {argument[2]}"
         elif within in ("arguments", "field"):
             line = f"    {text}"
         elif indented and not (made and made[-1]):
@@ -83,7 +86,13 @@ def resolve(app: Sphinx, env, node, contnode):
     return contnode
 
 
+def skip_paths(app: Sphinx, what: str, name: str, obj, skip: bool, options) -> bool | None:
+    """Where a file lies on the machine that builds the pages is nobody's business."""
+    return True if isinstance(obj, PurePath) else None
+
+
 def setup(app: Sphinx) -> None:
     app.connect("autodoc-process-signature", signature)
     app.connect("autodoc-process-docstring", docstring)
+    app.connect("autodoc-skip-member", skip_paths)
     app.connect("missing-reference", resolve)

@@ -7,6 +7,7 @@ from pathlib import Path
 from urllib.parse import unquote
 
 import course
+from docutils.nodes import SkipNode
 from sphinx.application import Sphinx
 from sphinx.util import logging
 
@@ -72,10 +73,12 @@ def read_lesson(app: Sphinx, docname: str, source: list[str]) -> None:
         tags = cell.metadata.setdefault("tags", [])
         if "injected-parameters" in tags:
             tags.append("remove-cell")
-        cell.source = re.sub(r"^# NBVAL_CHECK_OUTPUT\n|$", "", cell.source)  # for tools, not for readers
+        cell.source = cell.source.removeprefix("# NBVAL_CHECK_OUTPUT\n")  # for tools, not for readers
         if said := summary(cell):
             tags.append("hide-input")
             cell.metadata["mystnb"] = {"code_prompt_show": said}
+        if not any(re.search(r"\S {2,}\S", output.get("text", "")) for output in cell.outputs):
+            tags.append("prose")  # no columns: its lines may be wrapped
         for output in cell.outputs:
             if "data" in output:
                 output.data = drawn(output)
@@ -87,7 +90,7 @@ def visit_math(self, node) -> None:
     block = node.tagname == "math_block"
     formula = course.mathml(node.astext(), "block" if block else "inline")
     self.body.append(f'<div class="formula" tabindex="0">{formula}</div>' if block else formula)
-    raise __import__("docutils.nodes").nodes.SkipNode
+    raise SkipNode
 
 
 def first_page(app: Sphinx, failed: Exception | None) -> None:

@@ -19,8 +19,8 @@ from .machine import use_bf16
 from .model import Denoise, Model
 from .schedule import Image, Schedule, make_schedule, q_sample
 
-Steps = Iterator[tuple[int, Tensor, Tensor]]
-Rng = torch.Generator | None
+Steps = Iterator[tuple[int, Tensor, Tensor]]  # (t, y_t, y0_hat) of each step
+Rng = torch.Generator | None  # None: torch's own
 
 
 def _denoise(denoise: Denoise, schedule: Schedule, t: int, y_t: Tensor) -> tuple[Tensor, float, float]:

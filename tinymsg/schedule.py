@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-Image = Float[Tensor, "b c h w"]
+Image = Float[Tensor, "b c h w"]  # a batch of pictures, or of residuals
 Level = Float[Tensor, " b"]  # noise levels, sqrt(alpha_bar) in [0, 1]
 
 
