@@ -42,6 +42,7 @@ autodoc_default_options = {"members": True, "undoc-members": True, "member-order
 autodoc_typehints = "signature"
 maximum_signature_line_length = 100
 autodoc_inherit_docstrings = False  # of torch's modules
+viewcode_follow_imported_members = False
 
 # Look
 html_theme = "sphinx_book_theme"

@@ -253,7 +253,12 @@ class Model(nn.Module):
 
 
 def build_model(config: ModelConfig, seed: int = 0) -> Model:
-    """The model of a configuration, its random weights drawn from the seed, on the CPU."""
+    """The model of a configuration, its random weights drawn from the seed, on the CPU.
+
+    >>> model = build_model(ModelConfig(widths=(16, 32), scales=(1,)))
+    >>> model.multiple  # sides of its pictures are multiples of this; `restore` sees to it
+    2
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return Model(config)
@@ -329,7 +334,11 @@ def weights_path(name: str | Path) -> Path:
 
 
 def pretrained(name: str, device: str | torch.device = "cpu") -> Model:
-    """A shipped model by name; see `pretrained_names`."""
+    """A shipped model by name; see `pretrained_names`.
+
+    >>> pretrained("scenes-guided").config.scales
+    (1, 2, 3)
+    """
     return load_model(_shipped(name, "safetensors"), device)
 
 

@@ -90,9 +90,6 @@ def get_sampler(name: str) -> Callable[..., Steps]:
     return SAMPLERS[name]
 
 
-# --- restoring pictures -------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class Setting:
     """How a picture is restored; what model cards, results files and the command line speak of."""
@@ -189,10 +186,13 @@ def restore(model: Model, x: Tensor, setting: Setting = Setting(), generator=Non
         x: (b, c, h, w) blurry, in [-1, 1], any size; runs on its device.
         generator: for repeatable draws, on x's device.
         progress: called as progress(done, total) after every network evaluation.
-        start: (b, c, h, w) in [-1, 1], an estimate of y0 that is noised up to the schedule's end to begin from (CCDF,
-            Chung 2022, Alg. 1). Choose max_noise so that alpha_bar_T is not near 0 (`schedule.max_noise_for`).
+        start: (b, c, h, w) in [-1, 1], an estimate of y0, noised to begin from (CCDF, Chung 2022); see `max_noise_for`.
         prepared: of `prepare(model, x)`, to save repeating it.
     Returns: float32 in [-1, 1]. Raises: ValueError on wrong shapes, ranges or values that are not finite.
+
+    >>> from tinymsg.model import pretrained
+    >>> restore(pretrained("scenes-guided"), torch.zeros(1, 3, 20, 30)).shape
+    torch.Size([1, 3, 20, 30])
     """
     total, count = torch.zeros_like(x, dtype=torch.float32), 0
     for sample in draw_samples(model, x, setting, generator, **options):
