@@ -39,6 +39,8 @@ def docstring(app: Sphinx, what: str, name: str, obj, options, lines: list[str])
     """Plain text as reStructuredText: Args, Returns and Raises as fields, formulas and examples as they stand."""
     if what == "data" and getattr(obj, "__module__", "") == "jaxtyping":  # an array's type: what its shape is
         lines[0] = f"`{obj.__name__}`: {lines[0]}"
+    if lines[0].startswith("Alias for field number"):  # all that a NamedTuple has to say
+        lines[0] = ""
     made, within = [], ""
     for line in re.sub(r"(?<=[.:]) Raises: ", "\nRaises: ", "\n".join(lines)).split("\n"):
         indented, text = line.startswith("    "), line.strip()

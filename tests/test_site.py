@@ -227,7 +227,7 @@ def test_no_link_is_broken_and_nothing_comes_from_another_host(site):
 def test_a_reader_of_pages_sees_what_is_wrong(site, tmp_path):
     copy = shutil.copytree(site, tmp_path / "site")
     page = copy / "notebooks" / "WORDS.html"
-    bad = '<a href="01_dot.html#gone"></a><a href="gone.html"></a><img src="//x.invalid/y"><script src="no.js"></script>'
+    bad = '<a href="01_dot.html#gone"></a><a href="gone.html"></a><img src="//x.invalid"><script src="no.js"></script>'
     page.write_text(page.read_text().replace("zyzzyva", bad))
     (copy / "_static" / "site.css").write_text("@import 'https://x.invalid/y.css'; a { background: url(../y.png) }")
     assert len(site_problems(copy)) == 6
