@@ -37,6 +37,8 @@ def signature(app: Sphinx, what: str, name: str, obj, options, given, returned):
 
 def docstring(app: Sphinx, what: str, name: str, obj, options, lines: list[str]) -> None:
     """Plain text as reStructuredText: Args, Returns and Raises as fields, formulas and examples as they stand."""
+    if not lines:
+        return
     if what == "data" and getattr(obj, "__module__", "") == "jaxtyping":  # an array's type: what its shape is
         lines[0] = f"`{obj.__name__}`: {lines[0]}"
     if lines[0].startswith("Alias for field number"):  # all that a NamedTuple has to say
