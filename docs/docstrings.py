@@ -10,13 +10,22 @@ import pydoc
 import re
 import sys
 import textwrap
-from pathlib import PurePath
+from pathlib import Path, PurePath
 
 import sphinx.pycode.parser
 from sphinx.application import Sphinx
 
 # The comment at a field or a constant is its documentation, here without Sphinx's colon
 sphinx.pycode.parser.comment_re = re.compile(r"^\s*#:? (?!---)(.*)\r?\n?$")
+
+
+def read_page(app: Sphinx, docname: str, source: list[str]) -> None:
+    """Below a title that is a module's name and stands alone: that module, and of a room one after the other."""
+    if found := re.fullmatch(r"# (tinymsg\.\w+)\s*", source[0]):
+        room = Path(app.srcdir, *found[1].split("."))
+        for name in ["", *sorted(f".{path.stem}" for path in room.glob("[!_]*.py"))]:
+            title = f"\n## {found[1]}{name}\n" if name else ""
+            source[0] += f"{title}\n```{{eval-rst}}\n.. automodule:: {found[1]}{name}\n```\n"
 
 
 def signature(app: Sphinx, what: str, name: str, obj, options, given, returned):
@@ -96,6 +105,7 @@ def skip_paths(app: Sphinx, what: str, name: str, obj, skip: bool, options) -> b
 
 
 def setup(app: Sphinx) -> None:
+    app.connect("source-read", read_page)
     app.connect("autodoc-process-signature", signature)
     app.connect("autodoc-process-docstring", docstring)
     app.connect("autodoc-skip-member", skip_paths)

@@ -21,6 +21,7 @@ import pytest
 from conftest import ROOT
 from PIL import Image
 from test_browser import BROWSER, OTHER_KINDS, explorers, move_all, new_page
+from test_house import METHOD, ROOMS
 from test_notebooks import LESSONS, smoke_run
 
 COLORS = ("red", "green", "blue")
@@ -296,17 +297,9 @@ def test_one_anchor_for_the_spellings_of_github_and_jupyter():
 # --- functions and classes ----------------------------------------------------------------------------------
 
 
-def test_every_module_has_its_place():
-    text = "\n".join(path.read_text() for path in (ROOT / "docs" / "api").glob("*.md"))
-    described = re.findall(r"^\.\. automodule:: (\S+)$", text, re.M)
-    modules = [
-        ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
-        for path in (ROOT / "tinymsg").rglob("*.py")
-    ]
-    outside = ("tinymsg", "tinymsg.__main__", "tinymsg.cli")  # the command line tells of itself: --help
-    assert sorted(described) == sorted(
-        name for name in modules if name not in outside and not name.startswith("tinymsg.cli.")
-    )
+def test_every_file_of_the_method_and_every_room_has_its_page():
+    pages = {path.stem for path in (ROOT / "docs" / "api").glob("*.md")} - {"index"}
+    assert pages == {*METHOD, *ROOMS} - {"__init__", "__main__", "cli"}  # the command line tells of itself: --help
 
 
 def test_docstrings_become_fields():
