@@ -22,6 +22,7 @@ copyright = "The tinymsg authors, Apache-2.0"
 extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.viewcode"]
 root_doc = "docs/index"
 include_patterns = ["docs/**.md", "notebooks/*.md", "notebooks/0*.ipynb", "CONTRIBUTING.md", "CHANGELOG.md"]
+exclude_patterns = [".*", "runs"]  # not even looked into
 nitpicky = True  # a reference that leads nowhere is an error; see docstrings.resolve for names of other packages
 
 # Lessons
