@@ -18,7 +18,7 @@ help:
 	@echo "make test         run the tests, but not the long ones"
 	@echo "make test-course  run the long ones: the lessons' committed outputs, every widget, same bytes, kills, the wheel"
 	@echo "make lint         look over format, common mistakes and types; nothing is changed"
-	@echo "make site         make the course's web pages in runs/site/, from the lessons that make course has run"
+	@echo "make site         make the web pages in runs/site/; lessons are run only if they have changed since make course"
 	@echo "make bench        compare speed with other libraries, on an idle machine (an hour or two)"
 	@echo "make check        look over the committed notebooks without running them"
 	@echo "make setup        only make .venv (the others do it by themselves)"
@@ -45,7 +45,10 @@ lint: setup
 	$(VENV_PYTHON) -m basedpyright --pythonpath $(VENV_PYTHON)
 
 site: setup
-	@$(VENV_PYTHON) notebooks/website.py
+	@$(VENV_PYTHON) notebooks/course.py run --stale
+	@rm -rf runs/site
+	@$(VENV_PYTHON) -m sphinx -q -E -W --keep-going -c docs -d runs/doctrees . runs/site
+	@echo "site: runs/site/index.html"
 
 bench: setup
 	@$(VENV_PYTHON) -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[bench]'
@@ -55,4 +58,4 @@ check: setup
 	@$(VENV_PYTHON) notebooks/course.py check
 
 clean:
-	rm -rf .venv runs/course runs/site
+	rm -rf .venv runs/course runs/doctrees runs/site

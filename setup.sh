@@ -109,7 +109,7 @@ rm -f "$done_stamp"
 say "installing what pyproject.toml asks for, at the versions of constraints.txt"
 say "(with PyTorch's GPU libraries up to 6 GB of disk and some minutes the first time; safe to interrupt)"
 say "(tail -f $log shows how far it is)"
-install -c constraints.txt -e '.[course,data,full,test,dev]' >"$log" 2>&1 || {
+install -c constraints.txt -e '.[course,data,full,site,test,dev]' >"$log" 2>&1 || {
     tail -n 15 "$log" >&2
     fail "could not install everything (all of it: $log); once that is mended, the same command goes on from here"
 }

@@ -65,6 +65,21 @@ def use_fast_allocator() -> None:
 # --- run ----------------------------------------------------------------------------------------------------
 
 
+def is_fresh(lesson: Path, executed: Path, profile: str) -> bool:
+    """Whether `executed` is this lesson, run to its end in this profile after the last change of what it uses."""
+    if not executed.exists():
+        return False
+    kinds = (".py", ".json", ".safetensors", ".csv", ".toml")
+    used = [path for path in (HERE.parent / "tinymsg").rglob("*") if path.suffix in kinds]
+    used += [lesson, *lesson.parent.glob("results/*"), *lesson.parent.glob("*.png")]  # a learner's own photograph
+    notebook = read(executed)
+    injected = [c.source for c in notebook.cells if "injected-parameters" in c.metadata.get("tags", [])]
+    whole = all(c.execution_count for c in notebook.cells if c.cell_type == "code" and c.source.strip())
+    failed = notebook.metadata.get("papermill", {}).get("exception")
+    is_newest = executed.stat().st_mtime >= max(path.stat().st_mtime for path in used)
+    return is_newest and whole and not failed and f'PROFILE = "{profile}"' in "".join(injected)
+
+
 @dataclass
 class Result:
     """One lesson: what went wrong (None: nothing), seconds, peak memory of its kernel in GB."""
@@ -198,7 +213,9 @@ def run(files: list[Path], out: Path, parameters: dict, limit: float | None) -> 
     seconds, peak = sum(r.seconds for r in results.values()), max(r.peak for r in results.values())
     print(f"{'all':<24} {'failed' if failed else 'ok':<8} {seconds:8.0f} {peak:8.2f}")
     print(f"executed notebooks and HTML: {out}")
-    (out / "results.json").write_text(json.dumps({name: vars(r) for name, r in results.items()}, indent=1) + "\n")
+    report = out / "results.json"  # of lessons run before, too
+    before = json.loads(report.read_text()) if report.exists() else {}
+    report.write_text(json.dumps(before | {name: vars(r) for name, r in results.items()}, indent=1) + "\n")
     return 1 if failed else 0
 
 
@@ -245,13 +262,13 @@ def markdown_html(source: str, attachments: dict | None = None, anchor_link_text
 
     class Renderer(IPythonRenderer):
         def block_math(self, body: str) -> str:
-            return _mathml(body, "block")
+            return mathml(body, "block")
 
         def inline_math(self, body: str) -> str:
-            return _mathml(body, "inline")
+            return mathml(body, "inline")
 
         def latex_environment(self, name: str, body: str) -> str:
-            return _mathml(rf"\begin{{{name}}}{body}\end{{{name}}}", "block")
+            return mathml(rf"\begin{{{name}}}{body}\end{{{name}}}", "block")
 
     renderer = Renderer(escape=False, attachments=attachments or {}, anchor_link_text=anchor_link_text)
     return MarkdownWithMath(renderer=renderer).render(source)
@@ -280,7 +297,7 @@ def to_html(path: Path) -> Path:
     return target
 
 
-def _mathml(tex: str, display: str) -> str:
+def mathml(tex: str, display: str) -> str:
     """A formula that browsers draw by themselves; what cannot be converted stays as TeX."""
     from html import escape
 
@@ -583,6 +600,7 @@ def main(arguments: list[str] | None = None) -> int:
                 help="another parameter of the notebook; may be repeated",
             )
             sub.add_argument("--out", type=Path, default=RUNS, metavar="FOLDER")
+            sub.add_argument("--stale", action="store_true", help="only those not run since the last change")
     args = top.parse_args(arguments)
     if args.command == "lab":
         return lab()
@@ -599,6 +617,11 @@ def main(arguments: list[str] | None = None) -> int:
         limit = args.timeout or (None if getattr(args, "profile", "cpu") in ("gpu", "full") else 900)
         if args.command == "build":
             return build(files, limit)
+        if args.stale:
+            files = [file for file in files if not is_fresh(file, args.out / file.name, args.profile)]
+            if not files:
+                print(f"nothing has changed since the lessons were run: {args.out}")
+                return 0
         return run(files, args.out.resolve(), _parameters(args.profile, args.set), limit)
     except UserError as error:
         print(f"course.py: {error}", file=sys.stderr)

@@ -113,10 +113,10 @@ def test_sizes():
     """A compact house: by deleting and reusing, not by golfing."""
     for stem in SHORT:
         assert lines(LIBRARY / f"{stem}.py") <= 200, stem
-    assert lines(*LIBRARY.glob("*.py")) <= 2860
-    assert lines(*PATHS) <= 9710  # 1,300 of them restore any photograph, 650 are the trial
+    assert lines(*LIBRARY.glob("*.py")) <= 2902
+    assert lines(*PATHS) <= 9760  # 1,300 of them restore any photograph, 650 are the trial
     assert lines(*(ROOT / "data_scripts").glob("*.py")) <= 700
-    assert max(map(lines, PATHS)) <= 530  # blur.py: the whole camera
+    assert max(map(lines, PATHS)) <= 535  # blur.py: the whole camera
 
 
 def test_importing_loads_neither_figures_nor_metrics():

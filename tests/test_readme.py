@@ -12,7 +12,7 @@ from tinymsg import cli
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
-GUIDES = [README, ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+GUIDES = [README, ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("[!i]*.md"))]  # index.md: the site's
 TEXTS = [*GUIDES, ROOT / "CHANGELOG.md", *sorted((ROOT / "notebooks").glob("*.md"))]
 MAKEFILE = (ROOT / "Makefile").read_text()
 

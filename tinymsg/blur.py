@@ -217,6 +217,9 @@ def path_to_kernel(path: Tensor, size: int) -> Tensor:
         path: (n, steps, >=2) shifts in pixels; further columns are ignored.
         size: odd side of the kernel; the path must lie within (size - 1) / 2 pixels of the centre.
     Returns: (n, size, size), non-negative, each summing to 1.
+
+    >>> path_to_kernel(torch.tensor([[[0.0, 0.0], [1.0, 0.0]]]), size=3)[0, 1]
+    tensor([0.0000, 0.5000, 0.5000])
     """
     if size % 2 == 0 or size < 1:
         raise ValueError(f"kernel size must be odd and positive, got {size}")

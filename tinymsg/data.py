@@ -141,7 +141,11 @@ def to_model(display: Tensor) -> Tensor:
 
 
 def to_display(model_range: Tensor) -> Tensor:
-    """The model's [-1, 1] -> [0, 1] display values, clipped."""
+    """The model's [-1, 1] -> [0, 1] display values, clipped.
+
+    >>> to_display(torch.tensor([-1.0, 0.0, 1.5]))
+    tensor([0.0000, 0.5000, 1.0000])
+    """
     return ((model_range + 1) / 2).clamp(0, 1)
 
 
@@ -363,6 +367,11 @@ class SyntheticPairs:
         seed: of the pairs (not of the contents).
         device: where pairs are blurred and returned.
         gray: one channel instead of three.
+
+    >>> pairs = SyntheticPairs(scene_contents(4, seed=0), "gopro_like", seed=1)
+    >>> y0, x = pairs.crops(torch.arange(2), 32)
+    >>> x.shape
+    torch.Size([2, 3, 32, 32])
     """
 
     def __init__(

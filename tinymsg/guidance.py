@@ -30,7 +30,11 @@ def to_gray(image: Image) -> Float[Tensor, "b 1 h w"]:
 
 
 def downsample(image: Image, k: int) -> Float[Tensor, "b c h_k w_k"]:
-    """2^k times smaller, antialiased (phi_k of Ren 2023). Images of height 1 shrink along their width only."""
+    """2^k times smaller, antialiased (phi_k of Ren 2023). Images of height 1 shrink along their width only.
+
+    >>> downsample(torch.ones(1, 3, 16, 24), k=3).shape
+    torch.Size([1, 3, 2, 3])
+    """
     h, w = image.shape[-2:]
     image = image.float()  # the antialiased kernel has no bf16 on the CPU
     return F.interpolate(image, size=(max(h >> k, 1), w >> k), mode="bilinear", antialias=True, align_corners=False)

@@ -255,7 +255,12 @@ class Model(nn.Module):
 
 
 def build_model(config: ModelConfig, seed: int = 0) -> Model:
-    """The model of a configuration, its random weights drawn from the seed, on the CPU."""
+    """The model of a configuration, its random weights drawn from the seed, on the CPU.
+
+    >>> model = build_model(ModelConfig(widths=(16, 32), scales=(1,)))
+    >>> model.multiple  # sides of its pictures are multiples of this; `restore` sees to it
+    2
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return Model(config)
@@ -332,6 +337,9 @@ def pretrained(name: str | Path, device: str | torch.device = "cpu") -> Model:
         name: of shipped ones (`pretrained_names`); or a .safetensors file; or a folder of `tinymsg publish --hub`; or
             hf://owner/name of the Hugging Face hub, with @revision if wanted: fetched once, by the extra `hub`.
     Raises: ValueError for what is not there, cannot be fetched, or is not the file that its card speaks of.
+
+    >>> pretrained("scenes-guided").config.scales
+    (1, 2, 3)
     """
     return load_model(weights_path(name), device)
 

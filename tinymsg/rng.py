@@ -36,6 +36,9 @@ class Draws:
         seed: any integer; different seeds give independent streams.
         index: int64, shape (n,). Row i of every draw depends on (seed, index[i]) and on how many draws
             were made before, not on n, the order of the batch or the device.
+
+    >>> Draws(0, torch.tensor([3, 7])).uniform()[1] == Draws(0, torch.tensor([7])).uniform()
+    tensor([True])
     """
 
     def __init__(self, seed: int, index: Tensor):

@@ -19,8 +19,8 @@ from .machine import use_bf16
 from .model import Denoise, Model
 from .schedule import Image, Schedule, make_schedule, q_sample
 
-Steps = Iterator[tuple[int, Tensor, Tensor]]
-Rng = torch.Generator | None
+Steps = Iterator[tuple[int, Tensor, Tensor]]  # (t, y_t, y0_hat) of each step
+Rng = torch.Generator | None  # None: torch's own
 
 
 def _denoise(denoise: Denoise, schedule: Schedule, t: int, y_t: Tensor) -> tuple[Tensor, float, float]:
@@ -88,9 +88,6 @@ def get_sampler(name: str) -> Callable[..., Steps]:
     if name not in SAMPLERS:
         raise ValueError(f"unknown sampler {name!r}; known: {', '.join(SAMPLERS)}")
     return SAMPLERS[name]
-
-
-# --- restoring pictures -------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -189,10 +186,13 @@ def restore(model: Model, x: Tensor, setting: Setting = Setting(), generator=Non
         x: (b, c, h, w) blurry, in [-1, 1], any size; runs on its device.
         generator: for repeatable draws, on x's device.
         progress: called as progress(done, total) after every network evaluation.
-        start: (b, c, h, w) in [-1, 1], an estimate of y0 that is noised up to the schedule's end to begin from (CCDF,
-            Chung 2022, Alg. 1). Choose max_noise so that alpha_bar_T is not near 0 (`schedule.max_noise_for`).
+        start: (b, c, h, w) in [-1, 1], an estimate of y0, noised to begin from (CCDF, Chung 2022); see `max_noise_for`.
         prepared: of `prepare(model, x)`, to save repeating it.
     Returns: float32 in [-1, 1]. Raises: ValueError on wrong shapes, ranges or values that are not finite.
+
+    >>> from tinymsg.model import pretrained
+    >>> restore(pretrained("scenes-guided"), torch.zeros(1, 3, 20, 30)).shape
+    torch.Size([1, 3, 20, 30])
     """
     total, count = torch.zeros_like(x, dtype=torch.float32), 0
     for sample in draw_samples(model, x, setting, generator, **options):

@@ -72,6 +72,9 @@ def render_scenes(index: Tensor, size: int, seed: int = 0) -> Tensor:
         index: int64 (n,), any values; the scene depends on (seed, index[i], size) alone.
         size: side in pixels, at least 8.
     Returns: float32 (n, 3, size, size) in [0, 1], display (gamma-encoded) values, on index's device.
+
+    >>> render_scenes(torch.arange(2), size=32).shape
+    torch.Size([2, 3, 32, 32])
     """
     if size < 8:
         raise ValueError(f"size must be at least 8 pixels, got {size}")

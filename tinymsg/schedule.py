@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-Image = Float[Tensor, "b c h w"]
+Image = Float[Tensor, "b c h w"]  # a batch of pictures, or of residuals
 Level = Float[Tensor, " b"]  # noise levels, sqrt(alpha_bar) in [0, 1]
 
 
@@ -137,7 +137,11 @@ SCHEDULES: dict[str, Callable[[int, float], Schedule]] = {"linear": linear, "cos
 
 
 def make_schedule(name: str, steps: int, max_noise: float) -> Schedule:
-    """Build a registered schedule; see `linear` and `cosine` for the arguments."""
+    """Build a registered schedule; see `linear` and `cosine` for the arguments.
+
+    >>> make_schedule("linear", steps=4, max_noise=0.9).noise_level
+    tensor([1.0000, 0.8803, 0.6529, 0.3722, 0.1177], dtype=torch.float64)
+    """
     if name not in SCHEDULES:
         raise ValueError(f"unknown schedule {name!r}; known: {', '.join(SCHEDULES)}")
     return SCHEDULES[name](steps, max_noise)

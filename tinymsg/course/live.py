@@ -16,11 +16,12 @@ Work = Callable[..., Generator[tuple[int, int, Picture, str], None, None]]
 class LivePanel(Panel):
     """Controls, buttons to compute and to cancel, a progress bar, and the picture with its words.
 
-    work: called with one value of each control, by position, in a thread (so no pyplot); its pictures are shown as they
-        come. A mistake becomes a sentence; at the first values it is raised.
-    controls: {label: (lowest, highest, step)} for a slider, {label: [texts]} for a row of buttons.
-    start: {label: value at first} (default: the lowest, the first text); computed at once.
-    instant: for work of less than some 100 ms: every move computes anew, the newest values win; nothing to press.
+    Args:
+        work: called with one value of each control, by position, in a thread (so no pyplot); its pictures are shown as
+            they come. A mistake becomes a sentence; at the first values it is raised.
+        controls: {label: (lowest, highest, step)} for a slider, {label: [texts]} for a row of buttons.
+        start: {label: value at first} (default: the lowest, the first text); computed at once.
+        instant: for work of less than some 100 ms: every move computes anew, the newest values win; nothing to press.
     """
 
     def __init__(self, work: Work, controls: dict, start: dict | None = None, instant: bool = False, scale: int = 2):
