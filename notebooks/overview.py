@@ -14,8 +14,8 @@ from tinymsg.sample import Setting, restore
 CROPS = {"astronaut": (40, 130), "chelsea": (60, 160)}  # top, left of a 192-pixel square
 
 use_style()
-model = pretrained("everyday-guided")
-setting = Setting(**model_card("everyday-guided")["setting"])
+model = pretrained("everyday-plain")
+setting = Setting(**model_card("everyday-plain")["setting"])
 rows, notes = {}, []
 for label, domain in (("short motion", "gopro_like"), ("camera shake", "camera_shake")):
     row, scores = [], []

@@ -27,7 +27,7 @@ def add(commands: argparse._SubParsersAction) -> None:
     option("--quality", choices=QUALITIES, default="default", help="from quick to careful (default: default)")
     preview = "only write OUT-preview.png: the middle of the first picture in each quality, with the seconds"
     option("--preview", action="store_true", help=preview)
-    common(sub, "weights", default="everyday-guided")
+    common(sub, "weights", default="everyday-plain")
     option("--seed", type=int, default=0, metavar="N", help="the same seed gives the same picture (default: 0)")
     option("--overwrite", action="store_true", help="replace output files that exist")
     tile = "side of the tiles that the network sees at once, 0 for the whole picture (default: what fits the memory)"
