@@ -60,7 +60,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     sizes = ["2000x1500", "4000x3000", "8000x6000"]
     parser.add_argument("--sizes", nargs="+", default=sizes, metavar="WxH", help="growing")
-    parser.add_argument("--model", default="photos-guided", help="shipped weights, or a profile with random ones")
+    parser.add_argument("--model", default="everyday-plain", help="shipped weights, or a profile with random ones")
     parser.add_argument("--precision", default="auto", choices=("auto", "fp32", "bf16"))
     parser.add_argument("--tile", type=int, metavar="PX", help="0 is the whole picture (default: by free memory)")
     parser.add_argument("--samples", type=int, default=1)

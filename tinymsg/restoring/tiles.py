@@ -23,7 +23,7 @@ from ..sample import Prepared, Setting, get_sampler, prepare
 from ..schedule import Schedule, make_schedule
 
 SMALLEST, LARGEST = 64, 2048  # sides of the tiles that are chosen, in pixels without their margin
-WORKING_SET = 0.9e9  # bytes that the network may take on a CPU, less what a large picture takes, but half in any case
+WORKING_SET = 0.8e9  # bytes that the network may take on a CPU, less what a large picture takes, but half in any case
 BAND = 64  # rows whose noise is drawn together; another number is other noise
 LARGE = 2**22  # pixels from which the state is kept in float16: 0.02 grey levels on the mean, 0.5 in one value of 10^4
 _BYTES_PER_PIXEL = 34  # of a large picture: x, the state, and what is read and written
