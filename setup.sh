@@ -17,7 +17,7 @@ fail() {
 }
 
 # A name on PATH may be a shim of a Python that is not installed: only one that runs counts
-is_right() { "$1" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 15))' >/dev/null 2>&1; }
+is_right() { "$1" -c 'import sys; sys.exit(not (3, 11, 5) <= sys.version_info < (3, 15))' >/dev/null 2>&1; }
 version_of() { "$1" -c 'import platform; print(platform.python_version())' 2>/dev/null || true; }
 
 choose_python() {
@@ -88,7 +88,7 @@ fi
 # --- make it ---
 if [ $keep = no ]; then
     python=$(choose_python)
-    [ -n "$python" ] || fail "Python 3.11 to 3.14 is needed, and none of these is one that runs: $pythons." \
+    [ -n "$python" ] || fail "Python 3.11.5 to 3.14 is needed, and none of these is one that runs: $pythons." \
         "Install one, or name it: make setup PYTHON=/path/to/python3.12"
     "$python" -c 'import ensurepip, venv' >/dev/null 2>&1 ||
         fail "$python cannot make environments: on Debian and Ubuntu, install python3-venv, then run this again"
