@@ -203,7 +203,6 @@ def training_hours() -> str:
     return table(["weights", "hours of a core", "PSNR", "LPIPS"], rows)
 
 
-
 def steps_table() -> str:
     rows = [row for row in results("steps")["rows"] if row["start"] == "noise"]
     samplers = list(dict.fromkeys(row["sampler"] for row in rows))
