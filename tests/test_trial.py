@@ -13,7 +13,7 @@ from tinymsg.rng import Draws
 from tinymsg.sample import Setting
 from tinymsg.studies import running, trial, verdicts
 from tinymsg.studies.__main__ import parser
-from tinymsg.studies.trial import ALL, ARMS, FEW, HOME, LADDERS, MIDDLE, STEPS, VARIANTS, Trial, plan
+from tinymsg.studies.trial import ALL, ARMS, FEW, HOME, LADDERS, MIDDLE, STEPS, VARIANTS, Training, plan
 
 # --- what is trained ------------------------------------------------------------------------------------------
 
@@ -21,7 +21,7 @@ from tinymsg.studies.trial import ALL, ARMS, FEW, HOME, LADDERS, MIDDLE, STEPS, 
 @pytest.mark.parametrize("form", trial.FORMS)
 def test_arms_have_as_many_parameters(form):
     with torch.device("meta"):
-        sizes = {arm: count_parameters(Model(Trial(form, arm, "main", 0).recipe().network)) for arm in ARMS}
+        sizes = {arm: count_parameters(Model(Training(form, arm, "main", 0).recipe().network)) for arm in ARMS}
     assert max(sizes.values()) < 1.01 * min(sizes.values())
 
 
@@ -61,7 +61,7 @@ def micro(monkeypatch, tmp_path):
 
 def test_all_arms_of_a_run_see_the_same_crops(micro):
     def crops(arm, run):
-        one = Trial("eps", arm, "main", run)
+        one = Training("eps", arm, "main", run)
         return torch.stack(one.batches(build_model(one.recipe().network))(5))
 
     assert all(torch.equal(crops("plain", 1), crops(arm, 1)) for arm in ARMS)
@@ -71,7 +71,7 @@ def test_all_arms_of_a_run_see_the_same_crops(micro):
 def test_an_oracles_branch_sees_the_truth_and_no_others_does(micro, images):
     y0, x = images()
     for arm in ("control", "oracle"):
-        one = Trial("eps", arm, "main", 0)
+        one = Training("eps", arm, "main", 0)
         model = build_model(one.recipe().network)
         expected = model.guidance(y0 if arm == "oracle" else x)[0].add
         show = one.eyes(model)

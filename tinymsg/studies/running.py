@@ -15,24 +15,24 @@ from ..model import count_parameters, load_model, save_model
 from ..sample import Setting
 from ..train import NotFiniteError, TrainState, fit
 from ..training.checkpoint import resume, save_checkpoint, training_lock
-from .trial import Trial, blurry, choose, drawing, plan, score, try_settings
+from .trial import Training, blurry, choose, drawing, plan, score, try_settings
 from .trials import _begin_worker
 
 SAVE_MINUTES = 3  # between checkpoints of a training
-KEY = tuple(field.name for field in fields(Trial))
+KEY = tuple(field.name for field in fields(Training))
 
 
-def key(entry: dict) -> Trial:
+def key(entry: dict) -> Training:
     """The training that an entry of the results file is of."""
-    return Trial(**{name: entry[name] for name in KEY})
+    return Training(**{name: entry[name] for name in KEY})
 
 
-def weights(trial: Trial, scratch: Path, step: int) -> Path:
+def weights(trial: Training, scratch: Path, step: int) -> Path:
     """Of a checkpoint on the way. All scores are those of these files, whose numbers are float16."""
     return scratch / trial.name / f"{step:06d}.safetensors"
 
 
-def train(trial: Trial, scratch: Path) -> float:
+def train(trial: Training, scratch: Path) -> float:
     """Train to the end, from where an earlier call was stopped. Returns: processor seconds a step of this call.
 
     Leaves weights(...) of its checkpoints, and the last also as scratch/NAME.safetensors.
@@ -59,7 +59,7 @@ def train(trial: Trial, scratch: Path) -> float:
     return float((folder / "seconds").read_text())
 
 
-def work(trial: Trial, scratch: Path, setting: Setting | None) -> dict:
+def work(trial: Training, scratch: Path, setting: Setting | None) -> dict:
     """Train, then score every checkpoint, if the form's setting is known; the reference chooses it.
 
     Returns: {"rows", "training": its entry}, of the reference also "settings"; without a setting {}.
@@ -120,7 +120,7 @@ def _executor(workers: int) -> Iterator[Executor]:
 
 
 def run(
-    todo: list[Trial],
+    todo: list[Training],
     record: dict,
     out: Path,
     scratch: Path,
@@ -152,10 +152,10 @@ def run(
 
     slowest = max((pace(entry) for entry in record["trainings"] if "failed" not in entry), default=0.0)
 
-    def fits(trial: Trial) -> bool:
+    def fits(trial: Training) -> bool:
         return time.monotonic() + slowest * trial.checkpoints()[-1] < until
 
-    def next_one() -> Trial | None:
+    def next_one() -> Training | None:
         """Those first that are trained and waited for their form's setting."""
         for trial in waiting:
             if trial.form in record["settings"]:

@@ -48,7 +48,7 @@ CHECKPOINTS = 8  # of a training, evenly spaced
 
 
 @dataclass(frozen=True)
-class Trial:
+class Training:
     """One training. Run r has seed r: all arms of a run see the same crops in the same order."""
 
     form: str
@@ -95,13 +95,13 @@ class Trial:
         return lambda y0: shown.update(y0=y0)
 
 
-def plan() -> list[Trial]:
+def plan() -> list[Training]:
     """All trainings in the order in which they are run: whenever that is stopped, the arms are balanced."""
     rounds = [("eps", "main", 0), ("eps", "main", 1), ("eps", "main", 2), ("eps", "triple", 0), ("eps", "main", 3)]
     rounds += [("v", "main", 0), ("x0", "main", 0), ("eps", "main", 4), ("v", "main", 1), ("x0", "main", 1)]
     rounds += [("eps", "triple", 1), ("v", "main", 2), ("x0", "main", 2)]
-    found = [Trial(form, arm, budget, run) for form, budget, run in rounds for arm in ARMS]
-    return found + [Trial("eps", arm, "main", run) for run in (0, 1) for arm in VARIANTS]
+    found = [Training(form, arm, budget, run) for form, budget, run in rounds for arm in ARMS]
+    return found + [Training("eps", arm, "main", run) for run in (0, 1) for arm in VARIANTS]
 
 
 # --- where it is scored ---------------------------------------------------------------------------------------
@@ -140,7 +140,7 @@ METRICS = ("psnr", "lpips", "ssim", "spectral")
 Draw = Callable[[Tensor, Tensor, int, int], list[Tensor]]  # (y0, x, samples, seed) -> samples, each of x's shape
 
 
-def drawing(trial: Trial, model: Model, setting: Setting) -> Draw:
+def drawing(trial: Training, model: Model, setting: Setting) -> Draw:
     """How the samples of a trained model are drawn."""
     show = trial.eyes(model)
 
