@@ -293,18 +293,19 @@ def run_all_cells(page, address: str, token: str, name: str, cells: int, seconds
     page.goto(f"{address}/lab/tree/{name}?token={token}&reset")
     page.locator(".jp-NotebookPanel .jp-Cell").first.wait_for()
     prompts = page.locator(".jp-CodeCell .jp-InputPrompt")
+    is_idle = page.locator(".jp-Notebook-ExecutionIndicator[data-status=idle]")
     # A server that has just started may ask for the kernel, at any moment; the notebook's own is chosen already
     accept = page.locator(".jp-Dialog .jp-mod-accept")
     page.add_locator_handler(accept, lambda: click_if_there(accept))
 
     def has_begun() -> bool:
-        """Choose the menu's entry; while the kernel is still connecting, that does nothing: choose it again."""
-        if all(text.strip() == "[ ]:" for text in prompts.all_inner_texts()):
+        """Choose the menu's entry once the kernel is there: before, cells are passed over, all or the first alone."""
+        if prompts.first.inner_text().strip() == "[ ]:" and is_idle.count():
             page.keyboard.press("Escape")  # a menu left open
             click_if_there(page.locator(".lm-MenuBar-item", has_text=re.compile("^Run$")))
             click_if_there(page.get_by_role("menuitem", name="Run All Cells", exact=True))
             page.wait_for_timeout(3000)
-        return any(text.strip() != "[ ]:" for text in prompts.all_inner_texts())
+        return prompts.first.inner_text().strip() != "[ ]:"
 
     until(page, has_begun, 300, lambda: "no cell began to run")
 
