@@ -85,20 +85,25 @@ def test_a_picture_file_is_shown_as_it_is(shown, tmp_path):
     assert metadata["image/png"]["alt"] == "a drawing" == data["text/plain"]
 
 
-def test_a_figure_is_stored_in_few_colours_that_nobody_misses(shown):
+def test_curves_are_stored_in_few_colours_and_photographs_as_jpeg(shown):
     def curve():
         figure, axis = plt.subplots()
         axis.plot([0, 1, 0.5], color=figures.COLORS["guided"])
         figures.show(figure, "a line")
 
-    noise = torch.rand(3, 64, 64, generator=torch.Generator().manual_seed(0))
-    smooth = torch.nn.functional.interpolate(noise[None, :, :8, :8], size=(64, 64), mode="bilinear")[0]
-    pictures = shown(curve), shown(lambda: figures.show(figures.image_grid([smooth], model_range=False), "a picture"))
-    line, picture = (Image.open(io.BytesIO(base64.b64decode(data["image/png"]))) for ((data, _),) in pictures)
-    assert len(line.getcolors()) <= 64 < len(picture.getcolors()) <= 256
-    assert line.convert("RGB").getpixel((0, 0)) == (255, 255, 255)
+    noise = torch.rand(3, 8, 8, generator=torch.Generator().manual_seed(0))[None]
+    smooth = torch.nn.functional.interpolate(noise, size=(64, 64), mode="bilinear")[0]
+    ((line, _),) = shown(curve)
+    ((photograph, metadata),) = shown(lambda: figures.show(figures.image_grid([smooth], model_range=False), "colours"))
+    line = Image.open(io.BytesIO(base64.b64decode(line["image/png"])))
+    assert len(line.getcolors()) <= 64 and line.convert("RGB").getpixel((0, 0)) == (255, 255, 255)
     ink = np.asarray(line.convert("RGB"), dtype=int) - [int(figures.COLORS["guided"][i : i + 2], 16) for i in (1, 3, 5)]
     assert (np.abs(ink).max(axis=-1) < 6).sum() > 50, "the line has its colour"
+    assert metadata["image/jpeg"]["alt"] == "colours" == photograph["text/plain"] and "image/png" not in photograph
+    photograph = Image.open(io.BytesIO(base64.b64decode(photograph["image/jpeg"])))
+    exact = Image.open(io.BytesIO(figures.frame_bytes(figures.image_grid([smooth], model_range=False)))).convert("RGB")
+    change = np.asarray(photograph, dtype=int) - np.asarray(exact, dtype=int)
+    assert photograph.size == exact.size and np.abs(change).mean() < 1.5
 
 
 def frames_of(view) -> list[str]:

@@ -158,5 +158,5 @@ def test_a_lesson_shows_picture_and_words_where_widgets_cannot_run(folder, monke
     monkeypatch.setattr(IPython.display, "display", lambda bundle, **options: shown.append((bundle, options)))
     my_photo_upload()
     ((bundle, options),) = shown
-    assert bundle["text/plain"] == options["metadata"]["image/png"]["alt"] and "the cat" in bundle["text/plain"]
-    assert bundle["image/png"].startswith("iVBOR")
+    assert bundle["text/plain"] == options["metadata"]["image/jpeg"]["alt"] and "the cat" in bundle["text/plain"]
+    assert bundle["image/jpeg"].startswith("/9j/")

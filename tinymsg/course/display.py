@@ -1,7 +1,7 @@
-"""Pictures on a page: as PNG with a text alternative, and under sliders.
+"""Pictures on a page: with a text alternative, and under sliders.
 
 Sliders move over frames computed beforehand: they answer at once and work without a kernel in the exported HTML.
-Wherever widgets cannot run, one PNG with its words is left.
+Wherever widgets cannot run, one picture with its words is left.
 """
 
 import base64
@@ -44,26 +44,24 @@ def display_view(view: ipywidgets.DOMWidget, png: bytes, text: str) -> None:
 
 
 def _display(picture: Image.Image, alt: str, bundle: dict | None = None) -> None:
-    png = base64.b64encode(_png(_fewer_colors(picture), optimize=True)).decode()
-    bundle = (bundle or {}) | {"image/png": png, "text/plain": alt}
-    IPython.display.display(bundle, raw=True, metadata={"image/png": {"alt": alt}})
+    kind, small = _small(picture.convert("RGB"))
+    bundle = (bundle or {}) | {kind: base64.b64encode(small).decode(), "text/plain": alt}
+    IPython.display.display(bundle, raw=True, metadata={kind: {"alt": alt}})
 
 
-def _fewer_colors(picture: Image.Image) -> Image.Image:
-    """The picture in a third of the bytes: the 64 colours that serve it best, or 256 where those change it visibly."""
-    picture = picture.convert("RGB")
-    if picture.getcolors(256) is None:
-        picture = picture.point([v & 0xFC | v >> 6 for v in range(256)] * 3)  # 6 bits: fewer to sort, white stays
+def _small(picture: Image.Image) -> tuple[str, bytes]:
+    """Type and bytes of a file: a PNG of the 64 colours that serve it best, or a JPEG where those change it visibly."""
     stop = picture.width * picture.height // 50  # k-means ends when fewer pixels change their colour
-    way = {"method": Image.Quantize.MAXCOVERAGE, "kmeans": stop, "dither": Image.Dither.NONE}
-    few, many = (picture.quantize(colors, **way) for colors in (64, 256))
+    few = picture.quantize(64, Image.Quantize.MAXCOVERAGE, kmeans=stop, dither=Image.Dither.NONE)
     change = np.abs(np.asarray(few.convert("RGB"), dtype=int) - np.asarray(picture)).max(axis=-1)
-    return few if change.mean() < 1 else many  # a level of 255: in curves, not in photographs
+    if change.mean() < 1:  # a level of 255: curves and words, no photographs
+        return "image/png", _bytes(few, "PNG", optimize=True)
+    return "image/jpeg", _bytes(picture, "JPEG", quality=88, subsampling=0, optimize=True)
 
 
-def _png(picture: Image.Image, **options) -> bytes:
+def _bytes(picture: Image.Image, form: str, **options) -> bytes:
     buffer = io.BytesIO()
-    picture.save(buffer, format="PNG", **options)
+    picture.save(buffer, form, **options)
     return buffer.getvalue()
 
 
@@ -82,7 +80,7 @@ def frame_bytes(frame: Picture, scale: int = 2) -> bytes:
         plt.close(frame)
         return buffer.getvalue()
     picture = Image.fromarray((pixels(frame) * 255).round().astype(np.uint8))
-    return _png(picture.resize((picture.width * scale, picture.height * scale), Image.Resampling.NEAREST))
+    return _bytes(picture.resize((picture.width * scale, picture.height * scale), Image.Resampling.NEAREST), "PNG")
 
 
 def picture_html(png: bytes, words: str) -> str:
