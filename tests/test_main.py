@@ -362,10 +362,22 @@ def test_train_evaluate_publish(tmp_path, monkeypatch, small_grid, capsys):
     assert typed(monkeypatch, *train, *TINY) == 0
     assert [p.name for p in sorted(out.glob("*.pt"))] == ["checkpoint-00000002.pt", "checkpoint-00000004.pt"]
     assert [line.split(",")[0] for line in (out / "log.csv").read_text().splitlines()] == ["step", "2", "4"]
-    evaluate = ["evaluate", "--out", "scores.json", "--size", "32", "--domains", "gopro_like", *EVALUATE, "--weights"]
+    evaluate = [
+        "evaluate",
+        "--out",
+        "scores.json",
+        "--size",
+        "32",
+        "--domains",
+        "gopro_like",
+        "real",
+        *EVALUATE,
+        "--weights",
+    ]
     assert typed(monkeypatch, *evaluate, "guided=run/weights.safetensors") == 0
     assert "guided-mean" in capsys.readouterr().out
-    assert set(read_results(results)["domains"]["gopro_like"]["scores"]) == {"blurry", "guided", "guided-mean"}
+    for domain in ("gopro_like", "real"):
+        assert set(read_results(results)["domains"][domain]["scores"]) == {"blurry", "guided", "guided-mean"}
     shelf = tmp_path / "shelf"
     shelf.mkdir()
     monkeypatch.setattr("tinymsg.model.WEIGHTS", shelf)
