@@ -191,7 +191,7 @@ def test_every_part_of_the_setting_counts(tmp_path, weights):
         (["evaluate", "--out", "OUT.json", "--weights", "blurry=W"], "a row cannot be named 'blurry'"),
         (["evaluate", "--out", "OUT.json", "--weights", "a=W", "a-mean=W"], "a row cannot be named 'a-mean'"),
         (["ablate", "--out", "OUT.json", "--arms", "none"], "unknown arm"),
-        (["ablate", "--out", "OUT.json", "--study", "parts"], "known: forms, choices, breadth, pictures"),
+        (["ablate", "--out", "OUT.json", "--study", "parts"], "known: forms, breadth"),
         (["ablate", "--out", "IN"], "in.png is not a results file (UnicodeDecodeError); use another --out"),
         (["publish", "nowhere", "--name", "x", "--results", "nowhere.json"], "no weights at"),
     ],
