@@ -294,14 +294,14 @@ def test_in_a_browser(running, tmp_path):
         assert page.locator("html").evaluate("page => page.scrollWidth") <= 390
 
         page.locator("summary").click()
-        page.locator("#steps").fill("5000")
+        page.locator("#samples").fill("5000")
         page.locator("#go").click()
         page.locator("#stop").wait_for()
+        until(page, lambda: "left" in page.locator("#left").inner_text(), 120, said.inner_text)
         other = page.context.browser.new_page()
         other.goto(running)
         other.locator("#file").set_input_files(tmp_path / "holiday.jpg")
         until(other, lambda: other.locator("#said").inner_text() == app.BUSY, 60, other.locator("#said").inner_text)
-        until(page, lambda: "left" in page.locator("#left").inner_text(), 120, page.locator("#left").inner_text)
         page.locator("#stop").click()
         idle.wait_for()
         assert said.inner_text() == "stopped"
