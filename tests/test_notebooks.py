@@ -1,5 +1,6 @@
 """The lessons run, hold what is committed, and are in order; and course.py says so when they are not."""
 
+import ast
 import contextlib
 import fcntl
 import json
@@ -10,17 +11,20 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from unittest import mock
 
 import course
 import nbformat
 import nbformat.v4 as v4
 import pytest
+from IPython.core.inputtransformer2 import TransformerManager
 
 from tinymsg.course.photo import ONLY_DEFAULT
 
 LESSONS = course.lessons()
 NAMES = ("00_start", "01_blur", "02_icdpm", "03_guidance", "04_ablations", "05_evaluation")
+ALONE = LESSONS[:1]  # these run in any folder
 TWICE = ("00_start", "04_ablations")  # these are run a second time; the others would take minutes
 each_lesson = pytest.mark.parametrize("lesson", LESSONS, ids=lambda path: path.stem)
 
@@ -82,6 +86,49 @@ def test_results_are_read_by_the_reader_that_finds_changes(lesson):
     assert len(named) == len(re.findall(r"results/\w+\.json", code)) - len(re.findall(r"#.*results/\w+\.json", code))
     assert {reader for reader, _ in named} <= {"read_results"}
     assert all((course.HERE / "results" / f"{name}.json").exists() for _, name in named)
+
+
+@pytest.mark.parametrize("lesson", ALONE, ids=lambda path: path.stem)
+def test_a_lesson_reads_nothing_that_lies_beside_it(lesson):
+    """It runs in any folder: what it names of the repository is in the package, and read from there."""
+    texts = {
+        node.value
+        for cell in course.read(lesson).cells
+        if cell.cell_type == "code" and "install" not in cell.metadata.get("tags", [])
+        for node in ast.walk(ast.parse(cell.source))
+        if isinstance(node, ast.Constant)
+        and isinstance(node.value, str)
+        and re.fullmatch(r"[\w.-]+[/.][\w./-]+", node.value)
+    }
+    beside = [text for text in texts for place in (course.HERE, course.HERE.parent) if (place / text).exists()]
+    assert beside == []
+
+
+@pytest.mark.parametrize("lesson", ALONE, ids=lambda path: path.stem)
+def test_a_lesson_begins_by_seeing_to_the_library(lesson):
+    cells = [cell for cell in course.read(lesson).cells if cell.cell_type == "code"]
+    assert [cell.metadata.get("tags") == ["install"] for cell in cells[:2]] == [True, False]
+
+
+def test_the_library_is_installed_where_it_is_missing(monkeypatch):
+    """By pip from the public repository; without one, a sentence says what to do."""
+
+    def run_install(repository: str, found) -> list[str]:
+        monkeypatch.setattr(course, "REPOSITORY", repository)
+        cells = course.clean(v4.new_notebook(cells=[v4.new_markdown_cell("# A"), v4.new_code_cell("x = 1")])).cells
+        assert [cell.cell_type for cell in cells] == ["markdown", "code", "code"] and cells[2].source == "x = 1"
+        asked = []
+        shell = SimpleNamespace(run_line_magic=lambda name, line: asked.append(f"{name} {line}"))
+        code = TransformerManager().transform_cell(cells[1].source)
+        with mock.patch("importlib.util.find_spec", lambda name: found):
+            exec(code, {"get_ipython": lambda: shell})
+        return asked
+
+    place = "https://github.com/someone/something"
+    assert run_install(place, None) == [f'pip install -q "tinymsg[course] @ git+{place}"']
+    assert run_install(place, "there") == run_install("", "there") == []
+    with pytest.raises(ImportError, match="make lab"):
+        run_install("", None)
 
 
 # Runs before a lesson's own cells: every exercise check then proves itself
