@@ -137,7 +137,8 @@ def test_options_that_deblur_does_not_know_are_refused(options, words, upload):
     assert upload("a.png", picture("PNG"), **options)["refused"].startswith(words)
 
 
-def test_one_picture_at_a_time(server, upload):
+def test_one_picture_at_a_time(server, upload, monkeypatch):
+    monkeypatch.setattr(app, "PATIENCE", 0.1)
     with server.one:
         assert upload("second.png", picture("PNG")) == app.BUSY
     assert "refused" in upload("notes.png", b"no")  # the next one has its turn

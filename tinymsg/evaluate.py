@@ -118,6 +118,7 @@ METRICS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 IDENTICAL = 100.0  # dB: what counts for equal pictures, whose PSNR is infinite and has no mean
 SMALLEST = {"ssim": 11, "lpips": 31}  # pixels a side: a window, and AlexNet's strides
 HIGHER_IS_BETTER = {"psnr": True, "ssim": True, "lpips": False, "spectral": False}
+RESULTS = Path(__file__).with_name("results")  # results files and drawings that the lessons show
 
 
 def measure(estimate: Tensor, truth: Tensor, metrics: tuple[str, ...]) -> dict[str, list[float]]:
@@ -367,20 +368,13 @@ def _compact_lists(text: str) -> str:
     return re.sub(r"\[\n\s*([^\[\]{}]*?)\n\s*\]", lambda m: "[" + re.sub(r"\s*\n\s*", " ", m.group(1)) + "]", text)
 
 
-RESULTS = Path(__file__).with_name("results")  # of the studies, with two drawings: what the lessons quote
-
-
 def read_results(path: str | Path) -> dict:
     """Read what `write_results` wrote: a file, or one of RESULTS by its bare name.
 
     Raises: ValueError if it is not as the command wrote it.
-
-    >>> read_results("toy")["command"].split()[2:4]
-    ['tinymsg', 'ablate']
     """
     shipped = RESULTS / f"{path}.json"
-    path = shipped if shipped.is_file() else path
-    results = json.loads(Path(path).read_text())
+    results = json.loads((shipped if shipped.is_file() else Path(path)).read_text())
     if results.pop("digest", None) != _digest(results):
         raise ValueError(
             f"{path} is not as a command wrote it: something was changed by hand; run its command again "

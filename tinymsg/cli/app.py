@@ -25,6 +25,7 @@ from .shared import at_least, common, pick_device, say
 
 MAX_BYTES = 256_000_000  # of an upload
 OPTIONS = ("weights", "quality", "steps", "samples")  # of deblur, which the page has
+PATIENCE = 5  # seconds that a picture waits for another, whose work may just have been stopped, and ends with a tile
 BUSY = "another picture is in work: wait for it, or stop it"
 TEXT, LINES, FILE = "text/plain; charset=utf-8", "application/x-ndjson; charset=utf-8", "application/octet-stream"
 HEADERS = {
@@ -51,9 +52,9 @@ def add(commands: argparse._SubParsersAction) -> None:
 
 def run(args: argparse.Namespace) -> int:
     pick_device(args.device)  # or one that cannot be used would be told at the first picture
-    for name in ("SIGTERM", "SIGHUP"):  # as Ctrl-C: nothing stays behind
-        if hasattr(signal, name):
-            signal.signal(getattr(signal, name), signal.default_int_handler)
+    for name in {"SIGTERM", "SIGHUP"} & set(dir(signal)):  # as Ctrl-C: nothing stays behind
+        if signal.getsignal(number := getattr(signal, name)) == signal.SIG_DFL:
+            signal.signal(number, signal.default_int_handler)
     with (
         tempfile.TemporaryDirectory(prefix="tinymsg-", ignore_cleanup_errors=True) as folder,
         _Server(args.port, args.device, Path(folder)) as server,
@@ -129,7 +130,7 @@ class _Request(BaseHTTPRequestHandler):
         elif int(length) > MAX_BYTES:
             limit = f"the limit of this page is {MAX_BYTES // 10**6}; take tinymsg deblur"
             self._refuse(413, f"{name}: {int(length) // 10**6} MB; {limit}")
-        elif not self.server.one.acquire(blocking=False):
+        elif not self.server.one.acquire(timeout=PATIENCE):
             self._refuse(409, BUSY)
         else:
             try:
