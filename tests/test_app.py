@@ -204,6 +204,14 @@ def test_16_bits_are_kept_and_shown_in_8(ask, upload, any_restorer):
     assert modes == ["I;16", "L"]
 
 
+def test_memory_that_runs_out_is_told(upload, any_restorer):
+    def work(advance):
+        raise MemoryError
+
+    any_restorer(work)
+    assert upload("a.png", picture("PNG")) == {"refused": "a.png: not enough memory; make it smaller"}
+
+
 @pytest.mark.parametrize("ends", ["page", "program"])
 def test_a_page_that_is_closed_ends_the_work(ends, server, any_restorer):
     begun = threading.Event()
@@ -269,6 +277,11 @@ def test_in_a_browser(running, tmp_path):
             until(page, lambda name=name: said.inner_text().startswith(f"{name}: "), 120, said.inner_text)
             idle.wait_for()
             assert page.locator("#drop").is_visible() and not page.locator("#view").is_visible()
+
+        dropped = "names => names.reduce((t, name) => (t.items.add(new File(['x'], name)), t), new DataTransfer())"
+        for names, words in ((["a.png", "b.png"], "one picture at a time"), (["a.png"], "a.png: not a picture")):
+            page.dispatch_event("body", "drop", {"dataTransfer": page.evaluate_handle(dropped, names)})
+            until(page, lambda words=words: said.inner_text().startswith(words), 60, said.inner_text)
 
         page.get_by_text("fast").click()
         choose("holiday.jpg")

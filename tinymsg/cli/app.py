@@ -190,7 +190,8 @@ class _Request(BaseHTTPRequestHandler):
             with source.open("wb") as file:
                 file.writelines(self._upload())
             self._answer(200, LINES, None)
-            self._work(name, source, asked)
+            with deblur.told(source):
+                self._work(name, source, asked)
         except BaseException as error:
             self.server.clear()
             if not isinstance(error, ValueError):

@@ -4,7 +4,8 @@ import argparse
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -74,7 +75,8 @@ def run(args: argparse.Namespace) -> int:
 
             try:
                 work = _preview if args.preview else deblur_one
-                written, notes = work(restore, source, target, args.quality, advance)
+                with told(source):
+                    written, notes = work(restore, source, target, args.quality, advance)
                 bar.write("; ".join([f"{source} -> {written}", *notes]))
             except ImageError as error:
                 failed.append(str(error))
@@ -134,13 +136,20 @@ def deblur_one(
     restore: Callable, source: Path, target: Path, quality: str, advance: Callable
 ) -> tuple[Path, list[str]]:
     """One picture: where it was written, and notes; raises ImageError, one sentence, if it cannot be used."""
-    from ..data import ImageError
     from ..restoring import files
 
+    photo = files.open_photo(source)
+    files.put_back(photo, restore(source, photo, quality, advance))
+    return files.save_photo(target, photo)
+
+
+@contextmanager
+def told(source: Path) -> Iterator[None]:
+    """Memory that runs out because of a picture is one more reason why it cannot be used: an ImageError."""
+    from ..data import ImageError
+
     try:
-        photo = files.open_photo(source)
-        files.put_back(photo, restore(source, photo, quality, advance))
-        return files.save_photo(target, photo)
+        yield
     except MemoryError:
         raise ImageError(f"{source}: not enough memory; make it smaller") from None
 
