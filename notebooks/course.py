@@ -27,6 +27,15 @@ MAX_BYTES, MAX_LINES = 500_000, 20  # of a committed notebook; of a code cell
 VIEW = "application/vnd.jupyter.widget-view+json"
 STATE = "application/vnd.jupyter.widget-state+json"
 PICTURES = ("image/png", "image/jpeg")
+# The public repository, https://github.com/OWNER/NAME: lessons install the library from there where it is missing
+# (`clean` writes it into them), and the site's buttons open them in Colab or, by Binder, in JupyterLab. Empty: neither
+REPOSITORY = os.environ.get("TINYMSG_REPOSITORY", "")
+INSTALL = """# Only where the library is missing: Colab, Kaggle, a bare kernel
+import importlib.util
+
+if importlib.util.find_spec("tinymsg") is None:
+    """
+NOWHERE = "tinymsg is not installed for this kernel; in its repository, run `make lab`, or pip install '.[course]'"
 
 
 class UserError(Exception):
@@ -322,8 +331,19 @@ LANGUAGE = {"file_extension": ".py", "mimetype": "text/x-python", "name": "pytho
 CELL_KEYS = ("tags", "jupyter", "editable", "deletable")  # of cell metadata; all else comes from tools
 
 
+def with_install(cells: list) -> list:
+    """The cells of a lesson with INSTALL before all other code; one that is there already keeps its run."""
+    there = [cell for cell in cells if "install" in cell.metadata.get("tags", [])]
+    cell = there[0] if there else nbformat.v4.new_code_cell(metadata={"tags": ["install"]})
+    how = f'%pip install -q "tinymsg[course] @ git+{REPOSITORY}"' if REPOSITORY else f'raise ImportError("{NOWHERE}")'
+    cell.source = INSTALL + how
+    others = [other for other in cells if other not in there]
+    place = next((i for i, other in enumerate(others) if other.cell_type == "code"), len(others))
+    return [*others[:place], cell, *others[place:]]
+
+
 def clean(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
-    """Only what an author means to commit: no timings, no widget state, the same ids at every build."""
+    """Only what an author means to commit: no timings, no widget state, the same ids at every build; first INSTALL."""
     notebook = copy.deepcopy(notebook)
     notebook.nbformat, notebook.nbformat_minor = 4, 5
     extra = {key: notebook.metadata[key] for key in ("title", "jupytext") if key in notebook.metadata}
@@ -333,6 +353,7 @@ def clean(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
         for c in notebook.cells
         if not {"injected-parameters", "papermill-error-cell-tag"} & set(c.metadata.get("tags", []))
     ]
+    notebook.cells = with_install(notebook.cells)
     seen: dict[str, int] = {}
     for cell in notebook.cells:
         cell.metadata = nbformat.from_dict({key: cell.metadata[key] for key in CELL_KEYS if cell.metadata.get(key)})
@@ -546,7 +567,7 @@ def _cell_problems(cell: nbformat.NotebookNode) -> list[str]:
         found.append(f"{lines} lines; at most {MAX_LINES}")
     if cell.cell_type != "code":
         return found
-    if cell.source.strip() and cell.execution_count is None:
+    if cell.source.strip() and cell.execution_count is None and "install" not in cell.metadata.get("tags", []):
         found.append("was not run")
     if {"execution", "papermill"} & set(cell.metadata):
         found.append("timings are stored: run `course.py clean`")
