@@ -43,11 +43,11 @@ for k in (1, 2, 3):
     arrow((5.45, y - 0.45), (5.45, y - 0.95), (6.7, y - 0.95), color=SHARP, style=":")
     axis.text(6.8, y - 0.95, rf"$\hat s_{k}$  vs.  $s_{k}$ (sharp, gray, {size})", color=SHARP, **TEXT)
     arrow((6.7, y), (8.4, y), color=GUIDED)
-    box(8.4, y, 1.5, "1×1 conv", GUIDED)
+    box(8.4, y, 1.5, rf"$W_{k}$: 1×1", GUIDED)
     arrow((9.9, y), (12.55, y), color=GUIDED)
     circle = {"boxstyle": "circle,pad=0.1", "edgecolor": GUIDED, "facecolor": "white"}
     axis.text(12.85, y, "+", ha="center", va="center", fontsize=13, color=GUIDED, bbox=circle)
-axis.text(7.55, LINES[1] + 0.25, "features", color=GUIDED, ha="center", fontsize=9.5)
+axis.text(7.55, LINES[1] + 0.25, "features $h_1$", color=GUIDED, ha="center", fontsize=9.5)
 
 # The UNet
 box(8.4, LINES[0], 1.5, "$y_t$, $x$", BLURRY)

@@ -6,9 +6,6 @@ import re
 import course
 import pytest
 
-from tinymsg.model import build_model, count_parameters
-from tinymsg.studies import toy
-
 TEXTS = sorted(course.HERE.glob("*.md"))
 GLOSSARY, MATHEMATICS, TEACHING = (
     (course.HERE / f"{name}.md").read_text() for name in ("GLOSSARY", "MATHEMATICS", "TEACHING")
@@ -102,7 +99,7 @@ ENTRIES = {
 
 def test_the_glossary_has_its_terms_in_order():
     order = [re.sub(r"[^a-z0-9]+", " ", term.lower()) for term in ENTRIES]
-    assert 40 <= len(order) <= 60
+    assert 40 <= len(order) <= 75
     assert order == sorted(order) and len(set(order)) == len(order)
 
 
@@ -213,14 +210,6 @@ def test_the_answers_to_expect_are_those_that_came_out(name):
     revealed = set(re.findall(r"What happened: (.+?)\. ", prose(LESSONS[name])))
     assert revealed
     assert [answer for answer in revealed if answer not in TEACHING] == []
-
-
-def test_the_parameters_of_the_guidance_are_counted_rightly():
-    guidance = build_model(toy.variant(toy.ARMS["guided"]).network).guidance
-    one, all_of_it = count_parameters(guidance.nets[0]), count_parameters(guidance)
-    answer = re.search(r"\*\*Exercise 5\*\*, parameters:(.+)", TEACHING)[1]
-    numbers = [int(number.replace(",", "")) for number in re.findall(r"\d+,\d+", answer)]
-    assert numbers == [one, all_of_it - 3 * one, all_of_it]
 
 
 def test_every_exercise_has_its_answer():
