@@ -16,12 +16,13 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from matplotlib.figure import Figure
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFile, ImageFont
 from torch import Tensor
 
 from ..data import to_display
 
 Picture = Figure | Tensor  # a tensor is (c, h, w) in [-1, 1]
+ImageFile.MAXBLOCK = 2**24  # bytes: an optimised JPEG of noise outgrows Pillow's own buffer ("broken data stream")
 STILL = "Still picture of a widget; it works in JupyterLab (make lab)."
 
 
