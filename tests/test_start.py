@@ -8,7 +8,7 @@ import torch
 
 from tinymsg import blur, data, sample
 from tinymsg.course.checks import check, check_value
-from tinymsg.model import pretrained, pretrained_names
+from tinymsg.model import model_card, pretrained, pretrained_names
 
 LESSON = course.HERE / "00_start.ipynb"
 
@@ -90,9 +90,9 @@ def weights_check(capsys, **changes) -> str:
         "torch": torch,
         "data": data,
         "sample": sample,
-        "setting": sample.Setting(),
         "device": "cpu",
         "pretrained": pretrained,
+        "model_card": model_card,
         "pretrained_names": lambda: ["scenes-guided"],
     }
     run("def try_weights", **(names | changes))
