@@ -85,6 +85,12 @@ def test_a_picture_file_is_shown_as_it_is(shown, tmp_path):
     assert metadata["image/png"]["alt"] == "a drawing" == data["text/plain"]
 
 
+def test_a_picture_of_noise_is_stored(shown):
+    noise = torch.rand(3, 200, 200, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    ((picture, _),) = shown(lambda: figures.frame_explorer(lambda _: noise, {"a": [1]}, lambda _: "noise"))
+    assert "image/jpeg" in picture
+
+
 def test_curves_are_stored_in_few_colours_and_photographs_as_jpeg(shown):
     def curve():
         figure, axis = plt.subplots()

@@ -156,8 +156,10 @@ def proving_check(mine, reference, *inputs, hints=None):
     print("PROVED", len(hints or {}))
     return False
 
-def proving_check_value(mine, expected, tolerance, name="your answer"):
+def proving_check_value(mine, expected, tolerance, name="your answer", hints=None):
     assert plain_check_value(mine, expected, tolerance, name) is False
+    for message, value in (hints or {}).items():
+        must_fail(message, plain_check_value, value, expected, tolerance, name, hints)
     assert plain_check_value(expected, expected, tolerance, name) is True
     for sign, word in ((1, "too large"), (-1, "too small")):
         off = expected + sign * (1.5 * tolerance + 1e-6 * max(1, abs(expected)))

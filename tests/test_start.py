@@ -6,9 +6,9 @@ import course
 import pytest
 import torch
 
-from tinymsg import data, sample
+from tinymsg import blur, data, sample
 from tinymsg.course.checks import check, check_value
-from tinymsg.model import pretrained, pretrained_names
+from tinymsg.model import model_card, pretrained, pretrained_names
 
 LESSON = course.HERE / "00_start.ipynb"
 
@@ -24,42 +24,56 @@ def run(part: str, **names) -> dict:
     return names
 
 
-def range_check(answer) -> None:
-    run("check(my_to_model,", check=check, data=data, torch=torch, sharp=torch.rand(3, 8, 8), my_to_model=answer)
+def reblur_check(answer) -> None:
+    expose = run("def expose", blur=blur)["expose"]
+    y0, path = torch.rand(1, 3, 24, 24) * 2 - 1, torch.tensor([[[-2.0, 0, 0], [0, 1, 0], [2, 0, 0]]])
+    run(
+        "check(my_reblur,",
+        **{"check": check, "data": data, "blur": blur, "expose": expose, "my_reblur": answer, "y0": y0, "path": path},
+        answers={"short motion": y0.roll(3, -1)},
+        paths={"camera shake": path.flip(1)},
+    )
 
 
-def test_the_range_exercise_accepts_the_solution(capsys):
-    range_check(lambda values: values * 2 - 1)
+def reblurred(y0_hat, path):
+    return blur.gamma_encode(blur.average_frames(blur.gamma_decode((y0_hat + 1) / 2), path)) * 2 - 1
+
+
+def test_the_reblur_exercise_accepts_the_solution(capsys):
+    reblur_check(reblurred)
     assert "✓" in capsys.readouterr().out
-    range_check(run("def my_to_model")["my_to_model"])
-    assert "○ my_to_model: not attempted yet" in capsys.readouterr().out
+    reblur_check(run("def my_reblur")["my_reblur"])
+    assert "○ my_reblur: not attempted yet" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        (lambda values: (values + 1) / 2, "the way back"),
-        (lambda values: values * 2, "the middle is not"),
-        (lambda values: values - 0.5, "the width is not"),
-        (lambda values: None, "is a `return` missing"),
+        (blur.average_frames, "the numbers of the file"),
+        (lambda y0_hat, path: (reblurred(y0_hat, path) + 1) / 2, "back to the network's range"),
+        (lambda y0_hat, path: reblurred(2 * y0_hat - 1, path), "call `to_display` first"),
+        (lambda y0_hat, path: None, "is a `return` missing"),
     ],
 )
-def test_the_range_exercise_knows_the_usual_mistakes(wrong, message):
+def test_the_reblur_exercise_knows_the_usual_mistakes(wrong, message):
     with pytest.raises(AssertionError, match=message):
-        range_check(wrong)
+        reblur_check(wrong)
 
 
 @pytest.mark.parametrize(
-    ("name", "right", "too_small", "too_large"), [("my_gain", -0.1, -4.7, 1.7), ("my_share", 0.64, 0.36, 0.8)]
+    ("name", "right", "wrong"),
+    [
+        ("my_contrast", 0.333, {2 / 3: "subtract the darkest", 0.5: "a third of it", 0.0: "one period and a half"}),
+        ("my_share", 0.64, {0.36: "the picture's share", 0.8: "its square", 0.4: "1 - a", 0.9: "too large"}),
+    ],
 )
-def test_the_exercises_that_ask_for_a_number(name, right, too_small, too_large, capsys):
-    given = {"check_value": check_value, "gain": {"short motion": 1.77, "camera shake": -0.1}}
-    run(f"check_value({name},", **given, **{name: None})
-    run(f"check_value({name},", **given, **{name: right})
+def test_the_exercises_that_ask_for_a_number(name, right, wrong, capsys):
+    run(f"check_value({name},", check_value=check_value, **{name: None})
+    run(f"check_value({name},", check_value=check_value, **{name: right})
     assert [line[0] for line in capsys.readouterr().out.splitlines()] == ["○", "✓"]
-    for wrong, message in ((too_small, "too small"), (too_large, "too large")):
+    for value, message in wrong.items():
         with pytest.raises(AssertionError, match=message):
-            run(f"check_value({name},", **given, **{name: wrong})
+            run(f"check_value({name},", check_value=check_value, **{name: value})
 
 
 def test_a_missing_package_is_named_with_the_way_to_get_it(monkeypatch):
@@ -72,14 +86,13 @@ def test_a_missing_package_is_named_with_the_way_to_get_it(monkeypatch):
 
 
 def weights_check(capsys, **changes) -> str:
-    school = data.SyntheticPairs(data.scene_contents(2, seed=0), "gopro_like", seed=0)
     names = {
         "torch": torch,
-        "school": school,
+        "data": data,
         "sample": sample,
-        "setting": sample.Setting(),
         "device": "cpu",
         "pretrained": pretrained,
+        "model_card": model_card,
         "pretrained_names": lambda: ["scenes-guided"],
     }
     run("def try_weights", **(names | changes))

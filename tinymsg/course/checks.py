@@ -29,14 +29,24 @@ def check(mine: Callable, reference: Callable, *inputs: tuple, hints: dict[str, 
     return True
 
 
-def check_value(mine: float | None, expected: float, tolerance: float, name: str = "your answer") -> bool:
-    """Compare a number the learner worked out. None counts as not attempted. Raises AssertionError if it is off."""
+def check_value(
+    mine: float | None,
+    expected: float,
+    tolerance: float,
+    name: str = "your answer",
+    hints: dict[str, float] | None = None,
+) -> bool:
+    """Compare a number the learner worked out. None counts as not attempted. Raises AssertionError if it is off.
+
+    hints: {message: the wrong value which the message explains}.
+    """
     if mine is None:
         print(f"○ {name}: not attempted yet")
         return False
     if abs(mine - expected) > tolerance:
         direction = "too large" if mine > expected else "too small"
-        raise AssertionError(f"{name}: {mine:g} is {direction} (allowed difference {tolerance:g})")
+        known = [message for message, value in (hints or {}).items() if abs(mine - value) <= tolerance]
+        raise AssertionError("\n".join([f"{name}: {mine:g} is {direction} (allowed difference {tolerance:g})", *known]))
     print(f"✓ {name}: {mine:g} (here: {expected:.4g})")
     return True
 

@@ -58,7 +58,7 @@ def _small(picture: Image.Image) -> tuple[str, bytes]:
     change = np.abs(np.asarray(few.convert("RGB"), dtype=int) - np.asarray(picture)).max(axis=-1)
     if change.mean() < 1:  # a level of 255: curves and words, no photographs
         return "image/png", _bytes(few, "PNG", optimize=True)
-    return "image/jpeg", _bytes(picture, "JPEG", quality=88, subsampling=0, optimize=True)
+    return "image/jpeg", _bytes(picture, "JPEG", quality=85, optimize=True)
 
 
 def _bytes(picture: Image.Image, form: str, **options) -> bytes:
