@@ -25,6 +25,7 @@ DOMAINS = {  # of the results files, in plain words
     "jpeg": "JPEG compression",
     "saturated_night": "night lights",
     "all": "everything at once",
+    "real": "real pairs",
 }
 SIGNALS = {  # test domains of the one-dimensional toy, whose training kernel is a box 9 samples wide
     "box_9": "box of 9 (training)",

@@ -1,4 +1,4 @@
-"""Runs, builds and checks the lessons: course.py run | build | clean | check | lab."""
+"""Runs, builds and checks the lessons: course.py run | build | clean | check | minutes | lab."""
 
 import argparse
 import ast
@@ -461,6 +461,53 @@ def _heading_problems(notebook: nbformat.NotebookNode) -> list[str]:
     return found
 
 
+# --- minutes: how long a lesson takes ------------------------------------------------------------------------
+
+WORDS_A_MINUTE, FORMULA_WORDS_A_MINUTE, LINES_A_MINUTE = 200, 100, 20
+HIDDEN = "hide-input"  # tag of a code cell that nobody needs to read: it plots, imports or lists sizes
+EXERCISE = re.compile(r"^#+ Exercise.*\(★+, (\d+) minutes\)", re.M)
+
+
+@dataclass
+class Effort:
+    """What there is to do in a lesson."""
+
+    words: int
+    formula_words: int  # of these, in paragraphs with formulas
+    lines: int  # of code that is not hidden
+    figures: int
+    exercises: int  # minutes, as they say
+
+    @property
+    def minutes(self) -> float:
+        reading = (self.words - self.formula_words) / WORDS_A_MINUTE + self.formula_words / FORMULA_WORDS_A_MINUTE
+        return reading + self.lines / LINES_A_MINUTE + self.figures + self.exercises
+
+
+def effort(notebook: nbformat.NotebookNode) -> Effort:
+    prose = [cell.source for cell in notebook.cells if cell.cell_type == "markdown"]
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    counts = [(len(part.split()), "$" in part) for source in prose for part in source.split("\n\n")]
+    shown = [cell.source for cell in code if HIDDEN not in cell.metadata.get("tags", [])]
+    return Effort(
+        sum(words for words, _ in counts),
+        sum(words for words, has_formula in counts if has_formula),
+        sum(bool(line.strip()) for source in shown for line in source.splitlines()),
+        sum(bool(set(PICTURES) & set(output.get("data", {}))) for cell in code for output in cell.get("outputs", [])),
+        sum(int(minutes) for source in prose for minutes in EXERCISE.findall(source)),
+    )
+
+
+def minutes(files: list[Path]) -> int:
+    print(f"{'lesson':<24} {'words':>6} {'lines':>6} {'figures':>8} {'exercises':>10} {'minutes':>8}")
+    efforts = {file: effort(read(file)) for file in files}
+    for file, of in efforts.items():
+        print(f"{file.name:<24} {of.words:>6} {of.lines:>6} {of.figures:>8} {of.exercises:>10} {of.minutes:>8.0f}")
+    total = sum(of.minutes for of in efforts.values())
+    print(f"{sum(of.words for of in efforts.values())} words, {total:.0f} minutes: {total / 60:.1f} hours")
+    return 0
+
+
 UNMEASURED = "<!-- unmeasured -->"  # in a Markdown cell: its numbers are definitions, rules of thumb or others' figures
 
 
@@ -578,6 +625,7 @@ def main(arguments: list[str] | None = None) -> int:
         "build": "run lessons and write their cleaned outputs back: before committing",
         "clean": "strip timings and widget state",
         "check": "look over committed notebooks",
+        "minutes": "how long the lessons take, from their words, code, figures and exercises",
         "lab": "open JupyterLab",
     }
     for name, text in helps.items():
@@ -610,6 +658,8 @@ def main(arguments: list[str] | None = None) -> int:
             raise UserError(f"no lessons (0*.ipynb) in {HERE}")
         if args.command == "check":
             return check(files)
+        if args.command == "minutes":
+            return minutes(files)
         if args.command == "clean":
             for file in files:
                 write(clean(read(file)), file)

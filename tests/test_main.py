@@ -191,7 +191,7 @@ def test_every_part_of_the_setting_counts(tmp_path, weights):
         (["evaluate", "--out", "OUT.json", "--weights", "blurry=W"], "a row cannot be named 'blurry'"),
         (["evaluate", "--out", "OUT.json", "--weights", "a=W", "a-mean=W"], "a row cannot be named 'a-mean'"),
         (["ablate", "--out", "OUT.json", "--arms", "none"], "unknown arm"),
-        (["ablate", "--out", "OUT.json", "--study", "parts"], "known: forms, choices, breadth, pictures"),
+        (["ablate", "--out", "OUT.json", "--study", "parts"], "known: forms, breadth"),
         (["ablate", "--out", "IN"], "in.png is not a results file (UnicodeDecodeError); use another --out"),
         (["publish", "nowhere", "--name", "x", "--results", "nowhere.json"], "no weights at"),
     ],
@@ -362,10 +362,22 @@ def test_train_evaluate_publish(tmp_path, monkeypatch, small_grid, capsys):
     assert typed(monkeypatch, *train, *TINY) == 0
     assert [p.name for p in sorted(out.glob("*.pt"))] == ["checkpoint-00000002.pt", "checkpoint-00000004.pt"]
     assert [line.split(",")[0] for line in (out / "log.csv").read_text().splitlines()] == ["step", "2", "4"]
-    evaluate = ["evaluate", "--out", "scores.json", "--size", "32", "--domains", "gopro_like", *EVALUATE, "--weights"]
+    evaluate = [
+        "evaluate",
+        "--out",
+        "scores.json",
+        "--size",
+        "32",
+        "--domains",
+        "gopro_like",
+        "real",
+        *EVALUATE,
+        "--weights",
+    ]
     assert typed(monkeypatch, *evaluate, "guided=run/weights.safetensors") == 0
     assert "guided-mean" in capsys.readouterr().out
-    assert set(read_results(results)["domains"]["gopro_like"]["scores"]) == {"blurry", "guided", "guided-mean"}
+    for domain in ("gopro_like", "real"):
+        assert set(read_results(results)["domains"][domain]["scores"]) == {"blurry", "guided", "guided-mean"}
     shelf = tmp_path / "shelf"
     shelf.mkdir()
     monkeypatch.setattr("tinymsg.model.WEIGHTS", shelf)

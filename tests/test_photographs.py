@@ -1,17 +1,20 @@
 """The choice of deblur's default: the rule, what it is measured on, and the command."""
 
 import dataclasses
+from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
 
 from tinymsg.cli import main
-from tinymsg.data import Contents, photo
-from tinymsg.evaluate import psnr, read_results
+from tinymsg.data import SAMPLES, Contents, photo, real_pair
+from tinymsg.evaluate import measure, psnr, read_results
 from tinymsg.model import save_model
 from tinymsg.sample import Setting
 from tinymsg.studies import photographs as study
+
+ROOT = Path(__file__).parents[1]
 
 
 def row(sharp: float, real: list[float], lpips: float, **setting) -> dict:
@@ -30,6 +33,20 @@ def test_a_row_is_safe_if_it_harms_nobody():
     assert not study.is_safe(row(34.0, [21.0, 25.0], 0.3), BLURRY)  # sharp photographs suffer
     assert not study.is_safe(row(37.0, [23.0, 23.4], 0.3), BLURRY)  # one real pair does
     assert not study.is_safe(row(37.0, [19.8, 24.1], 0.3), BLURRY)  # nothing is gained
+
+
+def test_the_real_pairs_of_the_package_are_those_that_the_stored_rows_are_of():
+    rows = read_results(ROOT / "notebooks/results/photographs.json")["untrained"]["blurry"]["scores"]["real"]["psnr"]
+    found = []
+    for path in sorted((SAMPLES / "blur").iterdir()):
+        y0, x = real_pair(path.stem)
+        assert y0.shape == x.shape == (1, 3, 448, 448)
+        found += measure(x, y0, ("psnr",))["psnr"]
+    assert found == pytest.approx(rows, abs=1e-3)
+    assert sum(path.stat().st_size for path in SAMPLES.rglob("*.png")) < 4e6
+    assert "CC BY 4.0" in (SAMPLES / "README.md").read_text()
+    with pytest.raises(ValueError, match="flower"):
+        real_pair("../sharp/flower")
 
 
 def test_the_rule_takes_the_nearest_by_lpips_of_what_is_safe_and_gains():

@@ -6,6 +6,7 @@ import pytest
 import torch
 from conftest import TINY
 
+from tinymsg import model
 from tinymsg.cli import main
 from tinymsg.evaluate import read_results
 from tinymsg.model import Model, build_model, count_parameters
@@ -170,6 +171,19 @@ def test_a_trial_that_is_killed_gives_the_same_numbers(micro, monkeypatch, capsy
     mine = [row for row in read_results("other.json")["rows"] if row["arm"] == "oracle"]
     assert mine == [row for row in whole["rows"] if row["arm"] == "oracle"]
     assert call("whole.json", "--arm", "plain") == 0 and read_results("whole.json")["rows"] == whole["rows"]
+
+
+def test_weights_of_the_main_arms_are_shipped_with_their_cards(micro, monkeypatch):
+    for module in (running, model):
+        monkeypatch.setattr(module, "WEIGHTS", micro / "shelf")
+    (micro / "shelf").mkdir()
+    assert call("a.json", "--arm", "plain", "guided") == 0 and call("a.json", "--ship") == 0
+    assert model.pretrained_names() == ["trial-guided", "trial-plain"]
+    for name in model.pretrained_names():
+        card = model.model_card(name)
+        assert card["parameters"] == count_parameters(model.pretrained(name)) and card["steps"] == 8
+        lpips = card["scores"]["home 1"][name.split("-")[1]]["lpips"]["mean"]
+        assert lpips in [row["lpips"] for row in read_results("a.json")["rows"] if row.get("pictures") == trial.ALL]
 
 
 def test_the_command_says_what_does_not_fit(micro, monkeypatch, capsys):

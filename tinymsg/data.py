@@ -247,6 +247,18 @@ def photo(name: str) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1).contiguous()
 
 
+SAMPLES = Path(__file__).with_name("samples")  # centres of eight real pairs of GoPro; origin and licence beside them
+
+
+def real_pair(name: str) -> tuple[Tensor, Tensor]:
+    """(y0, x), both (1, 3, 448, 448) in [-1, 1]: one of the real pairs that come with the package, e.g. "flower"."""
+    known = [path.stem for path in picture_files(SAMPLES / "sharp")]
+    if name not in known:
+        raise ValueError(f"unknown real pair {name!r}; known: {', '.join(known)}")
+    y0, x = (to_model(read_image(SAMPLES / kind / f"{name}.png"))[None] for kind in ("sharp", "blur"))
+    return y0, x
+
+
 @cache
 def photo_contents() -> Contents:
     """The photographs inside scikit-image's package: natural content without a download."""

@@ -1,4 +1,4 @@
-"""ablate: a study, of the one-dimensional toy or of pictures -> one results file."""
+"""ablate: a study of the one-dimensional toy -> one results file."""
 
 import argparse
 import os
@@ -10,17 +10,16 @@ from .shared import common, positive, read_record, say
 def add(commands: argparse._SubParsersAction) -> None:
     sub = commands.add_parser(
         "ablate",
-        help="train and score the variants of a study",
-        epilog="Studies of the one-dimensional toy: forms (what the guidance is made of), choices (what is predicted, "
-        "loss weight, number of signals, ...), breadth (number of training kernels x form of guidance). Of pictures: "
-        "pictures (the three arms and regression on every test domain).",
+        help="train and score the variants of a study of the toy",
+        epilog="Studies: forms (what the guidance is made of), breadth (number of training kernels x form of "
+        "guidance). The trial on pictures is a command of its own: python -m tinymsg.studies trial.",
     )
     common(sub, "out", help="results file (JSON); an existing one is continued")
     sub.add_argument("--study", default="forms", metavar="NAME", help="see below (default: %(default)s)")
     sub.add_argument("--arms", nargs="+", metavar="NAME", help="default: all of the study")
-    sub.add_argument("--seeds", type=positive, metavar="N", help="trainings of each variant (default: the study's)")
+    sub.add_argument("--seeds", type=positive, metavar="N", help="training runs of each variant (default: the study's)")
     sub.add_argument("--steps", type=positive, metavar="N", help="optimiser steps each (default: the study's)")
-    common(sub, "count", help="test signals or pictures a domain, at least 2 (default: the study's)")
+    common(sub, "count", help="test signals per domain, at least 2 (default: the study's)")
     cores = os.cpu_count() or 1
     sub.add_argument("--workers", type=positive, default=cores, metavar="N", help="processes (default: one a core)")
     sub.set_defaults(run=run)

@@ -17,7 +17,7 @@ def add(commands: argparse._SubParsersAction) -> None:
     common(sub, "weights", default=three, **NAMED)
     common(sub, "out")
     option = sub.add_mutually_exclusive_group().add_argument
-    option("--domains", nargs="+", metavar="NAME", help="default: the training domain and all test domains")
+    option("--domains", nargs="+", metavar="NAME", help="default: the training domain, all test domains and real")
     option("--pairs", metavar="FOLDER", help="real pairs (GoPro layout, or input/ and target/) instead of --domains")
     option = sub.add_argument
     option("--blur", metavar="NAME", help="with --pairs: its folders of blurry pictures, as blur_gamma (default: blur)")
@@ -38,7 +38,7 @@ def run(args: argparse.Namespace) -> int:
     from functools import partial
 
     from .. import evaluate as ev
-    from ..data import TEST_DOMAINS, Pairs, get_domain
+    from ..data import SAMPLES, TEST_DOMAINS, Pairs, get_domain
     from ..datasets.folders import PairedImages
     from ..model import count_parameters
     from ..paper import choose
@@ -55,10 +55,15 @@ def run(args: argparse.Namespace) -> int:
     if args.pairs:
         domains = {Path(args.pairs).name: PairedImages(args.pairs, args.blur or "blur", device=device)}
     else:
-        names = args.domains or ["gopro_like", *TEST_DOMAINS]
+        names = args.domains or ["gopro_like", *TEST_DOMAINS, "real"]
         for name in names:  # all, before the first is drawn
-            get_domain(name)
-        domains = {n: ev.domain_pairs(n, args.content, args.count, ev.TEST_SEED, device) for n in names}
+            _ = name == "real" or get_domain(name)
+        domains = {
+            name: PairedImages(SAMPLES, seed=ev.TEST_SEED, device=device)
+            if name == "real"
+            else ev.domain_pairs(name, args.content, args.count, ev.TEST_SEED, device)
+            for name in names
+        }
     held_out = args.validation_content or args.content
     validation = ev.domain_pairs("gopro_like", held_out, args.validation, ev.VALIDATION_SEED, device)
     search = partial(choose.grid_search, steps=choose.GRID_STEPS, max_noise=choose.GRID_MAX_NOISE, progress=say)

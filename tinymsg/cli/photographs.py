@@ -16,7 +16,8 @@ def add(commands: argparse._SubParsersAction) -> None:
     common(sub, "weights", default=three, **NAMED)
     common(sub, "out")
     option = sub.add_argument
-    option("--pairs", required=True, metavar="FOLDER", help="real pairs: blur/ beside sharp/, or input/ and target/")
+    pairs = "real pairs: blur/ beside sharp/, or input/ and target/ (default: the eight that come with the package)"
+    option("--pairs", metavar="FOLDER", help=pairs)
     option("--sharp", required=True, metavar="FOLDER", help="sharp photographs that no training has seen, as Kodak's")
     option("--pairs-size", type=at_least(8), default=448, metavar="PIXELS", help="of a pair's centre (default: 448)")
     common(sub, "size", default=256)
@@ -29,7 +30,7 @@ def run(args: argparse.Namespace) -> int:
     import dataclasses
 
     from .. import evaluate as ev
-    from ..data import folder_contents
+    from ..data import SAMPLES, folder_contents
     from ..datasets.folders import PairedImages
     from ..model import count_parameters
     from ..studies import photographs as study
@@ -37,7 +38,7 @@ def run(args: argparse.Namespace) -> int:
 
     device, most = pick_device(args.device), study.EVALUATIONS
     models, weights = load_named_weights(args.weights, device)
-    pairs, sharp = PairedImages(args.pairs), folder_contents(args.sharp)
+    pairs, sharp = PairedImages(args.pairs or SAMPLES), folder_contents(args.sharp)
     real = centre_crops(pairs, list(range(len(pairs))), len(pairs), args.pairs_size)
     sets = study.photograph_sets(real, sharp, args.size, args.count)
     sets = {name: (y0.to(device), x.to(device)) for name, (y0, x) in sets.items()}

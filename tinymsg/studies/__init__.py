@@ -1,9 +1,8 @@
-"""The trials and maps whose results the lessons quote.
+"""The training runs whose results the lessons quote.
 
 signals      one-dimensional pairs
 toy          the whole method on signals, trained to near convergence in a minute
-pictures     the three arms on pictures
-trials       which trainings a study is made of, how one is run, how results are compared
+trials       the toy's studies: which training runs one is made of, how one is carried out
 trial        the trial of the paper's own form: claim, arms, test sets, scores
 running      carries it out
 verdicts     what its results say

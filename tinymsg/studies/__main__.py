@@ -14,7 +14,7 @@ RESULTS = "notebooks/results/trial.json"
 
 def parser() -> argparse.ArgumentParser:
     """The command line. Of what is not named, all is done."""
-    top = argparse.ArgumentParser(prog="python -m tinymsg.studies", description="Trainings that lessons quote.")
+    top = argparse.ArgumentParser(prog="python -m tinymsg.studies", description="Training runs that lessons quote.")
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
     sub = commands.add_parser("trial", help="the paper's own form: plain, control, guided and oracle, by LPIPS")
     out = "results file; an existing one is continued (default: %(default)s)"
@@ -30,6 +30,8 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--workers", type=positive, default=cores, metavar="N", help="processes (default: one a core)")
     minutes = "begin no training that would not end within so many minutes"
     sub.add_argument("--minutes", type=float, default=float("inf"), metavar="M", help=minutes)
+    what = "train nothing: make the weights of run 0 of the main arms, as trained here, the shipped trial-ARM"
+    sub.add_argument("--ship", action="store_true", help=what)
     sub.set_defaults(run=run)
     return top
 
@@ -40,7 +42,7 @@ def run(args: argparse.Namespace) -> int:
 
     from ..evaluate import provenance
     from . import trial, verdicts
-    from .running import key
+    from .running import key, ship
     from .running import run as run_trial
 
     everything = trial.plan()
@@ -56,6 +58,10 @@ def run(args: argparse.Namespace) -> int:
     out, earlier = Path(args.out), {"settings": {}, "trainings": [], "rows": []}
     if out.exists():
         earlier = _read(out, plan, "use another --out")
+    scratch = Path(args.scratch or Path("runs") / out.stem)
+    if args.ship:
+        say(f"shipped: {', '.join(ship(earlier, scratch)) or 'none'}")
+        return 0
     settings = earlier["settings"]
     if args.settings or (not settings and Path(RESULTS).exists()):
         source = Path(args.settings or RESULTS)
@@ -71,7 +77,6 @@ def run(args: argparse.Namespace) -> int:
     record |= {"ladders": {name: [repr(domain) for domain in degrees] for name, degrees in trial.LADDERS.items()}}
     record |= {name: earlier[name] for name in ("trainings", "rows")} | {"settings": settings}
     say(f"{len(todo)} of {len(everything)} trainings to do")
-    scratch = Path(args.scratch or Path("runs") / out.stem)
     finished = run_trial(todo, record, out, scratch, args.workers, args.minutes, say)
     say("done" if finished else "the same command goes on from here")
     return 0

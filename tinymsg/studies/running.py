@@ -1,6 +1,7 @@
 """Carries out the trial: its trainings in a few processes, each resumable at any moment, into one results file."""
 
 import contextlib
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, wait
@@ -11,11 +12,12 @@ from pathlib import Path
 import torch
 
 from ..evaluate import write_results
-from ..model import count_parameters, load_model, save_model
+from ..machine import atomic_write, sha256
+from ..model import WEIGHTS, count_parameters, load_model, save_model
 from ..sample import Setting
 from ..train import NotFiniteError, TrainState, fit
 from ..training.checkpoint import resume, save_checkpoint, training_lock
-from .trial import Training, blurry, choose, drawing, plan, score, try_settings
+from .trial import ARMS, METRICS, Training, blurry, choose, drawing, plan, score, try_settings
 from .trials import _begin_worker
 
 SAVE_MINUTES = 3  # between checkpoints of a training
@@ -192,6 +194,35 @@ def run(
                 write()
                 say(f"{trial.name}: {_summary(found)}")
     return {key(entry) for entry in record["trainings"]} >= set(todo)
+
+
+def ship(record: dict, scratch: Path) -> list[str]:
+    """Copy the weights of run 0 of the main arms, whose scores a results file holds, to the shipped ones, with cards.
+
+    Returns: their names. Weights that another machine trained, so that scratch lacks them, are left as they are.
+    """
+    names = []
+    for entry in record["trainings"]:
+        trial = key(entry)
+        source = scratch / f"{trial.name}.safetensors"
+        if (trial.form, trial.budget, trial.run) != ("eps", "main", 0) or trial.arm not in ARMS or not source.exists():
+            continue
+        name, recipe, scores = f"trial-{trial.arm}", trial.recipe(), {}
+        for row in record["rows"]:
+            if key(row) == trial and "ssim" in row:  # of ALL pictures
+                means = {metric: {"mean": row[metric]} for metric in METRICS}
+                scores[f"{row['domain']} {row['degree']}"] = {trial.arm: means}
+        c, target = recipe.training, WEIGHTS / f"{name}.safetensors"
+        card = {part: record[part] for part in ("command", "tinymsg", "python", "packages")}
+        card |= {"name": name, "sha256": sha256(source), "parameters": entry["parameters"], "config": recipe.to_dict()}
+        card |= {"data": f"{c.domain} on {c.content_count} {c.content}", "seed": c.seed, "steps": c.steps}
+        write_results(
+            target.with_suffix(".json"), card | {"setting": record["settings"]["eps"]["chosen"], "scores": scores}
+        )
+        with atomic_write(target) as partial:
+            shutil.copyfile(source, partial)
+        names.append(name)
+    return names
 
 
 def _summary(found: dict) -> str:

@@ -60,14 +60,6 @@ ARMS: dict[str, dict] = {
     "features, stop-gradient": {"stop_gradient": True},
     "structure, stop-gradient": {"inject": "structure", "how": "both", "stop_gradient": True},
     "structure, no loss": {"inject": "structure", "how": "both", "target": "none"},
-    "features, concat": {"how": "concat"},
-    "features, both": {"how": "both"},
-    "scales 1": {"scales": (1,)},
-    "scales 1-2": {"scales": (1, 2)},
-    "scales 2-3": {"scales": (2, 3)},
-    "scales 3": {"scales": (3,)},
-    "half width": {"guidance_width": 8},
-    "double width": {"guidance_width": 32},
 }
 
 

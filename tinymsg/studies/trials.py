@@ -1,4 +1,4 @@
-"""Studies: which trainings one is made of, how a training is run and scored, how results are compared."""
+"""The toy's studies: which training runs one is made of, and how a run is carried out and scored."""
 
 import os
 import threading
@@ -14,15 +14,15 @@ from ..blur import path_to_kernel, walk_path
 from ..evaluate import summary
 from ..model import Recipe, count_parameters
 from ..rng import Draws
-from ..train import Record, TrainState, fit
-from . import pictures, toy
+from ..train import Record, TrainState
+from . import toy
 from .signals import SignalPairs, two_bump_kernel
 
 # --- the map's kernels and domains --------------------------------------------------------------------------
 
 SHORT, LONG = (5.0, 13.0), (15.0, 21.0)  # extent of the training family's kernels, and of longer ones, in samples
 UNSEEN = torch.arange(100_000, 100_064)  # kernels of the family that no training sees
-BREADTHS = (1, 4, 8, 32, 1000)  # training kernels; a larger set holds the smaller ones
+BREADTHS = (1, 4, 32, 1000)  # training kernels; a larger set holds the smaller ones
 
 
 def family_kernels(index: Tensor, family: int, extent: tuple[float, float] = SHORT) -> Tensor:
@@ -63,10 +63,7 @@ KEY = ("arm", "seed", "kernels", "steps")  # entries of a run that tell it from 
 
 @dataclass(frozen=True)
 class Trial:
-    """One training of a study, of signals or of pictures; of pictures, the arm "blurry" is the input itself.
-
-    kernels: how many the map trains on; None: the toy's own training domain, or pictures.
-    """
+    """One training run of a study; kernels: how many the map trains on (None: the toy's own training domain)."""
 
     arm: str
     seed: int
@@ -79,12 +76,22 @@ class Trial:
         return self.arm, self.seed, self.kernels, self.recipe.training.steps
 
     def run(self, count: int) -> dict:
-        """Train and score it on `count` signals or pictures a domain: its entry of the results file."""
-        work = _run_signals if self.recipe.network.dims == 1 else _run_pictures
-        return dict(zip(KEY, self.key, strict=True)) | work(self, count)
+        """Its entry of the results file: trained, and scored on `count` signals per domain.
+
+        With the blurry input's scores, which differ between the map's runs.
+        """
+        entry = dict(zip(KEY, self.key, strict=True))
+        state, records = toy.train_arm(self.recipe, self.training_pairs())
+        entry |= _train(state, records) | {"scores": {}, "blurry": {}}
+        for name, pairs in self.domains(toy.TEST_SEED).items():
+            values = toy.per_signal(state.ema_model, pairs, count, samples=toy.SETTING.samples)
+            entry["scores"][name] = {metric: summary(v.tolist()) for metric, v in values.items()}
+            entry["scores"][name]["per_signal"] = [round(value, 2) for value in values["psnr"].tolist()]
+            entry["blurry"][name] = summary(toy.per_signal(None, pairs, count)["psnr"].tolist())
+        return entry
 
     def domains(self, seed: int) -> dict[str, SignalPairs]:
-        """Test domains of signals; the first is the training domain."""
+        """Its test domains; the first is the training domain."""
         if self.kernels is None:
             return {name: make(seed) for name, make in toy.DOMAINS_1D.items()}
         return breadth_domains(self.kernels, self.seed, seed)
@@ -93,36 +100,6 @@ class Trial:
         """The signals it learns from: content_count of them, blurred by the kernels of its first domain."""
         kernels = next(iter(self.domains(0).values())).kernels
         return SignalPairs(kernels, self.recipe.training.content_count, seed=0)
-
-
-def _run_signals(trial: Trial, count: int) -> dict:
-    """With the blurry input's scores, which differ between the map's trainings."""
-    state, records = toy.train_arm(trial.recipe, trial.training_pairs())
-    entry: dict = _train(state, records) | {"scores": {}, "blurry": {}}
-    for name, pairs in trial.domains(toy.TEST_SEED).items():
-        values = toy.per_signal(state.ema_model, pairs, count, samples=toy.SETTING.samples)
-        entry["scores"][name] = {metric: summary(v.tolist()) for metric, v in values.items()}
-        entry["scores"][name]["per_signal"] = [round(value, 2) for value in values["psnr"].tolist()]
-        entry["blurry"][name] = summary(toy.per_signal(None, pairs, count)["psnr"].tolist())
-    return entry
-
-
-def _run_pictures(trial: Trial, count: int) -> dict:
-    """With its validation score along the way."""
-    recipe, model, entry, curve = trial.recipe, None, {}, []
-    if trial.arm != "blurry":
-        state = TrainState(recipe)
-        model = state.ema_model
-
-        def watched() -> Iterator[Record]:
-            for record in fit(state, pictures.training_batches(recipe)):
-                if record.step % max(1, recipe.training.steps // 8) == 0:
-                    curve.append([record.step, round(pictures.validation_psnr(state.ema_model, recipe), 3)])
-                yield record
-
-        entry = _train(state, watched()) | {"validation": curve}
-    content = recipe.training.content
-    return entry | {"scores": {d: pictures.score_pictures(model, d, content, count) for d in pictures.DOMAINS}}
 
 
 def _train(state: TrainState, records: Iterator[Record]) -> dict:
@@ -138,26 +115,9 @@ def _train(state: TrainState, records: Iterator[Record]) -> dict:
 
 # --- the studies --------------------------------------------------------------------------------------------
 
-_CHOICES = {  # of plain and of guided
-    "eps": {},  # the paper's, of the signal itself
-    "x0": {"predict": "x0"},
-    "v": {"predict": "v"},
-    "eps, residual": {"residual": True},
-    "x0, residual": {"predict": "x0", "residual": True},
-    "v, residual": {"predict": "v", "residual": True},
-    "50 signals": {"content_count": 50},
-}
-CHOICES: dict[str, dict] = {
-    f"{arm}, {choice}": toy.ARMS[arm] | changes for choice, changes in _CHOICES.items() for arm in ("plain", "guided")
-} | {
-    "guided, loss weight 0.1": {"guidance_weight": 0.1},
-    "guided, loss weight 10": {"guidance_weight": 10.0},
-    "guided, scales 2": {"scales": (2,)},
-}
 # Of the map. x0 instead of eps: of 32 kernels, eps has learnt so little in the budget that a map would show speed
 # alone (seen kernels, 800 steps: plain +1 dB over blurry, where regression has +7)
-FORMS: dict[str, dict] = {arm: toy.ARMS[arm] for arm in ("regression", "plain", "guided", "guided, no loss")}
-FORMS |= {"coarse scales": {"scales": (2, 3)}, "structure": toy.ARMS["structure, stop-gradient"]}
+FORMS: dict[str, dict] = {arm: toy.ARMS[arm] for arm in ("regression", "plain", "guided", "structure, stop-gradient")}
 
 
 @dataclass(frozen=True)
@@ -165,35 +125,26 @@ class Study:
     """A study's arms, each trained once for each seed and, in the map, for each number of kernels."""
 
     arms: dict[str, dict]  # changes to base
-    seeds: int  # trainings of each arm
+    seeds: int  # training runs of each arm
     base: Recipe = toy.TOY
     kernels: tuple[int | None, ...] = (None,)
-    count: int = 64  # test signals or pictures a domain
+    count: int = 64  # test signals per domain
 
     def trials(self, seeds: int, steps: int) -> list[Trial]:
         """In the order in which they are run."""
-        found = [
+        return [
             Trial(arm, seed, toy.variant(changes, steps, seed, self.base), kernels)
             for seed in range(seeds)
             for kernels in self.kernels
             for arm, changes in self.arms.items()
         ]
-        if self.base.network.dims == 2:
-            found.insert(0, Trial("blurry", 0, toy.variant({}, steps, 0, self.base)))
-            for arm in ("plain", "guided"):  # would more training change the order?
-                found.append(Trial(arm, 0, toy.variant(self.arms[arm], 2 * steps, 0, self.base)))
-        return found
 
 
 STUDIES: dict[str, Study] = {
-    # What the guidance is made of, trained on one kernel (lessons 02 to 04)
+    # What the guidance is made of, trained on one kernel (lesson 03)
     "forms": Study(toy.ARMS, 5),
-    # What the network predicts, weight of the guidance loss, single scales, number of signals
-    "choices": Study(CHOICES, 2),
     # The map: how many kernels must the training have seen for which form of guidance to help?
-    "breadth": Study(FORMS, 2, toy.TOY.change(predict="x0"), BREADTHS),
-    # The headline: plain, guided, guided without its loss, regression; every test domain; twice the steps too
-    "pictures": Study(pictures.ARMS, 3, pictures.PICTURES, count=200),
+    "breadth": Study(FORMS, 3, toy.TOY.change(predict="x0"), BREADTHS),
 }
 
 
