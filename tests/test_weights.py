@@ -1,5 +1,6 @@
 """What the shipped weights can do: a floor for each, at home, and the file that its card speaks of."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -108,6 +109,17 @@ def test_sharp_photographs_are_left_alone(name):
     setting = Setting(**model_card(name)["quality"]["default"])
     y0_hat = restore(pretrained(name), y0, setting, torch.Generator().manual_seed(0))
     assert min(measure(y0_hat, y0, ("psnr",))["psnr"]) > 33
+
+
+def test_the_denoiser_is_the_file_of_its_card_and_takes_noise_away():
+    """It deblurs nothing, so `pretrained` does not offer it by name: lesson 06 uses it as a prior."""
+    path = WEIGHTS / "other" / "denoise-guided.safetensors"
+    assert json.loads(path.with_suffix(".json").read_text())["sha256"] == sha256(path)
+    assert path.stat().st_size <= 2_000_000
+    y0, x = domain_pairs("denoising", "photos", 16, TEST_SEED).crops(torch.arange(16), 64)
+    y0_hat = restore(pretrained(path), x, Setting(steps=1, max_noise=0.99), torch.Generator().manual_seed(0))
+    clean, noisy = (sum(measure(image, y0, ("psnr",))["psnr"]) / len(x) for image in (y0_hat, x))
+    assert clean > noisy + 4
 
 
 def test_deblur_takes_what_the_rule_chose():

@@ -343,6 +343,8 @@ DOMAINS: dict[str, Domain] = {
         ),
         scale=Range(0.5, 1.0, share=0.3, otherwise=1.0),
     ),
+    # Another task: white noise on a picture that did not move, from hardly visible to heavy
+    "denoising": Domain(Motion("linear", length=(0.0, 0.0)), Camera("none", read=Range(0.01, 0.3, log=True))),
     # Not test domains: a single kernel, for the lessons' live training, and its kin
     "one_kernel": Domain(motion=Motion("linear", length=(9.0, 9.0), angle=20.0, kernels=1)),
     "other_length": Domain(motion=Motion("linear", length=(5.0, 5.0), angle=20.0, kernels=1)),
