@@ -247,6 +247,8 @@ def test_two_runs_give_no_verdict():
     assert found.runs == {0: 0.0, 1: 1.0}
     with pytest.raises(ValueError, match="3"):
         found.verdict  # noqa: B018
+    assert found.ruling == "undecided: 2 training runs" and found.text(1) == "+0.5 [-5.9, +6.9]"
+    assert verdicts.Difference({3: -0.25}, 1.0, False).text(2) == "-0.25"
     with pytest.raises(ValueError, match="oracle"):
         verdicts.difference(rows, "eps", "guided", "oracle")
 
