@@ -92,7 +92,8 @@ def headline() -> str:
     return (
         "In the paper's form, guided minus plain in LPIPS (lower is better) on six test sets unlike the training set: "
         f"{plain.text()}, {plain.ruling}, over {len(plain.runs)} training run{'s' * (len(plain.runs) > 1)} (plain: "
-        f"{plain.other:.3f}). Against the same branch without its loss: {control.text()}, {control.ruling}. {equal_home()}"
+        f"{plain.other:.3f}). Against the same branch without its loss: {control.text()}, {control.ruling}. "
+        f"{equal_home()}"
     )
 
 
@@ -102,7 +103,7 @@ def trial_scores() -> str:
         return [f"{statistics.mean(runs.values()):.3f}" if runs else "" for runs in found]
 
     columns = [means("", "blurry", ""), *(means("eps", arm, "main") for arm in ARMS)]
-    return table(["LPIPS", "blurry", *ARMS], [[title, *cells] for title, *cells in zip(PLACES, *columns, strict=True)])
+    return table(["LPIPS", "blurry", *ARMS], [list(row) for row in zip(PLACES, *columns, strict=True)])
 
 
 def trial_differences() -> str:
