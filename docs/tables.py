@@ -15,7 +15,7 @@ from tinymsg.evaluate import student_interval as interval
 from tinymsg.paper.published import PUBLISHED
 from tinymsg.studies.photographs import summarise
 from tinymsg.studies.trial import FORMS, HOME, MIDDLE, VARIANTS
-from tinymsg.studies.verdicts import Difference, at_equal_home, difference, run_scores
+from tinymsg.studies.verdicts import Difference, at_equal_home, complete_rows, difference, run_scores
 
 ROOT = Path(__file__).resolve().parents[1]
 TEXTS = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
@@ -71,7 +71,7 @@ ELSEWHERE, AT_HOME = tuple(PLACES)[:2]
 
 
 def trial() -> list[dict]:
-    return results("trial")["rows"]
+    return complete_rows(results("trial"))
 
 
 def gap(other: str, **options) -> Difference | None:
@@ -123,7 +123,7 @@ def trial_beside() -> str:
         "diversity": "diversity",
     }
     rows = [
-        [f"{title}, {where}", *ruled(gap("plain", places=PLACES[where], metric=metric))]
+        [f"{title}, {where}", *ruled(gap("plain", places=PLACES[where], metric=metric))[: 3 - (metric == "psnr")]]
         for title, metric in metrics.items()
         for where in (AT_HOME, ELSEWHERE)
     ]

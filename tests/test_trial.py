@@ -253,6 +253,12 @@ def test_two_runs_give_no_verdict():
         verdicts.difference(rows, "eps", "guided", "oracle")
 
 
+def test_rounds_that_lack_an_arm_are_left_out():
+    rows = rows_of({arm: [1.0, 1.0] if arm == "plain" else [1.0] for arm in (*ARMS, "weight-10", "blurry")})
+    kept = verdicts.complete_rows({"rows": rows})
+    assert {row["run"] for row in kept} == {0} and {row["arm"] for row in kept} == {*ARMS, "weight-10", "blurry"}
+
+
 def curve(arm, points):
     return [
         row(arm, 0, value, place, step, FEW)

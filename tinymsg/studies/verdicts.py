@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ..evaluate import HIGHER_IS_BETTER, student_interval
-from .trial import ALL, FEW, HOME, MIDDLE, Place
+from .trial import ALL, ARMS, FEW, HOME, MIDDLE, Place
 
 MARGIN = 0.03  # of a difference that counts: share of the other arm's score
 LEAST_RUNS = 3  # for a verdict
@@ -49,6 +49,15 @@ class Difference(NamedTuple):
         shown = self.interval if len(self.runs) > 1 else tuple(self.runs.values())
         mean, *ends = (f"{value:+.{digits}f}" for value in shown)
         return f"{mean} [{', '.join(ends)}]" if ends else mean
+
+
+def complete_rows(record: dict) -> list[dict]:
+    """Rows of a results file, less those of runs that some arm still lacks: so all means are of the same runs."""
+    arms: dict[tuple, set[str]] = {}
+    for row in record["rows"]:
+        arms.setdefault((row["form"], row["budget"], row["run"]), set()).add(row["arm"])
+    rows = record["rows"]
+    return [r for r in rows if r["arm"] not in ARMS or arms[r["form"], r["budget"], r["run"]] >= ARMS.keys()]
 
 
 def run_scores(
