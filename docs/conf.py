@@ -1,6 +1,5 @@
 """The site: Sphinx reads the repository as it is; the lessons are taken as `make course` ran them."""
 
-import os
 import sys
 from pathlib import Path
 
@@ -9,12 +8,9 @@ sys.path[:0] = [str(DOCS), str(DOCS.parent), str(DOCS.parent / "notebooks")]
 
 import docstrings  # noqa: E402  these two: where the rules of this project meet those of Sphinx
 import lessons  # noqa: E402
+from course import REPOSITORY  # noqa: E402  of the buttons that open a lesson; empty: no buttons
 
 from tinymsg import __version__ as release  # noqa: E402, F401
-
-# The one setting of the buttons that open a lesson in Colab or, by Binder, in JupyterLab: the public repository,
-# https://github.com/OWNER/NAME. Empty: no buttons.
-REPOSITORY = os.environ.get("TINYMSG_REPOSITORY", "")
 
 project = html_title = "tinymsg"
 author = "The tinymsg authors"

@@ -30,7 +30,7 @@ def summary(cell) -> str:
     if course.VIEW in kinds or source.startswith("# explore"):
         what = "Code of this widget"
     elif (
-        "parameters" in cell.metadata.get("tags", [])
+        {"parameters", "install"} & set(cell.metadata.get("tags", []))
         or not re.search(r"^(?!import |from |SIZES = |[ })]|$)", source, re.M)
         or (count > LONG and re.match("import |from ", source))
     ):

@@ -1,4 +1,4 @@
-"""Runs, builds and checks the lessons: course.py run | build | clean | check | lab."""
+"""Runs, builds and checks the lessons: course.py run | build | clean | check | minutes | lab."""
 
 import argparse
 import ast
@@ -27,6 +27,15 @@ MAX_BYTES, MAX_LINES = 500_000, 20  # of a committed notebook; of a code cell
 VIEW = "application/vnd.jupyter.widget-view+json"
 STATE = "application/vnd.jupyter.widget-state+json"
 PICTURES = ("image/png", "image/jpeg")
+# The public repository, https://github.com/OWNER/NAME: lessons install the library from there where it is missing
+# (`clean` writes it into them), and the site's buttons open them in Colab or, by Binder, in JupyterLab. Empty: neither
+REPOSITORY = os.environ.get("TINYMSG_REPOSITORY", "")
+INSTALL = """# Only where the library is missing: Colab, Kaggle, a bare kernel
+import importlib.util
+
+if importlib.util.find_spec("tinymsg") is None:
+    """
+NOWHERE = "tinymsg is not installed for this kernel; in its repository, run `make lab`, or pip install '.[course]'"
 
 
 class UserError(Exception):
@@ -322,8 +331,19 @@ LANGUAGE = {"file_extension": ".py", "mimetype": "text/x-python", "name": "pytho
 CELL_KEYS = ("tags", "jupyter", "editable", "deletable")  # of cell metadata; all else comes from tools
 
 
+def with_install(cells: list) -> list:
+    """The cells of a lesson with INSTALL before all other code; one that is there already keeps its run."""
+    there = [cell for cell in cells if "install" in cell.metadata.get("tags", [])]
+    cell = there[0] if there else nbformat.v4.new_code_cell(metadata={"tags": ["install"]})
+    how = f'%pip install -q "tinymsg[course] @ git+{REPOSITORY}"' if REPOSITORY else f'raise ImportError("{NOWHERE}")'
+    cell.source = INSTALL + how
+    others = [other for other in cells if other not in there]
+    place = next((i for i, other in enumerate(others) if other.cell_type == "code"), len(others))
+    return [*others[:place], cell, *others[place:]]
+
+
 def clean(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
-    """Only what an author means to commit: no timings, no widget state, the same ids at every build."""
+    """Only what an author means to commit: no timings, no widget state, the same ids at every build; first INSTALL."""
     notebook = copy.deepcopy(notebook)
     notebook.nbformat, notebook.nbformat_minor = 4, 5
     extra = {key: notebook.metadata[key] for key in ("title", "jupytext") if key in notebook.metadata}
@@ -333,6 +353,7 @@ def clean(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
         for c in notebook.cells
         if not {"injected-parameters", "papermill-error-cell-tag"} & set(c.metadata.get("tags", []))
     ]
+    notebook.cells = with_install(notebook.cells)
     seen: dict[str, int] = {}
     for cell in notebook.cells:
         cell.metadata = nbformat.from_dict({key: cell.metadata[key] for key in CELL_KEYS if cell.metadata.get(key)})
@@ -461,6 +482,53 @@ def _heading_problems(notebook: nbformat.NotebookNode) -> list[str]:
     return found
 
 
+# --- minutes: how long a lesson takes ------------------------------------------------------------------------
+
+WORDS_A_MINUTE, FORMULA_WORDS_A_MINUTE, LINES_A_MINUTE = 200, 100, 20
+HIDDEN = "hide-input"  # tag of a code cell that nobody needs to read: it plots, imports or lists sizes
+EXERCISE = re.compile(r"^#+ Exercise.*\(★+, (\d+) minutes\)", re.M)
+
+
+@dataclass
+class Effort:
+    """What there is to do in a lesson."""
+
+    words: int
+    formula_words: int  # of these, in paragraphs with formulas
+    lines: int  # of code that is not hidden
+    figures: int
+    exercises: int  # minutes, as they say
+
+    @property
+    def minutes(self) -> float:
+        reading = (self.words - self.formula_words) / WORDS_A_MINUTE + self.formula_words / FORMULA_WORDS_A_MINUTE
+        return reading + self.lines / LINES_A_MINUTE + self.figures + self.exercises
+
+
+def effort(notebook: nbformat.NotebookNode) -> Effort:
+    prose = [cell.source for cell in notebook.cells if cell.cell_type == "markdown"]
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    counts = [(len(part.split()), "$" in part) for source in prose for part in source.split("\n\n")]
+    shown = [cell.source for cell in code if HIDDEN not in cell.metadata.get("tags", [])]
+    return Effort(
+        sum(words for words, _ in counts),
+        sum(words for words, has_formula in counts if has_formula),
+        sum(bool(line.strip()) for source in shown for line in source.splitlines()),
+        sum(bool(set(PICTURES) & set(output.get("data", {}))) for cell in code for output in cell.get("outputs", [])),
+        sum(int(minutes) for source in prose for minutes in EXERCISE.findall(source)),
+    )
+
+
+def minutes(files: list[Path]) -> int:
+    print(f"{'lesson':<24} {'words':>6} {'lines':>6} {'figures':>8} {'exercises':>10} {'minutes':>8}")
+    efforts = {file: effort(read(file)) for file in files}
+    for file, of in efforts.items():
+        print(f"{file.name:<24} {of.words:>6} {of.lines:>6} {of.figures:>8} {of.exercises:>10} {of.minutes:>8.0f}")
+    total = sum(of.minutes for of in efforts.values())
+    print(f"{sum(of.words for of in efforts.values())} words, {total:.0f} minutes: {total / 60:.1f} hours")
+    return 0
+
+
 UNMEASURED = "<!-- unmeasured -->"  # in a Markdown cell: its numbers are definitions, rules of thumb or others' figures
 
 
@@ -499,7 +567,7 @@ def _cell_problems(cell: nbformat.NotebookNode) -> list[str]:
         found.append(f"{lines} lines; at most {MAX_LINES}")
     if cell.cell_type != "code":
         return found
-    if cell.source.strip() and cell.execution_count is None:
+    if cell.source.strip() and cell.execution_count is None and "install" not in cell.metadata.get("tags", []):
         found.append("was not run")
     if {"execution", "papermill"} & set(cell.metadata):
         found.append("timings are stored: run `course.py clean`")
@@ -578,6 +646,7 @@ def main(arguments: list[str] | None = None) -> int:
         "build": "run lessons and write their cleaned outputs back: before committing",
         "clean": "strip timings and widget state",
         "check": "look over committed notebooks",
+        "minutes": "how long the lessons take, from their words, code, figures and exercises",
         "lab": "open JupyterLab",
     }
     for name, text in helps.items():
@@ -610,6 +679,8 @@ def main(arguments: list[str] | None = None) -> int:
             raise UserError(f"no lessons (0*.ipynb) in {HERE}")
         if args.command == "check":
             return check(files)
+        if args.command == "minutes":
+            return minutes(files)
         if args.command == "clean":
             for file in files:
                 write(clean(read(file)), file)

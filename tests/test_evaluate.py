@@ -367,6 +367,7 @@ SHIPPED = sorted((ROOT / "notebooks/results").glob("*.json"))
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda p: p.name)
 def test_the_lessons_results_are_as_their_commands_wrote_them(path):
     assert read_results(path)["command"].startswith("python -m tinymsg ")
+    assert read_results(path.stem) == read_results(path)  # by its name, from the package
 
 
 def test_provenance_says_how_it_came_about(monkeypatch):

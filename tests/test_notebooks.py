@@ -1,5 +1,6 @@
 """The lessons run, hold what is committed, and are in order; and course.py says so when they are not."""
 
+import ast
 import contextlib
 import fcntl
 import json
@@ -10,17 +11,20 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from unittest import mock
 
 import course
 import nbformat
 import nbformat.v4 as v4
 import pytest
+from IPython.core.inputtransformer2 import TransformerManager
 
 from tinymsg.course.photo import ONLY_DEFAULT
 
 LESSONS = course.lessons()
 NAMES = ("00_start", "01_blur", "02_icdpm", "03_guidance", "04_ablations", "05_evaluation")
+ALONE = LESSONS[:1]  # these run in any folder
 TWICE = ("00_start", "04_ablations")  # these are run a second time; the others would take minutes
 each_lesson = pytest.mark.parametrize("lesson", LESSONS, ids=lambda path: path.stem)
 
@@ -69,8 +73,11 @@ def test_a_results_file_changed_by_one_digit_stops_the_lesson(lesson, results, t
     text = path.read_text()
     digit = [m.start() for m in re.finditer(r"(?<=\.)\d", text)][7]
     path.write_text(text[:digit] + str((int(text[digit]) + 1) % 10) + text[digit + 1 :])
-    copy = shutil.copy(course.HERE / f"{lesson}.ipynb", tmp_path)
-    result = course.execute(Path(copy), tmp_path / "out.ipynb", {"PROFILE": "smoke"}, limit=120)
+    notebook = course.read(course.HERE / f"{lesson}.ipynb")
+    place = "import pathlib, tinymsg.evaluate\ntinymsg.evaluate.RESULTS = pathlib.Path('results')"
+    notebook.cells.insert(1, v4.new_code_cell(place))
+    nbformat.write(notebook, copy := tmp_path / "lesson.ipynb")
+    result = course.execute(copy, tmp_path / "out.ipynb", {"PROFILE": "smoke"}, limit=120)
     assert f"{results} is not as a command wrote it" in result.problem
 
 
@@ -78,10 +85,52 @@ def test_a_results_file_changed_by_one_digit_stops_the_lesson(lesson, results, t
 def test_results_are_read_by_the_reader_that_finds_changes(lesson):
     """Whatever file of numbers a lesson opens, a number changed by hand in it stops the lesson."""
     code = "\n".join(cell.source for cell in course.read(lesson).cells if cell.cell_type == "code")
-    named = re.findall(r"""(\w+)\(?["']results/(\w+)\.json["']""", code)
-    assert len(named) == len(re.findall(r"results/\w+\.json", code)) - len(re.findall(r"#.*results/\w+\.json", code))
-    assert {reader for reader, _ in named} <= {"read_results"}
-    assert all((course.HERE / "results" / f"{name}.json").exists() for _, name in named)
+    reader = r"""read_results\(["'](?:results/)?(\w+)(?:\.json)?["']\)"""
+    assert all((course.HERE / "results" / f"{name}.json").exists() for name in re.findall(reader, code))
+    assert not re.search(r"results\b.*\.json", re.sub(f"{reader}|#.*", "", code), re.I)
+
+
+@pytest.mark.parametrize("lesson", ALONE, ids=lambda path: path.stem)
+def test_a_lesson_reads_nothing_that_lies_beside_it(lesson):
+    """It runs in any folder: what it names of the repository is in the package, and read from there."""
+    texts = {
+        node.value
+        for cell in course.read(lesson).cells
+        if cell.cell_type == "code" and "install" not in cell.metadata.get("tags", [])
+        for node in ast.walk(ast.parse(cell.source))
+        if isinstance(node, ast.Constant)
+        and isinstance(node.value, str)
+        and re.fullmatch(r"[\w.-]+[/.][\w./-]+", node.value)
+    }
+    beside = [text for text in texts for place in (course.HERE, course.HERE.parent) if (place / text).exists()]
+    assert beside == []
+
+
+@pytest.mark.parametrize("lesson", ALONE, ids=lambda path: path.stem)
+def test_a_lesson_begins_by_seeing_to_the_library(lesson):
+    cells = [cell for cell in course.read(lesson).cells if cell.cell_type == "code"]
+    assert [cell.metadata.get("tags") == ["install"] for cell in cells[:2]] == [True, False]
+
+
+def test_the_library_is_installed_where_it_is_missing(monkeypatch):
+    """By pip from the public repository; without one, a sentence says what to do."""
+
+    def run_install(repository: str, found) -> list[str]:
+        monkeypatch.setattr(course, "REPOSITORY", repository)
+        cells = course.clean(v4.new_notebook(cells=[v4.new_markdown_cell("# A"), v4.new_code_cell("x = 1")])).cells
+        assert [cell.cell_type for cell in cells] == ["markdown", "code", "code"] and cells[2].source == "x = 1"
+        asked = []
+        shell = SimpleNamespace(run_line_magic=lambda name, line: asked.append(f"{name} {line}"))
+        code = TransformerManager().transform_cell(cells[1].source)
+        with mock.patch("importlib.util.find_spec", lambda name: found):
+            exec(code, {"get_ipython": lambda: shell})
+        return asked
+
+    place = "https://github.com/someone/something"
+    assert run_install(place, None) == [f'pip install -q "tinymsg[course] @ git+{place}"']
+    assert run_install(place, "there") == run_install("", "there") == []
+    with pytest.raises(ImportError, match="make lab"):
+        run_install("", None)
 
 
 # Runs before a lesson's own cells: every exercise check then proves itself
@@ -248,7 +297,7 @@ def make(path: Path, *sources: str, opening: str = OPENING, profile: str = 'PROF
     cells = [v4.new_markdown_cell(opening), v4.new_code_cell(profile, metadata={"tags": ["parameters"]})]
     cells += [v4.new_code_cell(source) for source in sources]
     kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
-    nbformat.write(v4.new_notebook(cells=cells, metadata=kernel), path)
+    nbformat.write(v4.new_notebook(cells=course.with_install(cells), metadata=kernel), path)
     return path
 
 
@@ -263,7 +312,7 @@ def built(tmp_path_factory):
         "ipywidgets.jslink((slider, 'index'), (text, 'value'))\nipywidgets.VBox([slider, text])",
     )
     notebook = course.read(path)
-    notebook.cells[2].metadata["tags"] = ["nbval-check-output"]
+    notebook.cells[3].metadata["tags"] = ["nbval-check-output"]
     nbformat.write(notebook, path)
     with mock.patch.dict(os.environ):
         assert course.build([path], limit=120) == 0
@@ -333,7 +382,7 @@ def test_nbval_accepts_it_and_rejects_a_changed_output(built, tmp_path):
     done = _nbval(built, tmp_path)
     assert done.returncode == 0, done.stdout
     notebook = course.read(built)
-    notebook.cells[2].outputs[0].text = "3\n"
+    notebook.cells[3].outputs[0].text = "3\n"
     changed = tmp_path / built.name
     nbformat.write(notebook, changed)
     assert _nbval(changed, tmp_path).returncode == 1
@@ -394,14 +443,14 @@ def test_brackets_of_a_formula_match():
 def test_page_without_alt_text_is_an_error(tmp_path):
     path = make(tmp_path / "00_bare.ipynb", SHOW)
     notebook = course.read(path)
-    notebook.cells[2].outputs = [v4.new_output("display_data", data={"image/png": PNG})]
+    notebook.cells[3].outputs = [v4.new_output("display_data", data={"image/png": PNG})]
     nbformat.write(notebook, path)
     with pytest.raises(course.UserError, match="without alternative text"):
         course.to_html(path)
 
 
 def _spoil(change):
-    return lambda notebook: change(notebook.cells[2])
+    return lambda notebook: change(notebook.cells[3])
 
 
 def _output(*args, **kwargs):
@@ -420,8 +469,8 @@ DEFECTS = {
     "timings": _spoil(lambda cell: cell.metadata.update(execution={"iopub.execute_input": "now"})),
     "widget state": lambda notebook: notebook.metadata.update(widgets={course.STATE: {"state": {}}}),
     "no outputs": lambda notebook: [cell.update(outputs=[]) for cell in notebook.cells[1:]],
-    "cells are tagged `parameters`": lambda notebook: notebook.cells[1].metadata.pop("tags"),
-    "does not say PROFILE": lambda notebook: notebook.cells[1].update(source='PROFILE = "gpu"'),
+    "cells are tagged `parameters`": lambda notebook: notebook.cells[2].metadata.pop("tags"),
+    "does not say PROFILE": lambda notebook: notebook.cells[2].update(source='PROFILE = "gpu"'),
     "does not tell minutes": lambda notebook: notebook.cells[0].update(source="# Dots\nYou can see dots."),
     "does not tell seconds and memory": lambda notebook: notebook.cells[0].update(
         source="# Dots\n1 minute, 1 second, 1 GB."
@@ -446,6 +495,16 @@ def test_check_sees_each_defect(sentence, built, tmp_path, capsys):
     assert sentence in capsys.readouterr().out
 
 
+def test_the_minutes_of_a_lesson_are_counted():
+    shown, hidden = v4.new_code_cell("a = 1\n\nb = 2"), v4.new_code_cell("plot()\n" * 30)
+    hidden.metadata.tags = [course.HIDDEN]
+    hidden.outputs = [v4.new_output("display_data", data={"image/jpeg": "..."})]
+    prose = "ten " * 9 + "words\n\n" + "$x$ " * 5 + "\n\n### Exercise 1 · Try (★, 7 minutes)"
+    effort = course.effort(v4.new_notebook(cells=[v4.new_markdown_cell(prose), shown, hidden]))
+    assert effort == course.Effort(words=10 + 5 + 8, formula_words=5, lines=2, figures=1, exercises=7)
+    assert effort.minutes == pytest.approx(18 / 200 + 5 / 100 + 2 / 20 + 1 + 7)
+
+
 def test_clean_strips_what_tools_add(tmp_path, built):
     path = tmp_path / built.name
     assert course.execute(built, path, {"PROFILE": "smoke"}, limit=120).problem is None
@@ -454,7 +513,7 @@ def test_clean_strips_what_tools_add(tmp_path, built):
     cleaned = course.read(path)
     assert [cell.source for cell in cleaned.cells] == [cell.source for cell in course.read(built).cells]
     assert not {"papermill", "widgets"} & set(cleaned.metadata)
-    assert cleaned.cells[3].outputs[0].metadata["image/png"]["alt"] == 'a "red" <dot>'
+    assert cleaned.cells[4].outputs[0].metadata["image/png"]["alt"] == 'a "red" <dot>'
 
 
 @pytest.mark.parametrize(

@@ -286,6 +286,7 @@ def test_each_defect_is_told_and_one_setting_makes_the_buttons(repository, tmp_p
 )
 def test_set_up_is_folded(code, folded):
     assert lessons.summary(v4.new_code_cell(code)).startswith("Set-up") == folded
+    assert lessons.summary(*course.with_install([])).startswith("Set-up")
 
 
 def test_one_anchor_for_the_spellings_of_github_and_jupyter():

@@ -154,6 +154,16 @@ def test_the_minutes_are_those_that_the_lessons_state():
     assert [int(cell) for cell in last[1:]] == sums
 
 
+def test_the_course_takes_the_time_that_it_states():
+    """As course.py counts it: from words, code that is not hidden, figures and the exercises' own minutes."""
+    efforts = {name: course.effort(notebook) for name, notebook in LESSONS.items()}
+    for name, effort in efforts.items():
+        assert abs(effort.minutes - stated_minutes(name)) <= 5, (name, effort)
+    assert sum(effort.words for effort in efforts.values()) <= 20_000
+    assert sum(effort.minutes for effort in efforts.values()) <= 6.5 * 60
+    assert len(LESSONS["04_ablations.ipynb"].cells) <= 75
+
+
 def test_the_day_adds_up():
     *rows, (end, total, _) = table("One day")
     clock = 9 * 60

@@ -1,4 +1,4 @@
-"""A wheel, installed where nothing else is but what it says it needs, deblurs a picture."""
+"""A wheel, installed where nothing else is but what it says it needs, deblurs a picture; and a lesson runs with it."""
 
 import os
 import shutil
@@ -9,6 +9,7 @@ import zipfile
 from importlib import metadata
 from pathlib import Path
 
+import course
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
@@ -44,7 +45,8 @@ def wheel(tmp_path_factory) -> Path:
     source, out = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source)
-    shutil.copytree(ROOT / "tinymsg", source / "tinymsg", ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("tinymsg", "notebooks/results"):  # tinymsg/results is a link to the latter
+        shutil.copytree(ROOT / name, source / name, symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
     build = f"from setuptools.build_meta import build_wheel; build_wheel({str(out)!r})"
     done = run(sys.executable, "-c", build, folder=source)
     assert done.returncode == 0, done.stderr
@@ -52,14 +54,19 @@ def wheel(tmp_path_factory) -> Path:
     return path
 
 
+def install(wheel: Path, folder: Path) -> Path:
+    """Make an environment with the wheel alone; returns the folder of its packages."""
+    assert run(sys.executable, "-m", "venv", folder, folder=folder).returncode == 0
+    done = run(folder / "bin/python", "-m", "pip", "install", "--no-index", "--no-deps", wheel, folder=folder)
+    assert done.returncode == 0, done.stderr
+    return Path(sysconfig.get_path("purelib", vars={"base": str(folder)}))
+
+
 @pytest.fixture(scope="module")
 def environment(wheel, tmp_path_factory) -> Path:
     """A new environment with the wheel and links to its dependencies: torch is not installed a second time."""
     folder = tmp_path_factory.mktemp("environment")
-    assert run(sys.executable, "-m", "venv", folder, folder=folder).returncode == 0
-    done = run(folder / "bin/python", "-m", "pip", "install", "--no-index", "--no-deps", wheel, folder=folder)
-    assert done.returncode == 0, done.stderr
-    site = Path(sysconfig.get_path("purelib", vars={"base": str(folder)}))
+    site = install(wheel, folder)
     (ours,) = metadata.distributions(name="tinymsg", path=[str(site)])
     for name in needed(ours):
         for top in {file.parts[0] for file in metadata.files(name)} - {"..", "__pycache__"}:
@@ -72,9 +79,10 @@ def environment(wheel, tmp_path_factory) -> Path:
 def test_the_wheel_holds_the_library_and_nothing_else(wheel):
     names = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
     there = {
-        path.relative_to(ROOT).as_posix()
-        for path in (ROOT / "tinymsg").rglob("*")
-        if path.is_file() and "__pycache__" not in path.parts
+        (Path(folder) / file).relative_to(ROOT).as_posix()
+        for folder, _, files in os.walk(ROOT / "tinymsg", followlinks=True)
+        for file in files
+        if not folder.endswith("__pycache__")
     }
     assert names == there
 
@@ -100,3 +108,27 @@ def test_a_picture_is_deblurred_with_the_wheels_own_weights(environment, tmp_pat
         assert not (tmp_path / "again.png").exists()
     finally:
         weights.with_name("elsewhere").rename(weights)
+
+
+# --- lessons, each alone in a folder ------------------------------------------------------------------------
+
+ALONE = course.lessons()[:1]
+RUN = """
+import papermill, sys
+papermill.execute_notebook(sys.argv[1], "out.ipynb", {"PROFILE": "smoke"}, kernel_name="python3", progress_bar=False)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="bin/")
+@pytest.mark.parametrize("lesson", ALONE, ids=lambda path: path.stem)
+def test_a_lesson_runs_alone_with_the_wheel(lesson, wheel, tmp_path):
+    environment, folder = tmp_path / "environment", tmp_path / "empty"
+    environment.mkdir()
+    folder.mkdir()
+    site = install(wheel, environment)
+    (site / "others.pth").write_text(sysconfig.get_path("purelib"))  # the course's packages; the wheel stands before
+    shutil.copy(lesson, folder)
+    done = run(environment / "bin/python", "-c", "import tinymsg; print(tinymsg.__file__)", folder=folder)
+    assert site in Path(done.stdout.strip()).parents
+    done = run(environment / "bin/python", "-c", RUN, lesson.name, folder=folder)
+    assert done.returncode == 0, done.stderr[-3000:]

@@ -118,6 +118,7 @@ METRICS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 IDENTICAL = 100.0  # dB: what counts for equal pictures, whose PSNR is infinite and has no mean
 SMALLEST = {"ssim": 11, "lpips": 31}  # pixels a side: a window, and AlexNet's strides
 HIGHER_IS_BETTER = {"psnr": True, "ssim": True, "lpips": False, "spectral": False}
+RESULTS = Path(__file__).with_name("results")  # results files and drawings that the lessons show
 
 
 def measure(estimate: Tensor, truth: Tensor, metrics: tuple[str, ...]) -> dict[str, list[float]]:
@@ -368,11 +369,12 @@ def _compact_lists(text: str) -> str:
 
 
 def read_results(path: str | Path) -> dict:
-    """Read what `write_results` wrote.
+    """Read what `write_results` wrote: a file, or one of RESULTS by its bare name.
 
     Raises: ValueError if it is not as the command wrote it.
     """
-    results = json.loads(Path(path).read_text())
+    shipped = RESULTS / f"{path}.json"
+    results = json.loads((shipped if shipped.is_file() else Path(path)).read_text())
     if results.pop("digest", None) != _digest(results):
         raise ValueError(
             f"{path} is not as a command wrote it: something was changed by hand; run its command again "

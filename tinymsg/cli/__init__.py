@@ -7,9 +7,9 @@ import argparse
 import os
 import sys
 
-from . import ablate, deblur, evaluate, pack, paper, photographs, publish, steps, train
+from . import ablate, app, deblur, evaluate, pack, paper, photographs, publish, steps, train
 
-COMMANDS = (deblur, pack, train, evaluate, paper, ablate, steps, photographs, publish)
+COMMANDS = (deblur, app, pack, train, evaluate, paper, ablate, steps, photographs, publish)
 
 
 def parser() -> argparse.ArgumentParser:

@@ -4,7 +4,8 @@ import argparse
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -49,7 +50,7 @@ def run(args: argparse.Namespace) -> int:
     from ..data import ImageError
     from ..restoring.files import check_target, photo_size
 
-    jobs = _jobs([Path(p) for p in args.inputs], args.output)
+    jobs = jobs_of([Path(p) for p in args.inputs], args.output)
     if args.preview:
         source, target = jobs[0]
         jobs = [(source, target.with_name(f"{target.stem}-preview.png"))]
@@ -60,7 +61,7 @@ def run(args: argparse.Namespace) -> int:
             ready.append((source, target))
         except ImageError as error:
             failed.append(str(error))
-    restore = _restorer(args)
+    restore = restorer(args)
     pixels = {source: w * h for source, _ in ready for w, h in [photo_size(source)]}
     # Of all pictures together, by their pixels; smoothing=0: the rate is that of the whole run
     layout = "{desc}|{bar}| {percentage:3.0f} %, {elapsed} gone, {remaining} left"
@@ -73,13 +74,12 @@ def run(args: argparse.Namespace) -> int:
                 bar.update(before + area * done / total - bar.n)
 
             try:
-                work = _preview if args.preview else _deblur
-                written, notes = work(restore, source, target, args.quality, advance)
+                work = _preview if args.preview else deblur_one
+                with told(source):
+                    written, notes = work(restore, source, target, args.quality, advance)
                 bar.write("; ".join([f"{source} -> {written}", *notes]))
             except ImageError as error:
                 failed.append(str(error))
-            except MemoryError:
-                failed.append(f"{source}: not enough memory; make it smaller")
             advance(1, 1)
     for sentence in failed:
         print(f"failed: {sentence}", file=sys.stderr)
@@ -88,7 +88,7 @@ def run(args: argparse.Namespace) -> int:
     return 1 if failed else 0
 
 
-def _restorer(args: argparse.Namespace) -> Callable:
+def restorer(args: argparse.Namespace) -> Callable:
     """restore(source, photo, quality, advance=None) -> (3, h, w): the weights loaded, the options filled in."""
     from ..data import ImageError
     from ..machine import out_of_memory
@@ -132,7 +132,9 @@ def quality_setting(card: dict, quality: str):
     return Setting(**card.get("quality", {}).get(quality) or card.get("setting", {}) | changes)
 
 
-def _deblur(restore: Callable, source: Path, target: Path, quality: str, advance: Callable) -> tuple[Path, list[str]]:
+def deblur_one(
+    restore: Callable, source: Path, target: Path, quality: str, advance: Callable
+) -> tuple[Path, list[str]]:
     """One picture: where it was written, and notes; raises ImageError, one sentence, if it cannot be used."""
     from ..restoring import files
 
@@ -141,10 +143,21 @@ def _deblur(restore: Callable, source: Path, target: Path, quality: str, advance
     return files.save_photo(target, photo)
 
 
+@contextmanager
+def told(source: Path) -> Iterator[None]:
+    """Memory that runs out because of a picture is one more reason why it cannot be used: an ImageError."""
+    from ..data import ImageError
+
+    try:
+        yield
+    except MemoryError:
+        raise ImageError(f"{source}: not enough memory; make it smaller") from None
+
+
 # --- which files --------------------------------------------------------------------------------------------
 
 
-def _jobs(inputs: list[Path], out: str) -> list[tuple[Path, Path]]:
+def jobs_of(inputs: list[Path], out: str) -> list[tuple[Path, Path]]:
     """(source, target) of every picture. One file to one file, or anything into a folder."""
     from ..data import picture_files
     from ..restoring.files import FORMS, heic

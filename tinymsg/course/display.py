@@ -9,6 +9,7 @@ import html
 import io
 import itertools
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import IPython.display
 import ipywidgets
@@ -16,20 +17,21 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from matplotlib.figure import Figure
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFile, ImageFont
 from torch import Tensor
 
 from ..data import to_display
 
 Picture = Figure | Tensor  # a tensor is (c, h, w) in [-1, 1]
+ImageFile.MAXBLOCK = 2**24  # bytes: an optimised JPEG of noise outgrows Pillow's own buffer ("broken data stream")
 STILL = "Still picture of a widget; it works in JupyterLab (make lab)."
 
 
-def show(figure: Figure | str, alt: str) -> None:
+def show(figure: Figure | str | Path, alt: str) -> None:
     """Display a figure once, or a picture file, with its text alternative (for a reader without the picture)."""
     if not alt.strip():
         raise ValueError("a figure needs a text alternative")
-    _display(Image.open(figure if isinstance(figure, str) else io.BytesIO(frame_bytes(figure))), alt)
+    _display(Image.open(io.BytesIO(frame_bytes(figure)) if isinstance(figure, Figure) else figure), alt)
 
 
 def display_view(view: ipywidgets.DOMWidget, png: bytes, text: str) -> None:
