@@ -4,6 +4,7 @@ A block stands between <!-- name --> and <!-- /name -->; BLOCKS says what belong
 not what this file would write, so that no number in the texts is typed by hand.
 """
 
+import contextlib
 import json
 import re
 import statistics
@@ -13,20 +14,12 @@ from pathlib import Path
 from tinymsg.evaluate import student_interval as interval
 from tinymsg.paper.published import PUBLISHED
 from tinymsg.studies.photographs import summarise
+from tinymsg.studies.trial import FORMS, HOME, MIDDLE, VARIANTS
+from tinymsg.studies.verdicts import Difference, at_equal_home, complete_rows, difference, run_scores
 
 ROOT = Path(__file__).resolve().parents[1]
 TEXTS = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
 
-DOMAINS = {  # of the results files, in plain words
-    "gopro_like": "training blur",
-    "new_content": "new content",
-    "camera_shake": "camera shake",
-    "noise": "noise",
-    "jpeg": "JPEG compression",
-    "saturated_night": "night lights",
-    "all": "everything at once",
-    "real": "real pairs",
-}
 SIGNALS = {  # test domains of the one-dimensional toy, whose training kernel is a box 9 samples wide
     "box_9": "box of 9 (training)",
     "box_5_7_11": "boxes of 5, 7, 11",
@@ -56,18 +49,13 @@ def gains(runs: list[dict], arm: str, other: str, domain: str, metric: str, kern
     return [a[seed] - b[seed] for seed in sorted(a.keys() & b.keys())]
 
 
-def differs(values: list[float]) -> bool:
-    _, low, high = interval(values)
-    return low > 0 or high < 0
-
-
 def with_interval(values: list[float]) -> str:
     mean, low, high = interval(values)
     return f"{mean:+.2f} [{low:+.2f}, {high:+.2f}]"
 
 
-def each(values: list[float]) -> str:
-    return ", ".join(f"{value:+.2f}" for value in values)
+def each(values: list[float], digits: int = 2) -> str:
+    return ", ".join(f"{value:+.{digits}f}" for value in values)
 
 
 def table(head: list[str], rows: list[list[str]]) -> str:
@@ -75,45 +63,93 @@ def table(head: list[str], rows: list[list[str]]) -> str:
     return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
 
 
-def picture_runs() -> list[dict]:
-    """Runs of the study's own number of steps; it also holds a few longer ones."""
-    study = results("pictures")
-    return [run for run in study["runs"] if run["steps"] == study["steps"]]
+# --- the trial: any number of training runs, of what forms and budgets there are ---------------------------------
+
+ARMS = ("plain", "control", "guided", "oracle")
+PLACES = {"six other test sets, mean": MIDDLE, "training blur": (HOME,)} | {name: ((name, n),) for name, n in MIDDLE}
+ELSEWHERE, AT_HOME = tuple(PLACES)[:2]
+
+
+def trial() -> list[dict]:
+    return complete_rows(results("trial"))
+
+
+def gap(other: str, **options) -> Difference | None:
+    """Guided minus another arm; None before any run has both."""
+    with contextlib.suppress(ValueError):
+        return difference(trial(), options.pop("form", "eps"), options.pop("arm", "guided"), other, **options)
+    return None
+
+
+def ruled(found: Difference | None, digits: int = 3) -> list[str]:
+    """Difference, each run and verdict, as cells of a table."""
+    return [found.text(digits), each(list(found.runs.values()), digits), found.ruling] if found else ["", "", "no run"]
 
 
 def headline() -> str:
     """The README's one result."""
-    runs = picture_runs()
-    plain, control = (
-        {domain: gains(runs, "guided", other, domain, "psnr") for domain in DOMAINS}
-        for other in ("plain", "guided, no loss")
-    )
-    held = [f"{DOMAINS[domain]} {with_interval(values)}" for domain, values in plain.items() if differs(values)]
-    beyond = [DOMAINS[domain] for domain, values in control.items() if differs(values)]
+    plain, control = gap("plain"), gap("control")
     return (
-        f"PSNR of guided minus plain, in dB, with 95 % intervals over {len(plain['gopro_like'])} training runs: "
-        f"{', '.join(held)}; on the other {len(DOMAINS) - len(held)} test sets the interval includes zero. "
-        "Against the same network trained *without* the guidance loss, guided differs measurably on "
-        f"{' and '.join(beyond) or 'no test set'}."
+        "In the paper's form, guided minus plain in LPIPS (lower is better) on six test sets unlike the training set: "
+        f"{plain.text()}, {plain.ruling}, over {len(plain.runs)} training run{'s' * (len(plain.runs) > 1)} (plain: "
+        f"{plain.other:.3f}). Against the same branch without its loss: {control.text()}, {control.ruling}. "
+        f"{equal_home()}"
     )
 
 
-def pictures_table() -> str:
-    runs, arms = picture_runs(), ["blurry", "regression", "plain", "guided", "guided, no loss"]
-    rows = []
-    for domain, title in DOMAINS.items():
-        means = [statistics.mean(scores(runs, arm, domain, "psnr").values()) for arm in arms]
-        rows.append([title, *(f"{mean:.2f}" for mean in means)])
-    return table(["test set", *arms], rows)
+def trial_scores() -> str:
+    def means(form: str, arm: str, budget: str) -> list[str]:
+        found = [run_scores(trial(), form, arm, places, "lpips", budget) for places in PLACES.values()]
+        return [f"{statistics.mean(runs.values()):.3f}" if runs else "" for runs in found]
+
+    columns = [means("", "blurry", ""), *(means("eps", arm, "main") for arm in ARMS)]
+    return table(["LPIPS", "blurry", *ARMS], [list(row) for row in zip(PLACES, *columns, strict=True)])
 
 
-def differences_table() -> str:
-    runs = picture_runs()
-    rows = []
-    for domain, title in DOMAINS.items():
-        plain, control = (gains(runs, "guided", other, domain, "psnr") for other in ("plain", "guided, no loss"))
-        rows.append([title, with_interval(plain), each(plain), with_interval(control), each(control)])
-    return table(["test set", "guided - plain", "each run", "guided - guided, no loss", "each run"], rows)
+def trial_differences() -> str:
+    rows = [
+        [title, *(cell for other in ("plain", "control") for cell in ruled(gap(other, places=places)))]
+        for title, places in PLACES.items()
+    ]
+    return table(["LPIPS", "guided - plain", "each run", "verdict", "guided - control", "each run", "verdict"], rows)
+
+
+def trial_beside() -> str:
+    """Other measures, of guided against plain."""
+    metrics = {
+        "PSNR, dB": "psnr",
+        "SSIM": "ssim",
+        "share of invented edges": "invented_edges",
+        "diversity": "diversity",
+    }
+    rows = [
+        [f"{title}, {where}", *ruled(gap("plain", places=PLACES[where], metric=metric))[: 3 - (metric == "psnr")]]
+        for title, metric in metrics.items()
+        for where in (AT_HOME, ELSEWHERE)
+    ]
+    return table(["", "guided - plain", "each run", "verdict"], rows)
+
+
+def equal_home() -> str:
+    """Effective robustness, in a sentence."""
+    said = []
+    for other in ("plain", "control"):
+        with contextlib.suppress(ValueError):
+            found = at_equal_home(trial(), "eps", "guided", other)
+            said.append(f"guided minus {other} {found.text()}, {found.ruling}")
+    return f"At equal quality on the training blur: {'; '.join(said) or 'not comparable yet'}."
+
+
+def trial_forms() -> str:
+    """Where guidance has more or less to give: forms, the longer training, and variants of guided."""
+    lines = {f"{form}, guided - plain": {"other": "plain", "form": form} for form in FORMS}
+    lines["eps, three times the steps, guided - plain"] = {"other": "plain", "budget": "triple"}
+    lines |= {f"eps, {arm.replace('-', ' ')} - guided": {"other": "guided", "arm": arm} for arm in VARIANTS}
+    rows = [
+        [title, *(cell for where in (AT_HOME, ELSEWHERE) for cell in ruled(gap(**of, places=PLACES[where])))]
+        for title, of in lines.items()
+    ]
+    return table(["LPIPS", AT_HOME, "each run", "verdict", ELSEWHERE, "each run", "verdict"], rows)
 
 
 def toy_table(shown: Callable[[list[float]], str] = with_interval) -> str:
@@ -136,7 +172,8 @@ def breadth_table() -> str:
     kernels = sorted({run["kernels"] for run in runs})
     rows = [
         [f"{arm}, {domain}", *(each(gains(runs, arm, "plain", domain, "psnr", count)) for count in kernels)]
-        for arm in ("guided", "structure")
+        for arm in dict.fromkeys(run["arm"] for run in runs)
+        if arm in ("guided", "structure", "structure, stop-gradient")
         for domain in ("seen kernels", "unseen kernels", "photo rows")
     ]
     return table(["training kernels", *map(str, kernels)], rows)
@@ -267,8 +304,11 @@ def cards_table() -> str:
 
 BLOCKS: dict[str, Callable[[], str]] = {
     "headline": headline,
-    "pictures": pictures_table,
-    "differences": differences_table,
+    "trial-scores": trial_scores,
+    "trial-differences": trial_differences,
+    "trial-equal-home": equal_home,
+    "trial-beside": trial_beside,
+    "trial-forms": trial_forms,
     "toy": toy_table,
     "toy-runs": toy_runs,
     "breadth": breadth_table,

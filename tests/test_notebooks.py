@@ -66,7 +66,7 @@ def test_lesson_closes_with_a_limitation_and_has_three_exercises(lesson):
 
 @pytest.mark.course
 @pytest.mark.notebook
-@pytest.mark.parametrize("lesson, results", [("04_ablations", "toy.json"), ("05_evaluation", "scores.json")])
+@pytest.mark.parametrize("lesson, results", [("04_ablations", "trial.json"), ("05_evaluation", "scores.json")])
 def test_a_results_file_changed_by_one_digit_stops_the_lesson(lesson, results, tmp_path):
     shutil.copytree(course.HERE / "results", tmp_path / "results")
     path = tmp_path / "results" / results

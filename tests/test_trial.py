@@ -247,8 +247,16 @@ def test_two_runs_give_no_verdict():
     assert found.runs == {0: 0.0, 1: 1.0}
     with pytest.raises(ValueError, match="3"):
         found.verdict  # noqa: B018
+    assert found.ruling == "undecided: 2 training runs" and found.text(1) == "+0.5 [-5.9, +6.9]"
+    assert verdicts.Difference({3: -0.25}, 1.0, False).text(2) == "-0.25"
     with pytest.raises(ValueError, match="oracle"):
         verdicts.difference(rows, "eps", "guided", "oracle")
+
+
+def test_rounds_that_lack_an_arm_are_left_out():
+    rows = rows_of({arm: [1.0, 1.0] if arm == "plain" else [1.0] for arm in (*ARMS, "weight-10", "blurry")})
+    kept = verdicts.complete_rows({"rows": rows})
+    assert {row["run"] for row in kept} == {0} and {row["arm"] for row in kept} == {*ARMS, "weight-10", "blurry"}
 
 
 def curve(arm, points):

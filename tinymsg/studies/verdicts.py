@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ..evaluate import HIGHER_IS_BETTER, student_interval
-from .trial import ALL, FEW, HOME, MIDDLE, Place
+from .trial import ALL, ARMS, FEW, HOME, MIDDLE, Place
 
 MARGIN = 0.03  # of a difference that counts: share of the other arm's score
 LEAST_RUNS = 3  # for a verdict
@@ -37,6 +37,27 @@ class Difference(NamedTuple):
         if (low > 0 or high < 0) and abs(mean) >= margin:
             return "better" if (mean > 0) == self.better else "worse"
         return "equal" if -margin < low and high < margin else "undecided"
+
+    @property
+    def ruling(self) -> str:
+        """The verdict for a table, whatever the number of runs."""
+        n = len(self.runs)
+        return self.verdict if n >= LEAST_RUNS else f"undecided: {n} training run{'s' * (n > 1)}"
+
+    def text(self, digits: int = 3) -> str:
+        """Mean, and from 2 runs on its interval."""
+        shown = self.interval if len(self.runs) > 1 else tuple(self.runs.values())
+        mean, *ends = (f"{value:+.{digits}f}" for value in shown)
+        return f"{mean} [{', '.join(ends)}]" if ends else mean
+
+
+def complete_rows(record: dict) -> list[dict]:
+    """Rows of a results file, less those of runs that some arm still lacks: so all means are of the same runs."""
+    arms: dict[tuple, set[str]] = {}
+    for row in record["rows"]:
+        arms.setdefault((row["form"], row["budget"], row["run"]), set()).add(row["arm"])
+    rows = record["rows"]
+    return [r for r in rows if r["arm"] not in ARMS or arms[r["form"], r["budget"], r["run"]] >= ARMS.keys()]
 
 
 def run_scores(
@@ -90,6 +111,20 @@ def curves(
     }
 
 
+def scores_where_equal(mine: list[tuple], others: list[tuple]) -> tuple[float, float] | None:
+    """Two arms' scores elsewhere where both are as good at home: where the one that ends less good there ends.
+
+    mine, others: (score at home, score elsewhere) of each checkpoint in the order of training; less is better. Between
+    checkpoints it is interpolated. None: the better one was never as bad.
+    """
+    meeting = max(way[-1][0] for way in (mine, others))
+    ways = [np.array(sorted(way)) for way in (mine, others)]
+    if not all(way[0, 0] <= meeting <= way[-1, 0] for way in ways):
+        return None
+    first, second = (float(np.interp(meeting, way[:, 0], way[:, 1])) for way in ways)
+    return first, second
+
+
 def at_equal_home(
     rows: list[dict],
     form: str,
@@ -101,20 +136,17 @@ def at_equal_home(
 ) -> Difference:
     """Effective robustness: `arm` minus `other` over places where both are as good at home, run by run.
 
-    That is where the one that ends less good at home ends; the other's checkpoints are interpolated there. A run whose
-    better arm has no checkpoint that is less good is left out.
+    A run whose better arm has no checkpoint that is less good is left out.
     Raises: ValueError where none is left.
     """
     both = [curves(rows, form, name, places, metric, budget) for name in (arm, other)]
     better, runs, level = _more_is_better(metric), {}, []
-    sign = -1 if better else 1  # from here on, less is better
+    sign = -1 if better else 1
     for run in sorted(both[0].keys() & both[1].keys()):
-        ways = [np.array(sorted((sign * home, sign * away) for _, home, away in way[run])) for way in both]
-        meeting = max(sign * way[run][-1][1] for way in both)
-        if all(way[0, 0] <= meeting <= way[-1, 0] for way in ways):
-            mine, others = (sign * float(np.interp(meeting, way[:, 0], way[:, 1])) for way in ways)
-            runs[run] = mine - others
-            level.append(others)
+        mine, others = ([(sign * home, sign * away) for _, home, away in way[run]] for way in both)
+        if (found := scores_where_equal(mine, others)) is not None:
+            runs[run] = sign * (found[0] - found[1])
+            level.append(sign * found[1])
     if not runs:
         raise ValueError(f"no run of form {form} and budget {budget} has {arm} and {other} equally good at home")
     return Difference(runs, statistics.fmean(level), better)
