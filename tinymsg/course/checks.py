@@ -44,14 +44,11 @@ def check_value(mine: float | None, expected: float, tolerance: float, name: str
 
 def check_choice(mine, expected, mistakes: dict, name: str = "your answer") -> bool:
     """Compare an answer chosen from a few. mistakes: {wrong answer: why it is wrong}. None counts as not attempted."""
-    if mine is None:
-        print(f"○ {name}: not attempted yet")
-        return False
-    if mine != expected:
+    if mine is not None and mine != expected:
         why = mistakes.get(mine, f"choose one of {', '.join(map(str, sorted([expected, *mistakes])))}")
         raise AssertionError(f"{name}: not {mine}: {why}")
-    print(f"✓ {name}: {mine}")
-    return True
+    print(f"○ {name}: not attempted yet" if mine is None else f"✓ {name}: {mine}")
+    return mine is not None
 
 
 def reveal(guess, answer, explanation: str) -> None:
