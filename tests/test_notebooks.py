@@ -136,7 +136,7 @@ def test_the_library_is_installed_where_it_is_missing(monkeypatch):
 # Runs before a lesson's own cells: every exercise check then proves itself
 PROVER = """
 import tinymsg.course.checks as checks
-plain_check, plain_check_value = checks.check, checks.check_value
+plain_check, plain_check_value, plain_check_choice = checks.check, checks.check_value, checks.check_choice
 
 def must_fail(message, check, *arguments, **options):
     try:
@@ -167,7 +167,15 @@ def proving_check_value(mine, expected, tolerance, name="your answer", hints=Non
     print("PROVED 2")
     return False
 
-checks.check, checks.check_value = proving_check, proving_check_value
+def proving_check_choice(mine, expected, mistakes, name="your answer"):
+    assert plain_check_choice(mine, expected, mistakes, name) is False
+    assert plain_check_choice(expected, expected, mistakes, name) is True
+    for wrong, message in (*mistakes.items(), ("no such answer", "choose one of")):
+        must_fail(message, plain_check_choice, wrong, expected, mistakes, name)
+    print("PROVED", len(mistakes))
+    return False
+
+checks.check, checks.check_value, checks.check_choice = proving_check, proving_check_value, proving_check_choice
 """
 
 
@@ -219,7 +227,7 @@ def test_lesson_runs_in_the_smoke_profile_and_its_checks_are_right(lesson, tmp_p
     assert [o.text for o in outputs if o.output_type == "stream" and o.name == "stderr"] == []  # warnings land there
     proved = re.findall(r"^PROVED (\d+)$", "".join(o.text for o in outputs if o.output_type == "stream"), re.M)
     sources = "\n".join(cell.source for cell in course.read(lesson).cells if cell.cell_type == "code")
-    assert len(proved) == len(re.findall(r"^(?:_ = )?check(?:_value)?\(", sources, re.M)) >= 3
+    assert len(proved) == len(re.findall(r"^(?:\w+ = )?check(?:_value|_choice)?\(", sources, re.M)) >= 3
     page = course.to_html(target).read_text()
     assert not re.search(r"<(script|img|iframe)[^>]*src=.https?:|<link[^>]*stylesheet[^>]*https?:", page)
 
