@@ -499,7 +499,7 @@ class Effort:
     """What there is to do in a lesson."""
 
     words: int
-    formula_words: int  # of these, in paragraphs with formulas
+    formula_words: int  # of these, in paragraphs with a formula of its own line
     lines: int  # of code that is not hidden
     figures: int
     exercises: int  # minutes, as they say
@@ -513,7 +513,7 @@ class Effort:
 def effort(notebook: nbformat.NotebookNode) -> Effort:
     prose = [cell.source for cell in notebook.cells if cell.cell_type == "markdown"]
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
-    counts = [(len(part.split()), "$" in part) for source in prose for part in source.split("\n\n")]
+    counts = [(len(part.split()), "$$" in part) for source in prose for part in source.split("\n\n")]
     shown = [cell.source for cell in code if HIDDEN not in cell.metadata.get("tags", [])]
     return Effort(
         sum(words for words, _ in counts),

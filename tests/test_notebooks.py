@@ -509,7 +509,7 @@ def test_the_minutes_of_a_lesson_are_counted():
     shown, hidden = v4.new_code_cell("a = 1\n\nb = 2"), v4.new_code_cell("plot()\n" * 30)
     hidden.metadata.tags = [course.HIDDEN]
     hidden.outputs = [v4.new_output("display_data", data={"image/jpeg": "..."})]
-    prose = "ten " * 9 + "words\n\n" + "$x$ " * 5 + "\n\n### Exercise 1 · Try (★, 7 minutes)"
+    prose = "ten " * 9 + "words\n\n" + "$$x$$ " * 5 + "\n\n### Exercise 1 · Try (★, 7 minutes)"
     effort = course.effort(v4.new_notebook(cells=[v4.new_markdown_cell(prose), shown, hidden]))
     assert effort == course.Effort(words=10 + 5 + 8, formula_words=5, lines=2, figures=1, exercises=7)
     assert effort.minutes == pytest.approx(18 / 200 + 5 / 100 + 2 / 20 + 1 + 7)
