@@ -2,7 +2,6 @@
 
 import base64
 import io
-import itertools
 
 import ipywidgets
 import matplotlib.pyplot as plt
@@ -205,16 +204,6 @@ def test_scores_and_differences_are_drawn_with_their_intervals():
     assert 1 <= segment[0][1] < 2 < segment[1][1] <= 3, "the interval of the mean"
 
 
-def test_the_grid_crosses_out_cells_that_start_wrongly():
-    cells = [
-        {"steps": s, "max_noise": n, "psnr": 20.0 + s, "alpha_bar_T": 0.5 if n < 0.5 else 0.1}
-        for s in (1, 5)
-        for n in (0.2, 0.9)
-    ]
-    texts = [text.get_text() for text in figures.plot_grid(cells).axes[0].texts]
-    assert [text.endswith("×") for text in texts] == [True, False, True, False] and texts[0].startswith("21.00")
-
-
 def test_watch_thins_out_records():
     class Record:
         def __init__(self, step):
@@ -231,28 +220,3 @@ def test_watch_thins_out_records():
 def test_score_text_is_the_psnr():
     truth = torch.zeros(3, 8, 8)
     assert figures.score_text(truth + 0.2, truth) == "20.0 dB"
-
-
-def test_step_curves_show_every_sampler_from_one_start_on_the_range_of_all():
-    def row(sampler, start, n, psnr):
-        return {
-            "sampler": sampler,
-            "start": start,
-            "evaluations": n,
-            "psnr": {"mean": psnr, "low": psnr - 1, "high": psnr + 1},
-            "spectral": {"mean": 1 / n, "low": 0.5 / n, "high": 1.5 / n},
-        }
-
-    rows = [
-        row(s, start, n, 20 + i + n)
-        for i, s in enumerate(("ancestral", "ddim", "dpm_solver"))
-        for start, n in itertools.product(("noise", "blurry"), (1, 4))
-    ]
-    rows.append(row("ddim", "regression", 2, 40))
-    left, right = figures.plot_step_curves(rows, "noise").axes
-    lines = {line.get_label(): line.get_ydata() for line in left.lines}
-    np.testing.assert_allclose(lines["ddim"], [22, 25])
-    assert set(lines) == {"ancestral", "ddim", "dpm_solver"} and left.get_ylim() == pytest.approx(
-        (21 - 0.95, 40 + 0.95)
-    )
-    assert [text.get_text() for text in right.get_xticklabels()] == ["1", "2", "4"]

@@ -7,9 +7,9 @@ import argparse
 import os
 import sys
 
-from . import ablate, deblur, evaluate, pack, paper, photographs, publish, steps, train
+from . import ablate, deblur, evaluate, pack, paper, photographs, publish, train
 
-COMMANDS = (deblur, pack, train, evaluate, paper, ablate, steps, photographs, publish)
+COMMANDS = (deblur, pack, train, evaluate, paper, ablate, photographs, publish)
 
 
 def parser() -> argparse.ArgumentParser:
