@@ -2,6 +2,7 @@
 
 import base64
 import io
+import itertools
 
 import ipywidgets
 import matplotlib.pyplot as plt

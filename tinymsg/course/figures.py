@@ -12,7 +12,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..data import to_display
-from ..evaluate import HIGHER_IS_BETTER, bootstrap_interval, psnr
+from ..evaluate import bootstrap_interval, psnr
 from .display import frame_bytes, frame_explorer, pixels, show, swipe  # noqa: F401 (for the lessons)
 
 # Okabe & Ito 2008: told apart with any common colour blindness. One colour a thing, in every lesson.
