@@ -191,14 +191,7 @@ def test_image_grid_has_a_panel_a_picture_with_titles_and_notes():
     assert len(drawn) == 4 and drawn[0].get_title() == "a"
 
 
-def test_scores_and_differences_are_drawn_with_their_intervals():
-    results = {
-        "domains": {d: {"scores": {"plain": {"psnr": {"mean": 20, "low": 19, "high": 22}}}} for d in ("a", "b_c")}
-    }
-    axis = figures.plot_scores(results, ["plain"]).axes[0]
-    assert [label.get_text() for label in axis.get_xticklabels()] == ["a", "b\nc"]
-    segments = [segment for c in axis.collections for segment in c.get_segments()]
-    assert {round(y, 2) for segment in segments for _, y in segment} == {19, 22}
+def test_differences_are_drawn_with_their_intervals():
     axis = figures.plot_differences({"guided": {"home": torch.tensor([1.0, 2.0, 3.0])}}, "gain (dB)").axes[0]
     assert axis.get_ylabel() == "gain (dB)"
     ((segment,),) = [c.get_segments() for c in axis.collections]

@@ -133,22 +133,6 @@ def plot_signals(signals: dict[str, Tensor], title: str = "") -> Figure:
     return figure
 
 
-def plot_scores(results: dict, rows: Sequence[str]) -> Figure:
-    """PSNR of models (rows of a results file) over domains with 95 % intervals; means of samples are filled."""
-    domains = list(results["domains"])
-    figure, axis = plt.subplots(figsize=(1.3 * len(domains) + 1.8, 3.4))
-    for i, row in enumerate(rows):
-        cells = [results["domains"][domain]["scores"][row]["psnr"] for domain in domains]
-        mean, low, high = (np.array([cell[key] for cell in cells]) for key in ("mean", "low", "high"))
-        places = np.arange(len(domains)) + (i - (len(rows) - 1) / 2) * 0.16
-        color, face = COLORS.get(row.removesuffix("-mean")), None if row.endswith("-mean") else "white"
-        axis.errorbar(places, mean, [mean - low, high - mean], fmt="o", capsize=3, color=color, mfc=face, label=row)
-    axis.set_xticks(range(len(domains)), [domain.replace("_", "\n") for domain in domains])
-    axis.set_ylabel("PSNR (dB)")
-    axis.legend(ncols=min(4, len(rows)), loc="upper center", bbox_to_anchor=(0.5, 1.2))
-    return figure
-
-
 def plot_differences(differences: dict[str, dict[str, Tensor]], ylabel: str = "PSNR minus plain (dB)") -> Figure:
     """{arm: {domain: (n,) paired differences}} as boxes, with mean and 95 % bootstrap interval in black beside each."""
     domains = list(next(iter(differences.values())))
