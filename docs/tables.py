@@ -241,12 +241,21 @@ def training_hours() -> str:
     return table(["weights", "hours of a core", "PSNR", "LPIPS"], rows)
 
 
-def steps_table() -> str:
-    rows = [row for row in results("steps")["rows"] if row["start"] == "noise"]
-    samplers = list(dict.fromkeys(row["sampler"] for row in rows))
-    found = {(r["sampler"], r["evaluations"]): f"{r['psnr']['mean']:.2f}, {r['spectral']['mean']:.3f}" for r in rows}
-    counts = sorted({row["evaluations"] for row in rows})
-    return table(["evaluations", *samplers], [[str(n), *(found[s, n] for s in samplers)] for n in counts])
+def evaluations_table() -> str:
+    """One sample of the default weights under everyday blur: each sampler and grid by its number of evaluations."""
+    found = results("photographs")
+    rows = [row for row in found["rows"][found["default"]] if row["setting"]["samples"] == 1]
+    ways: dict[str, dict[int, str]] = {}
+    seconds: dict[int, list[float]] = {}
+    for row in rows:
+        setting, scores = row["setting"], summarise(row["scores"])["blurred"]
+        cell = f"{scores['psnr']['mean']:.2f}, {scores['lpips']['mean']:.3f}"
+        ways.setdefault(f"{setting['sampler']}, {setting['grid']}", {})[setting["steps"]] = cell
+        seconds.setdefault(setting["steps"], []).append(row["seconds_a_megapixel"])
+    return table(
+        ["evaluations", *ways, "s a Mpix"],
+        [[str(n), *(way.get(n, "") for way in ways.values()), f"{min(s):.1f}"] for n, s in sorted(seconds.items())],
+    )
 
 
 # --- speed and memory -------------------------------------------------------------------------------------------
@@ -317,7 +326,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "published-gopro": published_gopro,
     "default-weights": default_weights,
     "training-hours": training_hours,
-    "steps": steps_table,
+    "evaluations": evaluations_table,
     "bench": bench_tables,
     "quality": quality_tables,
     "scale": scale_table,

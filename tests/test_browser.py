@@ -43,7 +43,7 @@ ERRORS = ", ".join(
 )
 VIEWS = ".jp-OutputArea-output:has(> .jupyter-widgets)"
 # What stands in a view besides pictures and their controls, by the name of a button in it
-OTHER_KINDS = {"Choose a photograph": "upload", "Refresh": "monitor", "Compute": "live", "First settings": "instant"}
+OTHER_KINDS = {"Choose a photograph": "upload", "Compute": "live", "First settings": "instant"}
 SLIDERS, GROUPS = ".noUi-handle[role=slider]", ".widget-toggle-buttons"
 
 
@@ -183,23 +183,8 @@ def workspace(tmp_path_factory):
                 cell.outputs, cell.execution_count = [], None  # what is seen was made now
             if "parameters" in cell.metadata.get("tags", []):
                 cell.source = re.sub(r'^PROFILE = "cpu"', 'PROFILE = "smoke"', cell.source, flags=re.M)
-        nbformat.write(leave_training_to_its_buttons(notebook), path)
+        nbformat.write(notebook, path)
     return folder
-
-
-def leave_training_to_its_buttons(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
-    """A lesson that trains by code what its monitor shows: without that code, and long enough to be stopped."""
-    steps = "steps={SIZES['live']}"
-    if any("TrainingMonitor(arguments, OUT)" in cell.source for cell in notebook.cells):
-        notebook.cells = [
-            cell
-            for cell in notebook.cells
-            if not re.search(r"^(process = start_training|show_progress)\(", cell.source, re.M)
-        ]
-        assert any(steps in cell.source for cell in notebook.cells)
-        for cell in notebook.cells:
-            cell.source = cell.source.replace(steps, "steps=100000")
-    return notebook
 
 
 @pytest.fixture(scope="module")
@@ -351,9 +336,7 @@ def test_every_control_of_a_lesson_changes_what_is_seen(name, workspace, server,
                 f"no control of {view.inner_text()!r} has more than one value in the smoke profile"
             )
         else:
-            press = {"upload": press_upload, "monitor": press_monitor, "live": press_live, "instant": press_instant}[
-                kind
-            ]
+            press = {"upload": press_upload, "live": press_live, "instant": press_instant}[kind]
             press(page, view, workspace, tmp_path)
     assert page.locator(ERRORS).all_inner_texts() == []  # nor did a button cause one
 
@@ -370,23 +353,6 @@ def press_upload(page, view, workspace: Path, folder: Path) -> None:
     assert (workspace / FILE).is_file() and others.exists() == was_there
     assert changes(page, view, view.get_by_role("button", name="Back to the cat").click, to=cat)
     assert not (workspace / FILE).exists()
-
-
-def press_monitor(page, view, workspace: Path, folder: Path) -> None:
-    """A training is started, seen to run, and stopped: then it can be resumed."""
-    button = {name: view.get_by_role("button", name=name) for name in ("Start", "Stop", "Resume")}
-    before = seen(view)
-    assert "not running" in view.inner_text()
-    button["Start"].click()
-    try:
-        until(page, lambda: re.search(r"running as process \d+: step [1-9]", view.inner_text()), 180, view.inner_text)
-        until(page, button["Start"].is_disabled, 30, view.inner_text)
-    finally:
-        if button["Stop"].is_enabled():
-            button["Stop"].click()
-    until(page, lambda: "stopped; it goes on from step" in view.inner_text(), 120, view.inner_text)
-    until(page, lambda: seen(view) not in ([], before), 60, view.inner_text)
-    until(page, lambda: button["Resume"].is_enabled() and button["Stop"].is_disabled(), 30, view.inner_text)
 
 
 def nudges(page, view) -> list:

@@ -197,28 +197,11 @@ def test_image_grid_has_a_panel_a_picture_with_titles_and_notes():
     assert len(drawn) == 4 and drawn[0].get_title() == "a"
 
 
-def test_scores_and_differences_are_drawn_with_their_intervals():
-    results = {
-        "domains": {d: {"scores": {"plain": {"psnr": {"mean": 20, "low": 19, "high": 22}}}} for d in ("a", "b_c")}
-    }
-    axis = figures.plot_scores(results, ["plain"]).axes[0]
-    assert [label.get_text() for label in axis.get_xticklabels()] == ["a", "b\nc"]
-    segments = [segment for c in axis.collections for segment in c.get_segments()]
-    assert {round(y, 2) for segment in segments for _, y in segment} == {19, 22}
+def test_differences_are_drawn_with_their_intervals():
     axis = figures.plot_differences({"guided": {"home": torch.tensor([1.0, 2.0, 3.0])}}, "gain (dB)").axes[0]
     assert axis.get_ylabel() == "gain (dB)"
     ((segment,),) = [c.get_segments() for c in axis.collections]
     assert 1 <= segment[0][1] < 2 < segment[1][1] <= 3, "the interval of the mean"
-
-
-def test_the_grid_crosses_out_cells_that_start_wrongly():
-    cells = [
-        {"steps": s, "max_noise": n, "psnr": 20.0 + s, "alpha_bar_T": 0.5 if n < 0.5 else 0.1}
-        for s in (1, 5)
-        for n in (0.2, 0.9)
-    ]
-    texts = [text.get_text() for text in figures.plot_grid(cells).axes[0].texts]
-    assert [text.endswith("×") for text in texts] == [True, False, True, False] and texts[0].startswith("21.00")
 
 
 def test_watch_thins_out_records():
@@ -237,28 +220,3 @@ def test_watch_thins_out_records():
 def test_score_text_is_the_psnr():
     truth = torch.zeros(3, 8, 8)
     assert figures.score_text(truth + 0.2, truth) == "20.0 dB"
-
-
-def test_step_curves_show_every_sampler_from_one_start_on_the_range_of_all():
-    def row(sampler, start, n, psnr):
-        return {
-            "sampler": sampler,
-            "start": start,
-            "evaluations": n,
-            "psnr": {"mean": psnr, "low": psnr - 1, "high": psnr + 1},
-            "spectral": {"mean": 1 / n, "low": 0.5 / n, "high": 1.5 / n},
-        }
-
-    rows = [
-        row(s, start, n, 20 + i + n)
-        for i, s in enumerate(("ancestral", "ddim", "dpm_solver"))
-        for start, n in itertools.product(("noise", "blurry"), (1, 4))
-    ]
-    rows.append(row("ddim", "regression", 2, 40))
-    left, right = figures.plot_step_curves(rows, "noise").axes
-    lines = {line.get_label(): line.get_ydata() for line in left.lines}
-    np.testing.assert_allclose(lines["ddim"], [22, 25])
-    assert set(lines) == {"ancestral", "ddim", "dpm_solver"} and left.get_ylim() == pytest.approx(
-        (21 - 0.95, 40 + 0.95)
-    )
-    assert [text.get_text() for text in right.get_xticklabels()] == ["1", "2", "4"]

@@ -433,3 +433,35 @@ def test_a_new_sampler_needs_only_the_registry(tiny_model, monkeypatch):
     model, x = tiny_model(), blurry()
     mine, theirs = (restore(model, x, Setting(name, steps=2), seeded()) for name in ("mine", "ddim"))
     assert torch.equal(mine, theirs)
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("residual", [True, False])
+def test_a_perfect_denoiser_arrives_from_any_start(tiny_model, images, monkeypatch, sampler, residual):
+    model = tiny_model(residual=residual)
+    y0, x = (image.clamp(-0.9, 0.9) for image in images())
+    monkeypatch.setattr(model, "denoiser", lambda blurry: lambda z_t, noise_level: model.encode(y0, x))
+    generator = torch.Generator().manual_seed(0)
+    out = restore(model, x, Setting(sampler, 4, 0.5), generator, start=x)
+    torch.testing.assert_close(out, y0, atol=1e-6, rtol=0)
+
+
+def test_a_start_with_little_noise_stays_near_it(tiny_model, images, monkeypatch):
+    """A denoiser that takes what it is given for the image leaves the start as it is, but for the noise put on it."""
+    model = tiny_model(residual=False)
+    start, x = (0.5 * image for image in images())
+    monkeypatch.setattr(model, "denoiser", lambda x: lambda z_t, noise_level: z_t / noise_level[:, None, None, None])
+    far = []
+    for alpha_bar_T in (0.9999, 0.9):
+        setting = Setting("ddim", 1, max_noise_for(1, alpha_bar_T))
+        out = restore(model, x, setting, torch.Generator().manual_seed(0), start=start)
+        far.append(float((out - start).std()))
+    assert far[0] < 0.02 < far[1]
+
+
+def test_wrong_starts_are_refused(tiny_model, images):
+    _, x = images()
+    with pytest.raises(ValueError, match="start is an estimate of x's shape"):
+        restore(tiny_model(), x, start=x[:, :, :8])
+    with pytest.raises(ValueError, match="for diffusion models only"):
+        restore(tiny_model(kind="regression", scales=()), x, start=x)

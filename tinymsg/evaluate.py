@@ -165,14 +165,16 @@ def invented_edges(estimate: Tensor, truth: Tensor) -> Tensor:
     An edge is strong where the gradient of luma (central differences) is over EDGE, and invented if the truth's is
     below half of that everywhere within NEAR pixels.
     """
-    strength, true_strength = (_edge_strength(to_gray(image)) for image in (estimate, truth))
+    strength, true_strength = edge_strength(estimate), edge_strength(truth)
     nearby = F.max_pool2d(true_strength, 2 * NEAR + 1, stride=1, padding=NEAR)
     strong = strength > EDGE
     invented = strong & (nearby < EDGE / 2)
     return invented.flatten(1).sum(dim=1) / strong.flatten(1).sum(dim=1).clamp_min(1)
 
 
-def _edge_strength(gray: Tensor) -> Tensor:
+def edge_strength(image: Tensor) -> Tensor:
+    """Change of luma over two pixels, at each pixel: (n, c, h, w) in [0, 1] -> (n, 1, h, w)."""
+    gray = to_gray(image)
     padded = F.pad(gray, (1, 1, 1, 1), mode="replicate")
     along_x = padded[..., 1:-1, 2:] - padded[..., 1:-1, :-2]
     along_y = padded[..., 2:, 1:-1] - padded[..., :-2, 1:-1]

@@ -7,9 +7,9 @@ import argparse
 import os
 import sys
 
-from . import ablate, app, deblur, evaluate, pack, paper, photographs, publish, steps, train
+from . import ablate, app, deblur, evaluate, pack, paper, photographs, publish, train
 
-COMMANDS = (deblur, app, pack, train, evaluate, paper, ablate, steps, photographs, publish)
+COMMANDS = (deblur, app, pack, train, evaluate, paper, ablate, photographs, publish)
 
 
 def parser() -> argparse.ArgumentParser:

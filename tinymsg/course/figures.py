@@ -12,7 +12,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..data import to_display
-from ..evaluate import HIGHER_IS_BETTER, bootstrap_interval, psnr
+from ..evaluate import bootstrap_interval, psnr
 from .display import frame_bytes, frame_explorer, pixels, show, swipe  # noqa: F401 (for the lessons)
 
 # Okabe & Ito 2008: told apart with any common colour blindness. One colour a thing, in every lesson.
@@ -133,22 +133,6 @@ def plot_signals(signals: dict[str, Tensor], title: str = "") -> Figure:
     return figure
 
 
-def plot_scores(results: dict, rows: Sequence[str]) -> Figure:
-    """PSNR of models (rows of a results file) over domains with 95 % intervals; means of samples are filled."""
-    domains = list(results["domains"])
-    figure, axis = plt.subplots(figsize=(1.3 * len(domains) + 1.8, 3.4))
-    for i, row in enumerate(rows):
-        cells = [results["domains"][domain]["scores"][row]["psnr"] for domain in domains]
-        mean, low, high = (np.array([cell[key] for cell in cells]) for key in ("mean", "low", "high"))
-        places = np.arange(len(domains)) + (i - (len(rows) - 1) / 2) * 0.16
-        color, face = COLORS.get(row.removesuffix("-mean")), None if row.endswith("-mean") else "white"
-        axis.errorbar(places, mean, [mean - low, high - mean], fmt="o", capsize=3, color=color, mfc=face, label=row)
-    axis.set_xticks(range(len(domains)), [domain.replace("_", "\n") for domain in domains])
-    axis.set_ylabel("PSNR (dB)")
-    axis.legend(ncols=min(4, len(rows)), loc="upper center", bbox_to_anchor=(0.5, 1.2))
-    return figure
-
-
 def plot_differences(differences: dict[str, dict[str, Tensor]], ylabel: str = "PSNR minus plain (dB)") -> Figure:
     """{arm: {domain: (n,) paired differences}} as boxes, with mean and 95 % bootstrap interval in black beside each."""
     domains = list(next(iter(differences.values())))
@@ -169,43 +153,4 @@ def plot_differences(differences: dict[str, dict[str, Tensor]], ylabel: str = "P
     axis.set_xticks(range(len(domains)), [domain.replace("_", " ") for domain in domains])
     axis.set(ylabel=ylabel, xlim=(-0.55, len(domains) - 0.35))
     axis.legend(ncols=len(differences), loc="lower center", bbox_to_anchor=(0.5, 1.0))
-    return figure
-
-
-def plot_grid(cells: list[dict], metric: str = "psnr") -> Figure:
-    """The steps x maximum noise grid as numbers on colours, bright is good; alpha_bar_T > 0.15 is crossed out."""
-    steps, noises = (sorted({cell[key] for cell in cells}) for key in ("steps", "max_noise"))
-    values = np.full((len(steps), len(noises)), np.nan)
-    figure, axis = plt.subplots(figsize=(1.1 * len(noises) + 1.6, 0.5 * len(steps) + 1.2))
-    goodness = [cell[metric] if HIGHER_IS_BETTER[metric] else -cell[metric] for cell in cells]
-    middle = min(goodness) + 0.6 * (max(goodness) - min(goodness))  # below it colours are dark
-    for cell, good in zip(cells, goodness, strict=True):
-        i, j = steps.index(cell["steps"]), noises.index(cell["max_noise"])
-        values[i, j] = good
-        text = f"{cell[metric]:.2f}" + (" ×" if cell["alpha_bar_T"] > 0.15 else "")
-        axis.text(j, i, text, ha="center", va="center", color="white" if good < middle else "black")
-    axis.imshow(values, aspect="auto")
-    axis.set_xticks(range(len(noises)), noises)
-    axis.set_yticks(range(len(steps)), steps)
-    axis.set(xlabel="max_noise (largest beta)", ylabel="steps", title=f"{metric} (× : alpha_bar_T > 0.15)")
-    axis.grid(False)
-    return figure
-
-
-def plot_step_curves(rows: list[dict], start: str) -> Figure:
-    """Mean quality against network evaluations, a line a sampler, from one start. rows: of `steps.step_curves`."""
-    figure, axes = plt.subplots(1, 2, figsize=(8.6, 2.7))
-    looks = {"ancestral": ("plain", "o-"), "ddim": ("guided", "s--"), "dpm_solver": ("structure", "^:")}
-    ticks = sorted({row["evaluations"] for row in rows})
-    for axis, metric, name in zip(axes, ("psnr", "spectral"), ("PSNR (dB)", "spectral distance"), strict=True):
-        for sampler, (color, look) in looks.items():
-            mine = [row for row in rows if (row["sampler"], row["start"]) == (sampler, start)]
-            evaluations, means = [row["evaluations"] for row in mine], [row[metric]["mean"] for row in mine]
-            axis.plot(evaluations, means, look, color=COLORS[color], label=sampler)
-        every = [row[metric]["mean"] for row in rows]
-        low, high, margin = min(every), max(every), 0.05 * (max(every) - min(every))
-        axis.set(xscale="log", xlabel="network evaluations", ylabel=name, ylim=(low - margin, high + margin))
-        axis.set_xticks(ticks, ticks)
-        axis.minorticks_off()
-    axes[-1].legend()
     return figure

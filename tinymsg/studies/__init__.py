@@ -7,6 +7,5 @@ trial        the trial of the paper's own form: claim, arms, test sets, scores
 running      carries it out
 verdicts     what its results say
 __main__     python -m tinymsg.studies trial
-steps        how few network evaluations are enough
 photographs  which weights and setting may be the default of `deblur`
 """

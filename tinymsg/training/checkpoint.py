@@ -150,7 +150,7 @@ def training_lock(folder: str | Path) -> Iterator[None]:
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / LOCK, timeout=1)  # `training_process` holds it for a moment when it looks
+    lock = FileLock(folder / LOCK, timeout=0)
     try:
         lock.acquire()
     except Timeout:
@@ -162,22 +162,6 @@ def training_lock(folder: str | Path) -> Iterator[None]:
     finally:
         (folder / HOLDER).unlink(missing_ok=True)
         lock.release()
-
-
-def training_process(folder: str | Path) -> int | None:
-    """Number of the process on this machine that trains into a folder; None if none does.
-
-    Raises: RuntimeError if it runs on another machine.
-    """
-    folder = Path(folder)
-    if not (folder / LOCK).is_file():
-        return None
-    with contextlib.suppress(Timeout), FileLock(folder / LOCK, timeout=0):
-        (folder / HOLDER).unlink(missing_ok=True)  # of a process that was killed
-    pid, _, host = _holder(folder).partition(" on ")  # nobody: none, or it has just begun, or is about to end
-    if pid and host != socket.gethostname():
-        raise RuntimeError(f"{folder}: process {pid} on {host} trains there; stop it there")
-    return int(pid) if pid else None
 
 
 def _holder(folder: Path) -> str:
