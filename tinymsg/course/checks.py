@@ -25,7 +25,7 @@ def check(mine: Callable, reference: Callable, *inputs: tuple, hints: dict[str, 
             mistakes = (hints or {}).items()
             known = [message for message, mistake in mistakes if not _difference(actual, mistake(*arguments))]
             raise AssertionError("\n".join([f"{mine.__name__}, input {number} of {len(inputs)}: {problem}", *known]))
-    owner = "tinymsg's " if reference.__module__.startswith("tinymsg") else ""  # else a lesson's own solution
+    owner = "tinymsg's " if (reference.__module__ or "").startswith("tinymsg") else ""  # else the lesson's own
     print(f"✓ {mine.__name__} does what {owner}{reference.__name__} does, on {len(inputs)} input(s)")
     return True
 
