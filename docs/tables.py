@@ -93,7 +93,7 @@ def headline() -> str:
         "In the paper's form, guided minus plain in LPIPS (lower is better) on six test sets unlike the training set: "
         f"{plain.text()}, {plain.ruling}, over {len(plain.runs)} training run{'s' * (len(plain.runs) > 1)} (plain: "
         f"{plain.other:.3f}). Against the same branch without its loss: {control.text()}, {control.ruling}. "
-        f"{equal_home()}"
+        f"{equal_home()} There the better arm is caught before its end, which favours the other."
     )
 
 
