@@ -8,6 +8,7 @@ import torch
 
 from tinymsg import blur, data, sample
 from tinymsg.course.checks import check, check_value
+from tinymsg.evaluate import measure
 from tinymsg.model import model_card, pretrained, pretrained_names
 
 LESSON = course.HERE / "00_start.ipynb"
@@ -93,6 +94,7 @@ def weights_check(capsys, **changes) -> str:
         "device": "cpu",
         "pretrained": pretrained,
         "model_card": model_card,
+        "measure": measure,
         "pretrained_names": lambda: ["scenes-guided"],
     }
     run("def try_weights", **(names | changes))
