@@ -78,7 +78,7 @@ def test_a_results_file_changed_by_one_digit_stops_the_lesson(lesson, results, t
     notebook.cells.insert(1, v4.new_code_cell(place))
     nbformat.write(notebook, copy := tmp_path / "lesson.ipynb")
     result = course.execute(copy, tmp_path / "out.ipynb", {"PROFILE": "smoke"}, limit=120)
-    assert f"{results} is not as a command wrote it" in result.problem
+    assert f"{path.stem} is not as a command wrote it" in result.problem
 
 
 @each_lesson
