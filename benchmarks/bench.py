@@ -453,7 +453,7 @@ def main() -> None:
     parser.add_argument(
         "--width", type=int, default=32, help="channels at full resolution, a multiple of 32 (default: %(default)s)"
     )
-    parser.add_argument("--batches", type=int, nargs="+", help="crops a step (default: 2 8 32, on a GPU also 256)")
+    parser.add_argument("--batches", type=int, nargs="+", help="crops per step (default: 2 8 32, on a GPU also 256)")
     parser.add_argument("--sizes", nargs="+", default=["256x256", "1280x720"], metavar="WxH")
     parser.add_argument("--rounds", type=int, default=3, help="turns of each contender (default: %(default)s)")
     parser.add_argument(

@@ -132,7 +132,7 @@ def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--device", default=str(accelerator()))
-    parser.add_argument("--batch", type=int, help="crops a step (default: 16 on the CPU, the profile's own on a GPU)")
+    parser.add_argument("--batch", type=int, help="crops per step (default: 16 on the CPU, the profile's own on a GPU)")
     parser.add_argument("--crop", type=int, default=128, help="pixels (default: %(default)s, the profile's)")
     parser.add_argument("--pairs", type=int, default=32, help="pairs of the stand-in (default: %(default)s)")
     parser.add_argument("--steps", type=int, help="timed steps (default: 5 on the CPU, 50 on a GPU)")

@@ -55,7 +55,7 @@ def measure(recipe: Recipe, device: torch.device, warmup: int, repeats: int) -> 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--device", default=str(accelerator()))
-    parser.add_argument("--batch", type=int, help="crops a step (default: 4 on the CPU, 256 on a GPU)")
+    parser.add_argument("--batch", type=int, help="crops per step (default: 4 on the CPU, 256 on a GPU)")
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--repeats", type=int, help="timed steps (default: 8 on the CPU, 50 on a GPU)")
     parser.add_argument("--out", help="also write the JSON to this file")

@@ -112,7 +112,7 @@ def test_the_command_goes_on_where_it_stopped(tmp_path, capsys, monkeypatch):
     assert len(json.loads(out.read_text())["runs"]) == len(some)
     capsys.readouterr()
     assert main([*command, "plain", "guided"]) == 0
-    assert f"breadth: {len(some)} of {len(FORMS) * len(some)} trainings" in capsys.readouterr().out
+    assert f"breadth: {len(some)} of {len(FORMS) * len(some)} training runs" in capsys.readouterr().out
     runs = json.loads(out.read_text())["runs"]
     assert [(run["kernels"], run["arm"]) for run in runs] == [(n, arm) for n in some for arm in ("plain", "guided")]
     assert main([*command[:2], "forms", *command[3:], "plain"]) == 2

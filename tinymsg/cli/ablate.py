@@ -21,7 +21,7 @@ def add(commands: argparse._SubParsersAction) -> None:
     sub.add_argument("--steps", type=positive, metavar="N", help="optimiser steps each (default: the study's)")
     common(sub, "count", help="test signals per domain, at least 2 (default: the study's)")
     cores = os.cpu_count() or 1
-    sub.add_argument("--workers", type=positive, default=cores, metavar="N", help="processes (default: one a core)")
+    sub.add_argument("--workers", type=positive, default=cores, metavar="N", help="processes (default: one per core)")
     sub.set_defaults(run=run)
 
 
@@ -52,7 +52,7 @@ def run(args: argparse.Namespace) -> int:
         ordered = sorted(runs, key=lambda key: order.get(key, len(order)))
         write_results(out, provenance() | budget | {"runs": [runs[key] for key in ordered]})
 
-    say(f"{args.study}: {len(todo)} of {len(trials)} trainings to do")
+    say(f"{args.study}: {len(todo)} of {len(trials)} training runs to do")
     write()
     for entry in run_study(todo, min(args.workers, max(1, len(todo))), count):
         key = tuple(entry[name] for name in KEY)

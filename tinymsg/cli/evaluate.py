@@ -24,7 +24,7 @@ def add(commands: argparse._SubParsersAction) -> None:
     align = "with --pairs: score each picture after its best whole-pixel shift of up to so many (default: as it is)"
     option("--align", type=at_least(0), default=0, metavar="PIXELS", help=align)
     common(sub, "content", help="sharp pictures of the training's kind: scenes, photos, or a folder (default: scenes)")
-    common(sub, "count", default=200, help="pairs a domain, at least 2 (default: %(default)s)")
+    common(sub, "count", default=200, help="pairs per domain, at least 2 (default: %(default)s)")
     option("--validation", type=positive, default=24, metavar="N", help="pairs for choosing the setting (default: 24)")
     option("--validation-content", metavar="NAME", help="sharp pictures for that, if not --content from another seed")
     common(sub, "size", default=96)

@@ -20,7 +20,7 @@ def add(commands: argparse._SubParsersAction) -> None:
     option("--blur", default="blur", help=f"{blur} (default: %(default)s)")
     option("--out", metavar="FOLDER", help="default: ROOT/packed/NAME-SPLIT, where training finds it by name")
     option("--root", default="data", metavar="FOLDER", help="where the data sets lie (default: %(default)s)")
-    option("--workers", type=positive, metavar="N", help="threads that decode (default: one a core)")
+    option("--workers", type=positive, metavar="N", help="threads that decode (default: one per core)")
     option("--verify", action="store_true", help="compare every pair in the file with its pictures, too")
     option("--incomplete", action="store_true", help="take the pairs that are there, fewer than were published")
     sub.set_defaults(run=run)

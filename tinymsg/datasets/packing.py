@@ -32,7 +32,7 @@ def pack(
     Args:
         pairs: from `find_pairs` or `folder_pairs`.
         source, split, blur: what the pairs are, for the manifest.
-        workers: threads that decode; None: one a core.
+        workers: threads that decode; None: one per core.
         verify: decode every picture a second time and compare, also of a finished `out`.
     Raises: ValueError, one sentence, for pictures that cannot be packed, an `out` that holds something else, or a
         result that does not verify; OSError for a full disk and the like.

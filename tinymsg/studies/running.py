@@ -1,4 +1,4 @@
-"""Carries out the trial: its trainings in a few processes, each resumable at any moment, into one results file."""
+"""Carries out the trial: its training runs in a few processes, each resumable at any moment, into one results file."""
 
 import contextlib
 import shutil

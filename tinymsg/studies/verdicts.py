@@ -148,5 +148,7 @@ def at_equal_home(
             runs[run] = sign * (found[0] - found[1])
             level.append(sign * found[1])
     if not runs:
-        raise ValueError(f"no run of form {form} and budget {budget} has {arm} and {other} equally good at home")
+        raise ValueError(
+            f"no run of form {form} and budget {budget} has {arm} and {other} equally good on the training blur"
+        )
     return Difference(runs, statistics.fmean(level), better)

@@ -1,4 +1,4 @@
-"""Checkpoints that survive anything, and the lock that keeps two trainings out of one folder."""
+"""Checkpoints that survive anything, and the lock that keeps two training runs out of one folder."""
 
 import contextlib
 import os
