@@ -57,7 +57,8 @@ def run(args: argparse.Namespace) -> int:
     else:
         names = args.domains or ["gopro_like", *TEST_DOMAINS, "real"]
         for name in names:  # all, before the first is drawn
-            _ = name == "real" or get_domain(name)
+            if name != "real":  # the pairs of the package, no domain to blur by
+                get_domain(name)
         domains = {
             name: PairedImages(SAMPLES, seed=ev.TEST_SEED, device=device)
             if name == "real"

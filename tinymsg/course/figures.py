@@ -109,17 +109,6 @@ def smooth(values: Iterable[float], window: int = 9) -> np.ndarray:
     return np.nanmedian(np.lib.stride_tricks.sliding_window_view(padded, window), axis=-1)[: len(values)]
 
 
-def plot_losses(histories: dict[str, list[dict[str, float]]]) -> Figure:
-    """Denoising losses (running medians) of several runs; colours by name where the name has one."""
-    figure, axis = plt.subplots(figsize=(6.4, 3))
-    for name, history in histories.items():
-        steps, losses = ([row[key] for row in history] for key in ("step", "denoise"))
-        axis.plot(steps, smooth(losses), label=name, color=COLORS.get(name))
-    axis.set(xlabel="optimiser steps", ylabel="denoise loss", yscale="log")
-    axis.legend()
-    return figure
-
-
 def plot_signals(signals: dict[str, Tensor], title: str = "") -> Figure:
     """Signals (1, 1, w) in [-1, 1], one panel each, with the first ("sharp") behind all others in grey."""
     figure, axes = plt.subplots(len(signals), 1, figsize=(8, 1.15 * len(signals) + 0.4), sharex=True, sharey=True)
