@@ -15,7 +15,7 @@ from tinymsg.course.live import LivePanel, live_panel
 SECONDS = 30  # far more than anything here takes
 
 
-def grey(level: float) -> torch.Tensor:
+def gray(level: float) -> torch.Tensor:
     return torch.full((1, 2, 3), level)
 
 
@@ -37,7 +37,7 @@ class Work:
                 if not self.free:
                     self.came.release()
                     assert self.go.acquire(timeout=SECONDS)
-                yield step, 3, grey(level * step / 3), f"{name} at {level}."
+                yield step, 3, gray(level * step / 3), f"{name} at {level}."
         except GeneratorExit:
             self.closed += 1
             raise
@@ -115,10 +115,10 @@ def test_a_second_press_while_it_computes_does_nothing(panel, work):
 
 def test_a_mistake_becomes_a_sentence_and_the_panel_lives(work):
     def fussy(level):
-        yield 1, 2, grey(level), f"{level}"
+        yield 1, 2, gray(level), f"{level}"
         if level > 0.5:
             raise ValueError("<level> is too high.\nmuch")
-        yield 2, 2, grey(level), f"{level}"
+        yield 2, 2, gray(level), f"{level}"
 
     panel = LivePanel(fussy, {"level": (0.0, 1.0, 0.1)})
     panel.controls["level"].value = 0.9
@@ -133,7 +133,7 @@ def test_a_mistake_becomes_a_sentence_and_the_panel_lives(work):
 
 def test_a_mistake_at_the_first_values_stops_the_lesson():
     with pytest.raises(ZeroDivisionError):
-        LivePanel(lambda level: iter([(1, 1, grey(1 / level), "")]), {"level": (0, 5, 1)})
+        LivePanel(lambda level: iter([(1, 1, gray(1 / level), "")]), {"level": (0, 5, 1)})
     with pytest.raises(ValueError, match="no picture"):
         LivePanel(lambda level: iter([]), {"level": (0, 5, 1)})
 
@@ -146,7 +146,7 @@ def test_instant_every_move_computes_and_the_newest_wins():
             seen.append(level)
             came.release()
             assert go.acquire(timeout=SECONDS)
-        yield 1, 1, grey(level / 10), f"level {level}"
+        yield 1, 1, gray(level / 10), f"level {level}"
 
     panel = LivePanel(work, {"level": (0, 10, 1)}, {"level": 3}, instant=True)
     panel.controls["level"].value = 4
@@ -176,7 +176,7 @@ def test_a_figure_is_a_frame_and_leaves_nothing_open():
 
 def test_controls_are_as_fine_as_they_say_and_labels_stand_in_one_column():
     panel = LivePanel(
-        lambda *values: iter([(1, 1, grey(0), str(values))]),
+        lambda *values: iter([(1, 1, gray(0), str(values))]),
         {"steps": (1, 50, 1), "max_noise": (0.01, 0.99, 0.01), "sampler": ["ancestral", "ddim"]},
         {"max_noise": 0.9},
     )
@@ -194,7 +194,7 @@ def test_where_widgets_cannot_run_the_same_picture_and_its_words_are_left(monkey
     monkeypatch.setattr(IPython.display, "display", lambda bundle, **options: left.append((bundle, options)))
 
     def work(level):
-        yield 1, 1, grey(level), f'"{level}"'
+        yield 1, 1, gray(level), f'"{level}"'
 
     panels = [live_panel(work, {"level": (0.0, 1.0, 0.5)}) for _ in range(2)]
     assert [bundle["text/plain"] for bundle, _ in left] == ['"0.0"'] * 2

@@ -76,7 +76,7 @@ def test_the_whole_picture_is_what_restore_makes(local_model, monkeypatch, name)
 
 @pytest.mark.parametrize("weights", pretrained_names())
 def test_shipped_weights_leave_no_seam(weights):
-    """At most one grey level between tiles and the whole in 99.99 % of the values, in the precision of the machine."""
+    """At most one gray level between tiles and the whole in 99.99 % of the values, in the precision of the machine."""
     from skimage.data import astronaut
 
     model = pretrained(weights)

@@ -1,4 +1,4 @@
-"""Validation: what is held out is never learned from, and every look is the same look."""
+"""Validation: what is held out is never learnt from, and every look is the same look."""
 
 import pytest
 import torch

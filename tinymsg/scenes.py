@@ -51,8 +51,8 @@ def _leaf_distance(draws: Draws, grid_x: Tensor, grid_y: Tensor) -> tuple[Tensor
 def _paint(draws: Draws, u: Tensor, v: Tensor) -> Tensor:
     """Colour (n, 3, h, w) of one leaf: base colour, linear shading, and one of three textures."""
     n, h, w = u.shape
-    grey = draws.uniform(1, low=0.02, high=0.98)
-    colour = grey + (draws.uniform(3) - 0.5) * draws.uniform(1, high=0.7) ** 1.5
+    gray = draws.uniform(1, low=0.02, high=0.98)
+    colour = gray + (draws.uniform(3) - 0.5) * draws.uniform(1, high=0.7) ** 1.5
     shading = (draws.uniform(1, 1, low=-0.5, high=0.5) * u + draws.uniform(1, 1, low=-0.5, high=0.5) * v) / max(h, w)
     wave_length = torch.exp(draws.uniform(1, 1, low=math.log(3.0), high=math.log(24.0)))
     phase = 2 * math.pi * (u / wave_length + draws.uniform(1, 1))

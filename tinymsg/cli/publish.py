@@ -35,7 +35,7 @@ def add(commands: argparse._SubParsersAction) -> None:
     sub.add_argument("--results", required=True, metavar="FILE", help=results)
     what = "write a folder for the Hugging Face hub instead, to be sent by: hf upload OWNER/NAME FOLDER"
     sub.add_argument("--hub", metavar="FOLDER", help=what)
-    sub.add_argument("--pictures", metavar="TEXT", help="of whose pictures it has learned, and under which terms")
+    sub.add_argument("--pictures", metavar="TEXT", help="of whose pictures it has learnt, and under which terms")
     sub.add_argument("--licence", default="Apache-2.0", help="of the weights, by SPDX (default: %(default)s)")
     sub.set_defaults(run=run)
 

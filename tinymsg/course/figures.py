@@ -110,7 +110,7 @@ def smooth(values: Iterable[float], window: int = 9) -> np.ndarray:
 
 
 def plot_signals(signals: dict[str, Tensor], title: str = "") -> Figure:
-    """Signals (1, 1, w) in [-1, 1], one panel each, with the first ("sharp") behind all others in grey."""
+    """Signals (1, 1, w) in [-1, 1], one panel each, with the first ("sharp") behind all others in gray."""
     figure, axes = plt.subplots(len(signals), 1, figsize=(8, 1.15 * len(signals) + 0.4), sharex=True, sharey=True)
     reference = next(iter(signals.values())).flatten().cpu()
     for axis, (name, signal) in zip(np.atleast_1d(axes), signals.items(), strict=True):

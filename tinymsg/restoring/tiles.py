@@ -25,7 +25,7 @@ from ..schedule import Schedule, make_schedule
 SMALLEST, LARGEST = 64, 2048  # sides of the tiles that are chosen, in pixels without their margin
 WORKING_SET = 0.8e9  # bytes that the network may take on a CPU, less what a large picture takes, but half in any case
 BAND = 64  # rows whose noise is drawn together; another number is other noise
-LARGE = 2**22  # pixels from which the state is kept in float16: 0.02 grey levels on the mean, 0.5 in one value of 10^4
+LARGE = 2**22  # pixels from which the state is kept in float16: 0.02 gray levels on the mean, 0.5 in one value of 10^4
 _BYTES_PER_PIXEL = 34  # of a large picture: x, the state, and what is read and written
 _ARRAYS = 4  # of the picture's size at the most: z_t, two answers of the network, the mean of several samples
 # Peak of the network per pixel of a tile and channel of the first level, at a fold of 1. Measured on the CPU by
@@ -73,7 +73,7 @@ def margin(model: Model) -> int:
 
     Less is not safe: where a picture is flat, a pixel that is normalised on its own makes much of a small difference.
     After five steps of a network of reach 95, trained on scenes, half of that changed two values in 1000 by more than
-    a grey level of 255, some by 140; three quarters changed two in 100,000, by up to 3.
+    a gray level of 255, some by 140; three quarters changed two in 100,000, by up to 3.
     """
     return _round_up(reach(model), model.multiple)
 

@@ -24,7 +24,7 @@ from .validation import Validation
 
 @dataclass(frozen=True)
 class Plan:
-    """What happens beside learning, and how often; 0 is never. None of it changes what is learned."""
+    """What happens beside learning, and how often; 0 is never. None of it changes what is learnt."""
 
     log_every: int = 100  # steps between rows of log.csv
     save_every: int = 500  # steps between checkpoints

@@ -54,7 +54,7 @@ def choose_held_out(names: list[str]) -> tuple[list[int], str]:
     """
     if len(names) < 2:
         raise ValueError(
-            "a single pair cannot be both learned from and held out for validation; give --validation DATA"
+            "a single pair cannot be both learnt from and held out for validation; give --validation DATA"
         )
     sequences = [name.rpartition("/")[0] for name in names]
     last = [i for i, sequence in enumerate(sequences) if sequence == max(sequences)]
