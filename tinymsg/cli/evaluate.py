@@ -56,15 +56,12 @@ def run(args: argparse.Namespace) -> int:
         domains = {Path(args.pairs).name: PairedImages(args.pairs, args.blur or "blur", device=device)}
     else:
         names = args.domains or ["gopro_like", *TEST_DOMAINS, "real"]
-        for name in names:  # all, before the first is drawn
-            if name != "real":  # the pairs of the package, no domain to blur by
-                get_domain(name)
-        domains = {
-            name: PairedImages(SAMPLES, seed=ev.TEST_SEED, device=device)
-            if name == "real"
-            else ev.domain_pairs(name, args.content, args.count, ev.TEST_SEED, device)
-            for name in names
-        }
+        drawn = [name for name in names if name != "real"]  # real: the pairs of the package, no domain to blur by
+        for name in drawn:  # all are known, before the first is drawn
+            get_domain(name)
+        domains = {name: ev.domain_pairs(name, args.content, args.count, ev.TEST_SEED, device) for name in drawn}
+        if "real" in names:
+            domains["real"] = PairedImages(SAMPLES, seed=ev.TEST_SEED, device=device)
     held_out = args.validation_content or args.content
     validation = ev.domain_pairs("gopro_like", held_out, args.validation, ev.VALIDATION_SEED, device)
     search = partial(choose.grid_search, steps=choose.GRID_STEPS, max_noise=choose.GRID_MAX_NOISE, progress=say)

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ..evaluate import HIGHER_IS_BETTER, student_interval
-from .trial import ALL, ARMS, FEW, HOME, MIDDLE, Place
+from .trial import ALL, ARMS, FEW, HOME, MIDDLE, Place, needed
 
 MARGIN = 0.03  # of a difference that counts: share of the other arm's score
 LEAST_RUNS = 3  # for a verdict
@@ -52,12 +52,12 @@ class Difference(NamedTuple):
 
 
 def complete_rows(record: dict) -> list[dict]:
-    """Rows of a results file, less those of runs that some arm still lacks: so all means are of the same runs."""
+    """Rows of a results file, less those of runs that a needed arm still lacks: so all means are of the same runs."""
     arms: dict[tuple, set[str]] = {}
-    for row in record["rows"]:
-        arms.setdefault((row["form"], row["budget"], row["run"]), set()).add(row["arm"])
-    rows = record["rows"]
-    return [r for r in rows if r["arm"] not in ARMS or arms[r["form"], r["budget"], r["run"]] >= ARMS.keys()]
+    for r in record["rows"]:
+        arms.setdefault((r["form"], r["budget"], r["run"]), set()).add(r["arm"])
+    whole = {key for key, found in arms.items() if found.issuperset(needed(*key[:2]))}
+    return [r for r in record["rows"] if r["arm"] not in ARMS or (r["form"], r["budget"], r["run"]) in whole]
 
 
 def run_scores(

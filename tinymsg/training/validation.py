@@ -53,9 +53,7 @@ def choose_held_out(names: list[str]) -> tuple[list[int], str]:
     their neighbours. Where names tell no sequences, or the last is over a fifth of all, the last twentieth.
     """
     if len(names) < 2:
-        raise ValueError(
-            "a single pair cannot be both learnt from and held out for validation; give --validation DATA"
-        )
+        raise ValueError("a single pair cannot be both learnt from and held out for validation; give --validation DATA")
     sequences = [name.rpartition("/")[0] for name in names]
     last = [i for i, sequence in enumerate(sequences) if sequence == max(sequences)]
     if len(last) <= len(names) / 5:
