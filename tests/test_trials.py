@@ -181,7 +181,7 @@ def test_the_command_goes_on_with_the_same_steps_and_number_of_tests(tmp_path, c
     assert read_results(old)["count"] == 64 and counts == [3, 3, 64]
 
 
-@pytest.mark.parametrize("name", ["toy"])  # breadth is still of two runs and other forms
+@pytest.mark.parametrize("name", ["toy", "breadth"])
 def test_the_command_goes_on_with_the_files_that_were_shipped(name, tmp_path, capsys):
     """Nothing is left to do, and no run is lost, of arms that are gone neither."""
     shipped = Path(__file__).parents[1] / "notebooks" / "results" / f"{name}.json"
