@@ -179,5 +179,5 @@ def test_results_of_other_settings_are_not_added_to(small, monkeypatch, tmp_path
     _run(small, monkeypatch, tmp_path, "--seconds", "1", "--networks", "paper")
     before = (tmp_path / "quality.json").read_text()
     with pytest.raises(SystemExit):
-        _run(small, monkeypatch, tmp_path, "--seconds", "1", "--networks", "nafnet", "--domain", "gopro_like")
+        _run(small, monkeypatch, tmp_path, "--seconds", "1", "--networks", "nafnet", "--domain", "everyday")
     assert "another" in capsys.readouterr().err and (tmp_path / "quality.json").read_text() == before
