@@ -343,6 +343,11 @@ DOMAINS: dict[str, Domain] = {
         ),
         scale=Range(0.5, 1.0, share=0.3, otherwise=1.0),
     ),
+    # Training again: as GoPro's pairs are made, long motion in frames averaged in the file's own values, hardly any noise
+    "film": Domain(
+        Motion("smooth", Range(4.0, 40.0), roll=Range(0.2, 1.5, share=0.3), still=0.08),
+        Camera("none", shot=Range(1e-6, 1e-4, log=True), read=Range(1e-4, 1e-3, log=True)),
+    ),
     # Another task: white noise on a picture that did not move, from hardly visible to heavy
     "denoising": Domain(Motion("linear", length=(0.0, 0.0)), Camera("none", read=Range(0.01, 0.3, log=True))),
     # Not test domains: a single kernel, for the lessons' live training, and its kin
