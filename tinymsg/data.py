@@ -111,8 +111,7 @@ def read_image(path: str | Path) -> Tensor:
             return torch.from_numpy(gray_levels(image)).expand(3, -1, -1).clone()
         if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
             image = image.convert("RGBA")
-            white = Image.new("RGBA", image.size, (255, 255, 255, 255))
-            image = Image.alpha_composite(white, image)
+            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
         pixels = np.array(image.convert("RGB"))
     return torch.from_numpy(pixels).permute(2, 0, 1).float() / 255
 
@@ -189,8 +188,7 @@ class Contents:
         if not images:
             raise ValueError(f"no sharp pictures in {name}")
         self.images, self.name = images, name
-        first = images[0].shape
-        self._stack = torch.stack(images) if all(image.shape == first for image in images) else None
+        self._stack = torch.stack(images) if len({image.shape for image in images}) == 1 else None
 
     def __len__(self) -> int:
         return len(self.images)
@@ -214,11 +212,8 @@ class Contents:
             top, left = (int(place[i, 0] * max(h - size + 1, 1)), int(place[i, 1] * max(w - size + 1, 1)))
             crop = image[:, top : top + size, left : left + size]
             if crop.shape[-2:] != (size, size):
-                crop = torch.from_numpy(
-                    np.pad(
-                        crop.numpy(), ((0, 0), (0, size - crop.shape[1]), (0, size - crop.shape[2])), mode="symmetric"
-                    )
-                )
+                missing = ((0, 0), (0, size - crop.shape[1]), (0, size - crop.shape[2]))
+                crop = torch.from_numpy(np.pad(crop.numpy(), missing, mode="symmetric"))
             crop = torch.rot90(crop, int(turn[i]) % 4, dims=(1, 2))
             cut.append(crop.flip(2) if turn[i] >= 4 else crop)
         return cut
@@ -328,22 +323,22 @@ DOMAINS: dict[str, Domain] = {
     "all": Domain(
         _SHAKE, Camera("measured", exposure=0.6, highlights=4.0, shot=0.004, read=0.01, jpeg_quality=50), True
     ),
-    # Not a test domain: photographs as people have them, for training; 13 % sharp, 7 % out of focus only
+    # Not test domains, for training. Photographs as people have them, of which 13 % sharp
     "everyday": Domain(
-        Motion(("smooth", "linear", "walk"), Range(1.0, 30.0, log=True), roll=Range(0.2, 2.0, share=0.15), still=0.2),
+        Motion(("smooth", "linear", "walk"), Range(1.0, 40.0), roll=Range(0.2, 2.0, share=0.15), still=0.16),
         Camera(
-            ("gamma", "measured"),
-            highlights=Range(1.0, 8.0, log=True, share=0.4, otherwise=1.0),
-            defocus=Range(0.3, 1.0, share=0.35),
-            shot=Range(1e-5, 1e-2, log=True),  # daylight to dusk
-            read=Range(3e-4, 6e-3, log=True),
+            ("none", "gamma", "measured"),
+            highlights=Range(1.0, 8.0, log=True, share=0.3, otherwise=1.0),
+            defocus=Range(0.3, 1.0, share=0.2),
+            shot=Range(1e-6, 1e-2, log=True),  # full daylight to dusk
+            read=Range(1e-4, 6e-3, log=True),
             red_gain=(1.9, 2.4),  # of the cameras in RSBlur (Rim et al. 2022)
             blue_gain=(1.5, 1.9),
-            jpeg_quality=Range(30, 95, share=0.8),
+            jpeg_quality=Range(30, 95, share=0.6),
         ),
         scale=Range(0.5, 1.0, share=0.3, otherwise=1.0),
     ),
-    # Training again: as GoPro's pairs are made, long motion in frames averaged in the file's own values, hardly any noise
+    # As GoPro's pairs are made: long motion, averaged in the file's own values, hardly any noise
     "film": Domain(
         Motion("smooth", Range(4.0, 40.0), roll=Range(0.2, 1.5, share=0.3), still=0.08),
         Camera("none", shot=Range(1e-6, 1e-4, log=True), read=Range(1e-4, 1e-3, log=True)),
