@@ -41,15 +41,15 @@ def test_every_eighth_pair_is_sharp(noise):
 def test_motion_is_mixed():
     path = EVERYDAY.motion.draw(streams(3000))
     still = (path == 0).flatten(1).all(dim=1)
-    assert 0.13 < still.float().mean() < 0.19
+    assert 0.17 < still.float().mean() < 0.23
     rolls = (path[..., 2] != 0).any(dim=1)
     assert 0.09 < rolls.float().mean() < 0.15
     roll = (path[rolls, -1, 2] - path[rolls, 0, 2]).abs()
     assert 0.2 <= roll.min() < 0.3 and 1.9 < roll.max() <= 2.001
     shifts = path[~still, :, :2]
     extent = (shifts.amax(dim=1) - shifts.amin(dim=1)).norm(dim=-1)
-    assert extent.min() < 1.5 and 40 < extent.max() < 58  # a walk has its length along both axes
-    assert 17 < extent.median() < 25  # long ones, which have most to teach, are no exception
+    assert extent.min() < 1.3 and 25 < extent.max() < 45  # a walk has its length along both axes
+    assert 4 < extent.median() < 8  # as many short paths as long ones
     steps = shifts.diff(dim=1)
     straight = (steps - steps.mean(dim=1, keepdim=True)).abs().amax(dim=(1, 2)) < 1e-4
     assert 0.28 < straight.float().mean() < 0.39  # the linear ones
@@ -58,29 +58,29 @@ def test_motion_is_mixed():
 def test_cameras_are_mixed_within_their_ranges():
     values = EVERYDAY.camera.draw(streams(2000), torch.device("cpu"))
     for name, (low, high, middle) in {
-        "shot": (1e-6, 1e-2, 1e-4),
-        "read": (1e-4, 6e-3, 7.7e-4),
+        "shot": (1e-5, 1e-2, 3.2e-4),
+        "read": (3e-4, 6e-3, 1.3e-3),
         "red_gain": (1.9, 2.4, 2.15),
         "blue_gain": (1.5, 1.9, 1.7),
     }.items():
         assert values[name].shape == (2000, 1, 1, 1) and values[name].dtype == torch.float32
         assert low * 0.999 <= values[name].min() < values[name].max() <= high * 1.001
-        assert 0.75 < values[name].median() / middle < 1.33
+        assert 0.8 < values[name].median() / middle < 1.25
     quality = values["jpeg_quality"]
-    assert 0.57 < (quality > 0).float().mean() < 0.63
+    assert 0.77 < (quality > 0).float().mean() < 0.83
     assert 30 <= quality[quality > 0].min() < 32 and 93 < quality.max() <= 95
     assert values["highlights"].min() == 1 and 7.5 < values["highlights"].max() <= 8.001
-    assert all(0.3 < (values["response"] == which).float().mean() < 0.37 for which in range(3))
+    assert 0.45 < (values["response"] == 1).float().mean() < 0.55
     assert isinstance(EVERYDAY.scale, Range)
     scale = draw_range(EVERYDAY.scale, streams(2000))
     assert 0.5 <= scale.min() < 0.52 and 0.65 < (scale == 1).float().mean() < 0.75
 
 
 def test_one_batch_holds_all_kinds(noise):
-    y0, x = SyntheticPairs(noise, "everyday").crops(torch.arange(48), 16)
+    y0, x = SyntheticPairs(noise, "everyday").crops(torch.arange(16), 16)
     error = (y0 - x).square().mean(dim=(1, 2, 3))
     assert error.max() > 10 * error.min()
-    assert len(error.unique()) == 48
+    assert len(error.unique()) == 16
 
 
 def test_a_pair_is_the_same_in_any_batch(noise):

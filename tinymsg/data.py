@@ -323,22 +323,22 @@ DOMAINS: dict[str, Domain] = {
     "all": Domain(
         _SHAKE, Camera("measured", exposure=0.6, highlights=4.0, shot=0.004, read=0.01, jpeg_quality=50), True
     ),
-    # Not test domains, for training. Photographs as people have them, of which 13 % sharp
+    # Not a test domain: photographs as people have them, for training; 13 % sharp, 7 % out of focus only
     "everyday": Domain(
-        Motion(("smooth", "linear", "walk"), Range(1.0, 40.0), roll=Range(0.2, 2.0, share=0.15), still=0.16),
+        Motion(("smooth", "linear", "walk"), Range(1.0, 30.0, log=True), roll=Range(0.2, 2.0, share=0.15), still=0.2),
         Camera(
-            ("none", "gamma", "measured"),
-            highlights=Range(1.0, 8.0, log=True, share=0.3, otherwise=1.0),
-            defocus=Range(0.3, 1.0, share=0.2),
-            shot=Range(1e-6, 1e-2, log=True),  # full daylight to dusk
-            read=Range(1e-4, 6e-3, log=True),
+            ("gamma", "measured"),
+            highlights=Range(1.0, 8.0, log=True, share=0.4, otherwise=1.0),
+            defocus=Range(0.3, 1.0, share=0.35),
+            shot=Range(1e-5, 1e-2, log=True),  # daylight to dusk
+            read=Range(3e-4, 6e-3, log=True),
             red_gain=(1.9, 2.4),  # of the cameras in RSBlur (Rim et al. 2022)
             blue_gain=(1.5, 1.9),
-            jpeg_quality=Range(30, 95, share=0.6),
+            jpeg_quality=Range(30, 95, share=0.8),
         ),
         scale=Range(0.5, 1.0, share=0.3, otherwise=1.0),
     ),
-    # As GoPro's pairs are made: long motion, averaged in the file's own values, hardly any noise
+    # Nor this: as GoPro's pairs are made, long motion averaged in the file's own values, hardly any noise
     "film": Domain(
         Motion("smooth", Range(4.0, 40.0), roll=Range(0.2, 1.5, share=0.3), still=0.08),
         Camera("none", shot=Range(1e-6, 1e-4, log=True), read=Range(1e-4, 1e-3, log=True)),
