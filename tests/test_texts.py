@@ -74,6 +74,15 @@ def test_no_measured_number_is_typed_by_hand(path):
     assert course.bare_numbers(path.read_text()) == []
 
 
+def test_github_shows_every_formula():
+    """It refuses some macros: github/markup#1688."""
+    written = [path.read_text() for path in [*TEXTS, *(LIBRARY.parent / "docs").glob("*.md")]]
+    written += [cell.source for lesson in LESSONS.values() for cell in lesson.cells if cell.cell_type == "markdown"]
+    assert [
+        found for text in written for found in re.findall(r"\\(?:operatorname|mbox|phantom|newcommand)\b", text)
+    ] == []
+
+
 @pytest.mark.parametrize("path", TEXTS, ids=lambda path: path.stem)
 def test_every_function_that_is_named_exists(path):
     names = re.findall(r"`tinymsg\.([\w.]+)", path.read_text())
