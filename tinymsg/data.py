@@ -6,7 +6,7 @@ iterator whose state could be lost.
 """
 
 import math
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -193,9 +193,9 @@ class Contents:
     def __len__(self) -> int:
         return len(self.images)
 
-    def crops(self, draws: Draws, size: int, device: torch.device | str = "cpu") -> Tensor:
+    def crops(self, draws: Draws, size: int) -> Tensor:
         """(n, c, size, size) display values of what `cut` cuts."""
-        return upload(torch.stack(self.cut(draws, [size] * len(draws))), torch.device(device)).float() / 255
+        return torch.stack(self.cut(draws, [size] * len(draws))).float() / 255
 
     def cut(self, draws: Draws, sizes: list[int]) -> list[Tensor]:
         """uint8 crops (c, size, size), each of its own size: picture, place, flips and quarter turns drawn on the CPU.
@@ -270,21 +270,13 @@ def folder_contents(folder: str) -> Contents:
     return Contents(images, f"{len(paths)} pictures of {Path(folder).name}")
 
 
-CONTENTS: dict[str, Callable[[int, int], Contents]] = {
-    "scenes": lambda count, seed: scene_contents(count, seed),
-    "photos": lambda count, seed: photo_contents(),
-}
-
-
 def make_contents(name: str, count: int, seed: int) -> Contents:
-    """A registered content, or the pictures of a folder."""
-    if name in CONTENTS:
-        return CONTENTS[name](count, seed)
+    """Procedural "scenes", scikit-image's "photos", or the pictures of a folder."""
+    if name in ("scenes", "photos"):
+        return scene_contents(count, seed) if name == "scenes" else photo_contents()
     if Path(name).is_dir():
         return folder_contents(name)
-    raise ValueError(
-        f"unknown content {name!r}; known: {', '.join(CONTENTS)}, or the path of a folder of sharp pictures"
-    )
+    raise ValueError(f"unknown content {name!r}; known: scenes, photos, or the path of a folder of sharp pictures")
 
 
 def other_content(name: str) -> str:
@@ -303,6 +295,7 @@ class Domain:
     camera: Camera = Camera()
     new_content: bool = False
     scale: Amount = 1.0  # how much smaller the picture was made after the blur, at most 1
+    other: "Domain | None" = None  # of which every second pair is
 
     def margin(self, size: int) -> int:
         """Pixels about a picture of `size` pixels that its light may come from."""
@@ -310,6 +303,11 @@ class Domain:
 
 
 _SHAKE = Motion("walk", length=(9.0, 23.0), roll=(0.0, 2.0))
+# As GoPro's pairs are made: long motion averaged in the file's own values, hardly any noise
+_FILM = Domain(
+    Motion("smooth", Range(4.0, 40.0), roll=Range(0.2, 1.5, share=0.3), still=0.08),
+    Camera("none", shot=Range(1e-6, 1e-4, log=True), read=Range(1e-4, 1e-3, log=True)),
+)
 DOMAINS: dict[str, Domain] = {
     # The training domain, after GoPro: short smooth motion, light averaged, gamma, clean
     "gopro_like": Domain(),
@@ -323,7 +321,7 @@ DOMAINS: dict[str, Domain] = {
     "all": Domain(
         _SHAKE, Camera("measured", exposure=0.6, highlights=4.0, shot=0.004, read=0.01, jpeg_quality=50), True
     ),
-    # Not a test domain: photographs as people have them, for training; 13 % sharp, 7 % out of focus only
+    # Not a test domain: photographs as people have them, for training; one in ten is sharp
     "everyday": Domain(
         Motion(("smooth", "linear", "walk"), Range(1.0, 30.0, log=True), roll=Range(0.2, 2.0, share=0.15), still=0.2),
         Camera(
@@ -337,12 +335,10 @@ DOMAINS: dict[str, Domain] = {
             jpeg_quality=Range(30, 95, share=0.8),
         ),
         scale=Range(0.5, 1.0, share=0.3, otherwise=1.0),
+        other=_FILM,
     ),
-    # Nor this: as GoPro's pairs are made, long motion averaged in the file's own values, hardly any noise
-    "film": Domain(
-        Motion("smooth", Range(4.0, 40.0), roll=Range(0.2, 1.5, share=0.3), still=0.08),
-        Camera("none", shot=Range(1e-6, 1e-4, log=True), read=Range(1e-4, 1e-3, log=True)),
-    ),
+    # Nor this
+    "film": _FILM,
     # Another task: white noise on a picture that did not move, from hardly visible to heavy
     "denoising": Domain(Motion("linear", length=(0.0, 0.0)), Camera("none", read=Range(0.01, 0.3, log=True))),
     # Not test domains: a single kernel, for the lessons' live training, and its kin
@@ -403,8 +399,18 @@ class SyntheticPairs:
 
     def crops(self, index: Tensor, size: int) -> tuple[Tensor, Tensor]:
         """(y0, x), both (n, c, size, size) in [-1, 1], for int64 indices (n,)."""
-        draws = Draws(self.seed, index.cpu())  # what the pairs are is planned on the CPU, and made on the device
-        domain, scaled = self.domain, self.domain.scale != 1
+        index, other = index.cpu(), self.domain.other
+        if other is None:
+            return self._crops(self.domain, index, size)
+        groups = [(d, rows) for n, d in enumerate((self.domain, other)) if len(rows := torch.where(index % 2 == n)[0])]
+        made = [self._crops(d, index[rows], size) for d, rows in groups]
+        order = upload(torch.cat([rows for _, rows in groups]).argsort(), self.device)
+        y0, x = (torch.cat(images).index_select(0, order) for images in zip(*made, strict=True))
+        return y0, x
+
+    def _crops(self, domain: Domain, index: Tensor, size: int) -> tuple[Tensor, Tensor]:
+        draws = Draws(self.seed, index)  # what the pairs are is planned on the CPU, and made on the device
+        scaled = domain.scale != 1
         margin = JPEG_ROOM if scaled else domain.margin(size)
         target = size + 2 * margin
         sides = [target] * len(index)

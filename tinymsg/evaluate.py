@@ -217,10 +217,7 @@ def bootstrap_interval(values: Float[Tensor, " n"], draws: int = 2000, seed: int
         raise ValueError(f"values must have shape (n,) with n >= 2, got {tuple(values.shape)}")
     generator = torch.Generator().manual_seed(seed)
     picks = torch.randint(len(values), (draws, len(values)), generator=generator)
-    return _middle_95(values.cpu().double()[picks].mean(dim=1))
-
-
-def _middle_95(means: Tensor) -> tuple[float, float]:
+    means = values.cpu().double()[picks].mean(dim=1)
     low, high = torch.quantile(means, torch.tensor([0.025, 0.975], dtype=means.dtype)).tolist()
     return low, high
 

@@ -67,9 +67,8 @@ class StructureNet(nn.Module):
         super().__init__()
         self.conv_in = conv(1, width, dims)
         self.blocks = nn.Sequential(*[_Block(width, dims) for _ in range(blocks)])
-        self.head = (
-            zeroed(conv(width, outputs, dims)) if outputs else None
-        )  # starts by predicting the blurry image itself
+        # Starts by predicting the blurry image itself
+        self.head = zeroed(conv(width, outputs, dims)) if outputs else None
 
     def forward(self, gray: Tensor) -> tuple[Tensor, Tensor | None]:
         h = self.blocks(self.conv_in(gray))
@@ -114,9 +113,7 @@ class MultiscaleGuidance(nn.Module):
         if not scales or len(set(scales)) != len(scales) or not all(low <= k <= high for k in scales):
             raise ValueError(f"scales must be distinct and within {low} .. {high}, got {scales}")
         if stop_gradient and target == "none":
-            raise ValueError(
-                "stop_gradient with target 'none' leaves nothing for the guidance to learn from: change one"
-            )
+            raise ValueError("stop_gradient with target 'none' leaves nothing for guidance to learn from: change one")
         self.scales, self.target, self.inject, self.stop_gradient = tuple(scales), target, inject, stop_gradient
         structure = 3 if target == "rgb" else 1
         outputs = 0 if target == "none" and inject == "features" else structure  # no weights that nothing trains
@@ -141,9 +138,9 @@ class MultiscaleGuidance(nn.Module):
         add = {k: project(s) for k, s, project in zip(self.scales, injected, self.to_encoder, strict=False)}
         concat = None
         if self.concat_channels:
-            maps = (
-                [project(s) for s, project in zip(injected, self.to_input, strict=True)] if self.to_input else injected
-            )
+            maps = injected
+            if self.to_input:
+                maps = [project(s) for s, project in zip(injected, self.to_input, strict=True)]
             concat = torch.cat([F.interpolate(m, size=x.shape[-2:], mode="bilinear") for m in maps], dim=1)
         return Features(add, concat), tuple(predictions) if self.target != "none" else ()
 

@@ -95,7 +95,7 @@ class TrainConfig:
     """How a network is trained. The paper's steps, schedule, loss norm and learning rate were not available to us."""
 
     # Data
-    content: str = "scenes"  # a name in data.CONTENTS, or a folder of sharp pictures
+    content: str = "scenes"  # "scenes", "photos", or a folder of sharp pictures
     content_count: int = 2000  # how many distinct sharp images
     domain: str = "gopro_like"  # a name in data.DOMAINS
     crop: int = 64  # pixels
@@ -127,14 +127,11 @@ class TrainConfig:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.compile == "reduce-overhead" and self.accumulate > 1:
-            raise ValueError(
-                "a recorded pass writes its gradients where the last one did: accumulate must be 1 with "
-                "compile='reduce-overhead'"
-            )
+            what = "a recorded pass writes its gradients where the last one did"
+            raise ValueError(f"{what}: accumulate must be 1 with compile='reduce-overhead'")
         if self.batch % self.accumulate:
-            raise ValueError(
-                f"accumulate must divide batch: {self.batch} crops do not part into {self.accumulate} micro-batches"
-            )
+            what = f"{self.batch} crops do not part into {self.accumulate} micro-batches"
+            raise ValueError(f"accumulate must divide batch: {what}")
 
 
 @dataclass(frozen=True)
@@ -184,18 +181,8 @@ class Model(nn.Module):
         c = self.config = config
         self.guidance: MultiscaleGuidance | NoGuidance = NoGuidance()
         if c.scales:
-            self.guidance = MultiscaleGuidance(
-                c.widths,
-                c.scales,
-                c.target,
-                c.inject,
-                c.how,
-                c.stop_gradient,
-                c.guidance_width,
-                c.guidance_blocks,
-                c.dims,
-                c.fold,
-            )
+            net = (c.guidance_width, c.guidance_blocks, c.dims, c.fold)
+            self.guidance = MultiscaleGuidance(c.widths, c.scales, c.target, c.inject, c.how, c.stop_gradient, *net)
         self.unet = UNet(c.channels, c.widths, c.blocks, self.guidance.concat_channels, c.dims, c.fold)
 
     @property

@@ -37,7 +37,7 @@ def use_style() -> None:
     plt.rc("axes.spines", top=False, right=False)
     plt.rc("grid", alpha=0.25)
     plt.rc("legend", frameon=False)
-    plt.rc("image", interpolation="nearest")
+    plt.rc("image", interpolation="auto")
 
 
 def score_text(estimate: Tensor, truth: Tensor) -> str:
