@@ -64,12 +64,12 @@ def run(args: argparse.Namespace) -> int:
             domains["real"] = PairedImages(SAMPLES, seed=ev.TEST_SEED, device=device)
     held_out = args.validation_content or args.content
     validation = ev.domain_pairs("gopro_like", held_out, args.validation, ev.VALIDATION_SEED, device)
-    search = partial(choose.grid_search, steps=choose.GRID_STEPS, max_noise=choose.GRID_MAX_NOISE, progress=say)
-    diffusion = {label: model for label, model in models.items() if model.config.kind == "diffusion"}
-    grid = {label: search(model, validation, args.validation, args.size) for label, model in diffusion.items()}
-    setting = Setting(samples=args.samples)
-    if grid:  # chosen on the validation split of the training domain, for the first model; then frozen for all
-        best = choose.choose_cell(next(iter(grid.values())))
+    grid, setting = {}, Setting(samples=args.samples)
+    # Chosen on the validation split of the training domain, for the first diffusion model; then frozen for all
+    if label := next((label for label, model in models.items() if model.config.kind == "diffusion"), None):
+        search = partial(choose.grid_search, steps=choose.GRID_STEPS, max_noise=choose.GRID_MAX_NOISE, progress=say)
+        grid[label] = search(models[label], validation, args.validation, args.size)
+        best = choose.choose_cell(grid[label])
         setting = dataclasses.replace(setting, steps=best["steps"], max_noise=best["max_noise"])
     results = ev.provenance() | {
         "grid": grid,

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..data import Batches
-from ..evaluate import measure, sample_and_mean, summary
+from ..evaluate import measure, sample_and_mean
 from ..model import Model, Recipe, plain_twin
 from ..sample import Setting
 from ..train import Record, TrainState, fit
@@ -121,9 +121,3 @@ def per_signal(
     # At most 60 dB, which exact signals would exceed
     scores = {name: torch.tensor(measure(v, y0, ("psnr",))["psnr"]).clamp(max=60.0) for name, v in found.items()}
     return scores | {"invented_edges": invented_edges(one, y0)}
-
-
-def score(model: Model | None, count: int = 64, seed: int = TEST_SEED) -> dict[str, dict]:
-    """`per_signal` of every domain as means with 95 % intervals: {domain: {"psnr": {mean, low, high}, ...}}."""
-    scores = {domain: per_signal(model, domain, count, seed) for domain in DOMAINS_1D}
-    return {domain: {name: summary(v.tolist()) for name, v in values.items()} for domain, values in scores.items()}
