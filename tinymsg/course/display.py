@@ -52,13 +52,14 @@ def _display(picture: Image.Image, alt: str, bundle: dict | None = None) -> None
 
 
 def _small(picture: Image.Image) -> tuple[str, bytes]:
-    """Type and bytes of a file: a PNG of the 64 colours that serve it best, or a JPEG where those change it visibly."""
+    """Type and bytes of the smaller file: a PNG of the 64 colours that serve it best, unless they show, or a JPEG."""
     stop = picture.width * picture.height // 50  # k-means ends when fewer pixels change their colour
     few = picture.quantize(64, Image.Quantize.MAXCOVERAGE, kmeans=stop, dither=Image.Dither.NONE)
     change = np.abs(np.asarray(few.convert("RGB"), dtype=int) - np.asarray(picture)).max(axis=-1)
-    if change.mean() < 1:  # a level of 255: curves and words, no photographs
-        return "image/png", _bytes(few, "PNG", optimize=True)
-    return "image/jpeg", _bytes(picture, "JPEG", quality=85, optimize=True)
+    png, jpeg = _bytes(few, "PNG", optimize=True), _bytes(picture, "JPEG", quality=85, optimize=True)
+    if change.mean() < 1 and len(png) < len(jpeg):  # a level of 255: curves and words, no photographs
+        return "image/png", png
+    return "image/jpeg", jpeg
 
 
 def _bytes(picture: Image.Image, form: str, **options) -> bytes:
