@@ -570,6 +570,23 @@ def test_guided_training_may_begin_with_a_plain_network(tmp_path):
     assert all(layer.weight.abs().max() > 0 for layer in after.guidance.to_encoder)
 
 
+def test_a_diffusion_begins_as_the_regression_that_it_starts_from(tmp_path):
+    """At every noise level, whatever the noise; then it learns to look at it."""
+    same = ["--device", "cpu", "--set", "precision=fp32", *TINY]
+    assert main(["train", "--arm", "regression", "--out", str(tmp_path / "regression"), *same, "steps=3"]) == 0
+    start = ["--start", str(tmp_path / "regression" / "weights.safetensors")]
+    for name, changes in (("still", ["lr=1e-9", "steps=1"]), ("moved", ["lr=1e-2", "steps=3"])):
+        assert main(["train", "--arm", "plain", "--out", str(tmp_path / name), *start, *same, *changes]) == 0
+    models = {name: load_model(tmp_path / name / "weights.safetensors") for name in ("regression", "still", "moved")}
+    x, noise = torch.rand(1, 3, 32, 32) * 2 - 1, torch.randn(2, 1, 3, 32, 32)
+    answer = models["regression"].denoiser(x)(noise[0], torch.zeros(1))
+    assert (answer - x).abs().max() > 1e-3, "it has learnt something"
+    for level in (0.01, 0.5, 0.99):
+        still, moved = ([models[n].denoiser(x)(z, torch.tensor([level])) for z in noise] for n in ("still", "moved"))
+        torch.testing.assert_close(still, [answer, answer], rtol=0, atol=1e-4)
+        assert (moved[0] - moved[1]).abs().max() > 1e-6
+
+
 def test_the_control_arm_has_the_branch_but_not_its_loss(tmp_path):
     arguments = ["train", "--arm", "control", "--out", str(tmp_path / "run"), "--device", "cpu"]
     assert main([*arguments, "--set", "steps=2", *TINY]) == 0

@@ -165,12 +165,30 @@ def _start(name: str | None, recipe) -> tuple:
         if isinstance(model.guidance, MultiscaleGuidance) and missing:  # it joins as if it were not there, and learns
             for weight in model.guidance.to_encoder.parameters():
                 zeros_(weight)
+        if trained.config.kind != recipe.network.kind == "diffusion":
+            _forget_noise(model.unet)
     except RuntimeError:
         theirs, ours = trained.config.to_dict(), recipe.network.to_dict()
         differing = ", ".join(key for key in ours if ours[key] != theirs[key] and key != "precision")
         advice = "give the --arm and --set that it was trained with"
         raise ValueError(f"--start {name} is another network: it differs in {differing}; {advice}") from None
     return model, {"started_from": f"{name}, SHA-256 {sha256(weights_path(name))}"}
+
+
+def _forget_noise(unet) -> None:
+    """What a regression has never seen, z_t and its noise level, counts for nothing yet: at every level its answer."""
+    import torch
+    from torch.nn.functional import silu
+
+    from ..unet import ResBlock
+
+    with torch.no_grad():
+        unet.conv_in.weight[:, : unet.conv_out.out_channels] = 0  # z_t comes before x
+        always = silu(unet.embed(torch.zeros(1)))[0]  # the level that a regression is told
+        for block in unet.modules():
+            if isinstance(block, ResBlock):
+                block.modulate.bias += block.modulate.weight @ always
+                block.modulate.weight.zero_()
 
 
 def _estimate(args: argparse.Namespace, recipe) -> int:
