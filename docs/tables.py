@@ -231,7 +231,7 @@ def default_weights() -> str:
 def training_hours() -> str:
     """What the hours have brought: the validation half-way through and at the end of each part of the training."""
     rows = []
-    for name in ("everyday-regression", "everyday-guided", "everyday-plain"):
+    for name in ("everyday-regression", "everyday-plain"):
         hours = 0.0
         for part in json.loads((ROOT / f"tinymsg/weights/{name}.json").read_text())["history"]:
             curve = part["curve"]

@@ -12,8 +12,8 @@ def add(commands: argparse._SubParsersAction) -> None:
         epilog="The rule is in tinymsg/studies/photographs.py: leave sharp pictures alone, harm no real one, and of "
         "what is left take the nearest to the truth by LPIPS.",
     )
-    three = ["everyday-guided", "everyday-plain", "everyday-regression"]
-    common(sub, "weights", default=three, **NAMED)
+    both = ["everyday-plain", "everyday-regression"]
+    common(sub, "weights", default=both, **NAMED)
     common(sub, "out")
     option = sub.add_argument
     pairs = "real pairs: blur/ beside sharp/, or input/ and target/ (default: the eight that come with the package)"
