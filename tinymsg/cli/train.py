@@ -114,12 +114,16 @@ def _sentence(error: RuntimeError, device, processes: int) -> str | None:
 
 def _train(args: argparse.Namespace, recipe, device) -> int:
     """Resume, say what will be done, do it; the folder is ours."""
-    from ..model import count_parameters
+    from ..machine import sha256
+    from ..model import count_parameters, pretrained, weights_path
     from ..train import TrainState
     from ..training import checkpoint, estimate, parallel, runs
     from .sources import open_data
 
-    model, start = _start(args.start, recipe)
+    model, start = None, {}
+    if args.start:
+        model = checkpoint.begin_from(pretrained(args.start), recipe)
+        start = {"started_from": f"{args.start}, SHA-256 {sha256(weights_path(args.start))}"}
     state = TrainState(recipe, device, model)
     validate = args.validate_every is not None and (args.validation or True)
     pictures = args.validation_count, args.validation_size
@@ -145,50 +149,6 @@ def _train(args: argparse.Namespace, recipe, device) -> int:
         what = f"stopped at step {state.step} by {signal.Signals(stopped).name}, checkpoint written"
         print(f"\n{what}; the same command goes on from there", file=sys.stderr)
     return 128 + stopped if stopped else 0
-
-
-def _start(name: str | None, recipe) -> tuple:
-    """(model to begin with, what is said of it in the run's records); None: random weights."""
-    from torch.nn.init import zeros_
-
-    from ..guidance import MultiscaleGuidance
-    from ..machine import sha256
-    from ..model import build_model, pretrained, weights_path
-
-    if name is None:
-        return None, {}
-    trained, model = pretrained(name), build_model(recipe.network, recipe.training.seed)
-    try:
-        missing, unexpected = model.load_state_dict(trained.state_dict(), strict=False)
-        if unexpected or not all(name.startswith("guidance.") for name in missing):
-            raise RuntimeError
-        if isinstance(model.guidance, MultiscaleGuidance) and missing:  # it joins as if it were not there, and learns
-            for weight in model.guidance.to_encoder.parameters():
-                zeros_(weight)
-        if trained.config.kind != recipe.network.kind == "diffusion":
-            _forget_noise(model.unet)
-    except RuntimeError:
-        theirs, ours = trained.config.to_dict(), recipe.network.to_dict()
-        differing = ", ".join(key for key in ours if ours[key] != theirs[key] and key != "precision")
-        advice = "give the --arm and --set that it was trained with"
-        raise ValueError(f"--start {name} is another network: it differs in {differing}; {advice}") from None
-    return model, {"started_from": f"{name}, SHA-256 {sha256(weights_path(name))}"}
-
-
-def _forget_noise(unet) -> None:
-    """What a regression has never seen, z_t and its noise level, counts for nothing yet: at every level its answer."""
-    import torch
-    from torch.nn.functional import silu
-
-    from ..unet import ResBlock
-
-    with torch.no_grad():
-        unet.conv_in.weight[:, : unet.conv_out.out_channels] = 0  # z_t comes before x
-        always = silu(unet.embed(torch.zeros(1)))[0]  # the level that a regression is told
-        for block in unet.modules():
-            if isinstance(block, ResBlock):
-                block.modulate.bias += block.modulate.weight @ always
-                block.modulate.weight.zero_()
 
 
 def _estimate(args: argparse.Namespace, recipe) -> int:

@@ -1,4 +1,4 @@
-"""Checkpoints that survive anything, and the lock that keeps two training runs out of one folder."""
+"""Where a training begins: checkpoints that survive anything, other weights; and the lock of its folder."""
 
 import contextlib
 import os
@@ -10,10 +10,14 @@ from pathlib import Path
 
 import torch
 from filelock import FileLock, Timeout
+from torch.nn.functional import silu
+from torch.nn.init import zeros_
 
+from ..guidance import MultiscaleGuidance
 from ..machine import atomic_write
-from ..model import Recipe
+from ..model import Model, Recipe, build_model
 from ..train import TrainState
+from ..unet import ResBlock, UNet
 from .parallel import from_first, rank_and_processes
 
 LOCK, HOLDER = "lock", "holder"  # in the run's folder: the lock, and "PROCESS on MACHINE" of who holds it
@@ -168,3 +172,41 @@ def _holder(folder: Path) -> str:
     with contextlib.suppress(OSError):
         return (folder / HOLDER).read_text()
     return ""
+
+
+# --- other weights to begin with ----------------------------------------------------------------------------
+
+
+def begin_from(trained: Model, recipe: Recipe) -> Model:
+    """A model of the recipe that begins with trained weights.
+
+    Guidance that they lack joins as if it were not there. A diffusion begins exactly as the regression whose weights it
+    gets: what that has never seen, z_t and its noise level, counts for nothing yet.
+    Raises: ValueError where they do not fit.
+    """
+    model = build_model(recipe.network, recipe.training.seed)
+    try:
+        missing, unexpected = model.load_state_dict(trained.state_dict(), strict=False)
+        if unexpected or not all(name.startswith("guidance.") for name in missing):
+            raise RuntimeError
+    except RuntimeError:
+        theirs, ours = trained.config.to_dict(), recipe.network.to_dict()
+        differing = ", ".join(key for key in ours if ours[key] != theirs[key] and key != "precision")
+        advice = "give the --arm and --set that they were trained with"
+        raise ValueError(f"the weights to start from are another network: it differs in {differing}; {advice}") from None
+    if isinstance(model.guidance, MultiscaleGuidance) and missing:
+        for weight in model.guidance.to_encoder.parameters():
+            zeros_(weight)
+    if trained.config.kind != recipe.network.kind == "diffusion":
+        _forget_noise(model.unet)
+    return model
+
+
+@torch.no_grad()
+def _forget_noise(unet: UNet) -> None:
+    unet.conv_in.weight[:, : unet.conv_out.out_channels] = 0  # z_t comes before x
+    always = silu(unet.embed(torch.zeros(1)))[0]  # the level that a regression is told
+    for block in unet.modules():
+        if isinstance(block, ResBlock):
+            block.modulate.bias.add_(block.modulate.weight @ always)
+            block.modulate.weight.zero_()
