@@ -289,19 +289,6 @@ def test_every_picture_has_noise_of_its_own(tiny_model, pairs):
     assert len(set(results["domains"]["in"]["per_image"]["plain"]["psnr"])) == 4
 
 
-def test_evaluate_registers_the_estimate_with_the_truth(tiny_model, pairs):
-    """What is compared is what `register` gives, of each row."""
-
-    def drop_border(estimate, truth):
-        return estimate[:, 4:-4, 4:-4], truth[:, 4:-4, 4:-4]
-
-    model = {"plain": tiny_model(scales=())}
-    results = evaluate(model, {"in": pairs}, SETTING, 3, 24, ("psnr",), register=drop_border)
-    y0, x = (image[..., 4:-4, 4:-4] for image in pairs.crops(torch.arange(3), 24))
-    expected = psnr(to_display(x), to_display(y0)).tolist()
-    assert results["domains"]["in"]["per_image"]["blurry"]["psnr"] == pytest.approx(expected, abs=1e-3)
-
-
 def test_evaluate_goes_on_without_an_unavailable_metric(tiny_model, pairs, monkeypatch):
     def unavailable(*_):
         raise MetricUnavailable("no weights here")

@@ -182,11 +182,6 @@ def test_every_part_of_the_setting_counts(tmp_path, weights):
             "it differs in widths, guidance_width, guidance_blocks; give the --arm and --set",
         ),
         (["evaluate", "--out", "OUT.json", "--weights", "W", "--domains", "mars"], "unknown domain 'mars'"),
-        (["evaluate", "--out", "OUT.json", "--weights", "W", "--align", "2"], "it goes with --pairs"),
-        (
-            ["evaluate", "--out", "OUT.json", "--weights", "W", "--blur", "blur_gamma"],
-            "--blur is for real pairs: it goes with --pairs",
-        ),
         (["evaluate", "--out", "OUT.json", "--weights", "W", "W"], "the name is taken; give another by ROW="),
         (["evaluate", "--out", "OUT.json", "--weights", "blurry=W"], "a row cannot be named 'blurry'"),
         (["evaluate", "--out", "OUT.json", "--weights", "a=W", "a-mean=W"], "a row cannot be named 'a-mean'"),
@@ -215,7 +210,7 @@ def test_mistakes_get_one_sentence(arguments, message, tmp_path, weights, capsys
 
 @pytest.mark.parametrize(
     ("command", "option", "least"),
-    [("evaluate", "--count", 2), ("evaluate", "--align", 0), ("evaluate", "--samples", 1), ("ablate", "--count", 2)],
+    [("evaluate", "--count", 2), ("evaluate", "--samples", 1), ("ablate", "--count", 2)],
 )
 def test_too_small_a_number_is_refused_by_its_option(command, option, least, tmp_path, capsys):
     with pytest.raises(SystemExit) as stop:
@@ -227,14 +222,7 @@ def test_too_small_a_number_is_refused_by_its_option(command, option, least, tmp
 
 
 @pytest.mark.parametrize(
-    "arguments",
-    [
-        ["deblur"],
-        ["deblur", "a.png", "-o", "b.png", "--max-noise", "1.5"],
-        ["evaluate", "--out", "out.json", "--pairs", "here", "--domains", "noise"],
-        ["fly"],
-        [],
-    ],
+    "arguments", [["deblur"], ["deblur", "a.png", "-o", "b.png", "--max-noise", "1.5"], ["fly"], []]
 )
 def test_wrong_usage_exits_with_2(arguments, capsys):
     with pytest.raises(SystemExit) as stop:
@@ -592,29 +580,6 @@ def test_the_control_arm_has_the_branch_but_not_its_loss(tmp_path):
     assert main([*arguments, "--set", "steps=2", *TINY]) == 0
     config = read_results(tmp_path / "run" / "run.json")["config"]["network"]
     assert config["target"] == "none" and config["scales"] == [1, 2, 3]
-
-
-def test_real_pairs_are_scored_after_their_best_shift(tmp_path, weights, small_grid):
-    """Sharp pictures that lie 3 pixels beside the blurry ones: aligned, the blurry input scores as if they did not."""
-    pixels = np.random.default_rng(1).integers(0, 255, (12, 12, 3), dtype=np.uint8)
-    photo = np.asarray(Image.fromarray(pixels).resize((72, 72)))
-    for kind, left in (("input", 8), ("target", 5)):
-        (tmp_path / "pairs" / kind).mkdir(parents=True)
-        Image.fromarray(photo[8:56, left : left + 48]).save(tmp_path / "pairs" / kind / "a.png")
-    blurry = {}
-    for reach in (0, 4):
-        out = tmp_path / f"{reach}.json"
-        real = ["--pairs", str(tmp_path / "pairs"), "--align", str(reach), "--size", "48", "--out", str(out)]
-        assert main(["evaluate", *real, *EVALUATE, "--weights", f"guided={weights}"]) == 0
-        blurry[reach] = read_results(out)["domains"]["pairs"]["scores"]["blurry"]["psnr"]["mean"]
-    assert blurry[0] < 40 and blurry[4] == 100, blurry  # equal
-
-
-def test_real_pairs_of_the_blur_that_was_chosen(tmp_path, weights, small_grid):
-    folder, out = make_gopro(tmp_path, train=1, frames=2) / "GOPRO_Large" / "train", tmp_path / "out.json"
-    real = ["--pairs", str(folder), "--blur", "blur_gamma", "--size", "32", "--out", str(out)]
-    assert main(["evaluate", *real, *EVALUATE, "--weights", f"guided={weights}"]) == 0
-    assert read_results(out)["domains"]["train"]["data"] == "2 pairs of train (blur_gamma)"
 
 
 def test_train_on_a_data_set_by_name(tmp_path, capsys):

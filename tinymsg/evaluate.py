@@ -266,21 +266,16 @@ def evaluate(
     batch: int = 25,
     device: torch.device | str = "cpu",
     progress: Callable[[str], None] = lambda line: None,
-    register: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None = None,
 ) -> dict:
     """Score every model, and the blurry input, on every domain.
 
     Args:
         models: by name; a diffusion model NAME gives rows "NAME" (one sample) and "NAME-mean".
         domains: pairs by name; their first `count` crops of size x size are the test set, the same for all.
-        register: (estimate, truth) -> both as they are to be compared, (c, h', w') of one size for all; real pairs
-            seldom lie exactly on each other. None: as they are.
     Returns: {"domains": {domain: {"data", "count", "scores": {row: {metric: {mean, low, high}}}, "difference":
         {"A - B": ...} of mean rows with paired 95 % intervals, "per_image"}}, "unavailable": {metric: reason}}.
     """
-    probe = torch.zeros(3, size, size)
-    side = min((register(probe, probe)[0] if register else probe).shape[-2:])
-    usable, unavailable = available(metrics, side)
+    usable, unavailable = available(metrics, size)
     results = {}
     for domain, pairs in domains.items():
         rows: dict[str, dict[str, list[float]]] = {}
@@ -293,10 +288,7 @@ def evaluate(
                 if model.config.kind != "regression":
                     outputs[f"{name}-mean"] = mean
             for row, output in outputs.items():
-                truth = y0
-                if register is not None:
-                    output, truth = (torch.stack(images) for images in zip(*map(register, output, y0), strict=True))
-                for metric, values in measure(output, truth, usable).items():
+                for metric, values in measure(output, y0, usable).items():
                     rows.setdefault(row, {}).setdefault(metric, []).extend(values)
         results[domain] = {
             "data": pairs.name,

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from .shared import NAMED, at_least, common, load_named_weights, pick_device, positive, say
+from .shared import NAMED, common, load_named_weights, pick_device, positive, say
 
 
 def add(commands: argparse._SubParsersAction) -> None:
@@ -16,13 +16,8 @@ def add(commands: argparse._SubParsersAction) -> None:
     three = ["scenes-guided", "scenes-plain", "scenes-regression"]
     common(sub, "weights", default=three, **NAMED)
     common(sub, "out")
-    option = sub.add_mutually_exclusive_group().add_argument
-    option("--domains", nargs="+", metavar="NAME", help="default: the training domain, all test domains and real")
-    option("--pairs", metavar="FOLDER", help="real pairs (GoPro layout, or input/ and target/) instead of --domains")
     option = sub.add_argument
-    option("--blur", metavar="NAME", help="with --pairs: its folders of blurry pictures, as blur_gamma (default: blur)")
-    align = "with --pairs: score each picture after its best whole-pixel shift of up to so many (default: as it is)"
-    option("--align", type=at_least(0), default=0, metavar="PIXELS", help=align)
+    option("--domains", nargs="+", metavar="NAME", help="default: the training domain, all test domains and real")
     common(sub, "content", help="sharp pictures of the training's kind: scenes, photos, or a folder (default: scenes)")
     common(sub, "count", default=200, help="pairs per domain, at least 2 (default: %(default)s)")
     option("--validation", type=positive, default=24, metavar="N", help="pairs for choosing the setting (default: 24)")
@@ -42,26 +37,20 @@ def run(args: argparse.Namespace) -> int:
     from ..datasets.folders import PairedImages
     from ..model import count_parameters
     from ..paper import choose
-    from ..paper.align import overlap
     from ..sample import Setting
 
     device = pick_device(args.device)
-    for name in ("align", "blur"):
-        if getattr(args, name) and not args.pairs:
-            raise ValueError(f"--{name} is for real pairs: it goes with --pairs")
     Path(args.out).parent.mkdir(parents=True, exist_ok=True)  # what cannot be written shows now, not in an hour
     models, weights = load_named_weights(args.weights, device)
-    domains: dict[str, Pairs] = {}
-    if args.pairs:
-        domains = {Path(args.pairs).name: PairedImages(args.pairs, args.blur or "blur", device=device)}
-    else:
-        names = args.domains or ["gopro_like", *TEST_DOMAINS, "real"]
-        drawn = [name for name in names if name != "real"]  # real: the pairs of the package, no domain to blur by
-        for name in drawn:  # all are known, before the first is drawn
-            get_domain(name)
-        domains = {name: ev.domain_pairs(name, args.content, args.count, ev.TEST_SEED, device) for name in drawn}
-        if "real" in names:
-            domains["real"] = PairedImages(SAMPLES, seed=ev.TEST_SEED, device=device)
+    names = args.domains or ["gopro_like", *TEST_DOMAINS, "real"]
+    drawn = [name for name in names if name != "real"]  # real: the pairs of the package, no domain to blur by
+    for name in drawn:  # all are known, before the first is drawn
+        get_domain(name)
+    domains: dict[str, Pairs] = {
+        name: ev.domain_pairs(name, args.content, args.count, ev.TEST_SEED, device) for name in drawn
+    }
+    if "real" in names:
+        domains["real"] = PairedImages(SAMPLES, seed=ev.TEST_SEED, device=device)
     held_out = args.validation_content or args.content
     validation = ev.domain_pairs("gopro_like", held_out, args.validation, ev.VALIDATION_SEED, device)
     grid, setting = {}, Setting(samples=args.samples)
@@ -78,12 +67,7 @@ def run(args: argparse.Namespace) -> int:
         "weights": weights,
         "parameters": {label: count_parameters(model) for label, model in models.items()},
     }
-    register = partial(overlap, reach=args.align) if args.align else None
-    results |= ev.evaluate(
-        models, domains, setting, args.count, args.size, device=device, progress=say, register=register
-    )
-    if args.align:
-        results["align"] = args.align
+    results |= ev.evaluate(models, domains, setting, args.count, args.size, device=device, progress=say)
     ev.write_results(args.out, results)
     for metric in ("psnr", "lpips"):
         if metric not in results["unavailable"]:

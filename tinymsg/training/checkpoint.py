@@ -193,7 +193,9 @@ def begin_from(trained: Model, recipe: Recipe) -> Model:
         theirs, ours = trained.config.to_dict(), recipe.network.to_dict()
         differing = ", ".join(key for key in ours if ours[key] != theirs[key] and key != "precision")
         advice = "give the --arm and --set that they were trained with"
-        raise ValueError(f"the weights to start from are another network: it differs in {differing}; {advice}") from None
+        raise ValueError(
+            f"the weights to start from are another network: it differs in {differing}; {advice}"
+        ) from None
     if isinstance(model.guidance, MultiscaleGuidance) and missing:
         for weight in model.guidance.to_encoder.parameters():
             zeros_(weight)
