@@ -209,8 +209,7 @@ def test_mistakes_get_one_sentence(arguments, message, tmp_path, weights, capsys
 
 
 @pytest.mark.parametrize(
-    ("command", "option", "least"),
-    [("evaluate", "--count", 2), ("evaluate", "--samples", 1), ("ablate", "--count", 2)],
+    ("command", "option", "least"), [("evaluate", "--count", 2), ("evaluate", "--samples", 1), ("ablate", "--count", 2)]
 )
 def test_too_small_a_number_is_refused_by_its_option(command, option, least, tmp_path, capsys):
     with pytest.raises(SystemExit) as stop:
