@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import time
-from importlib.util import find_spec
 from pathlib import Path
 from unittest import mock
 
@@ -391,6 +390,10 @@ def test_train_evaluate_publish(tmp_path, monkeypatch, small_grid, capsys):
     card = read_results(shelf / "tiny-further.json")
     assert card["pictures"] == said[1]
     assert [run["steps"] for run in card["history"]] == [4, 2] and card["quality"]["fast"] == {"steps": 1}
+    quality["best"]["setting"] = {"steps": 2, "start": "runs/first.safetensors"}
+    write_results(results, judged | {"data": {}, "quality": {"guided": quality}})
+    assert main(["publish", "on", "--name", "tiny-further", "--results", str(results), *said]) == 2
+    assert "begin at runs/first.safetensors: publish it first" in capsys.readouterr().err
     assert [set(point) for point in card["history"][1]["curve"]] == [
         {"step", "psnr"}
     ] * 2  # 16 pixels are too few for LPIPS
@@ -488,7 +491,7 @@ def test_a_scheduler_stops_it_and_a_second_process_is_refused(tmp_path):
 
 
 def test_train_with_everything_on(tmp_path, capsys):
-    """Real pairs, validation, TensorBoard, minutes, accumulated gradients; run.json says on what."""
+    """Real pairs, validation, minutes, accumulated gradients; run.json says on what."""
     data = make_gopro(tmp_path, train=6, frames=2) / "GOPRO_Large"
     out = tmp_path / "run"
     arguments = [
@@ -502,7 +505,7 @@ def test_train_with_everything_on(tmp_path, capsys):
     arguments += shlex.split(
         "--log-every 2 --save-minutes 0 --validate-every 2 --validation-count 1 --validation-size 32"
     )
-    arguments += [*(["--tensorboard"] if find_spec("tensorboard") else []), "--set", "steps=4", *TINY, "accumulate=2"]
+    arguments += ["--set", "steps=4", *TINY, "accumulate=2"]
     assert main(arguments) == 0
     said = capsys.readouterr().out
     assert "estimate: " in said and "without 2 held out" in said

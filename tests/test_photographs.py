@@ -57,7 +57,8 @@ def test_the_rule_takes_the_nearest_by_lpips_of_what_is_safe_and_gains():
     assert study.choose(rows, BLURRY, 1) == (smooth, True)
     assert study.choose(rows, BLURRY, 40) == (long, True)
     assert study.choose([harmful, row(20.0, [9.0, 9.0], 0.9)], BLURRY, 8) == (harmful, False)
-    # Means of samples count every one of them
+    # Means of samples count every one of them, and so does the network whose answer is refined
+    assert study.choose([smooth, row(37.0, [21.0, 25.0], 0.2, steps=1, start="first")], BLURRY, 1) == (smooth, True)
     assert study.choose([smooth, row(37.0, [21.0, 25.0], 0.2, steps=3, samples=4)], BLURRY, 8) == (smooth, True)
 
 
@@ -66,7 +67,9 @@ def test_every_quality_has_candidates():
     assert len(set(settings)) == len(settings)
     for most in study.EVALUATIONS.values():
         assert any(most / 3 < s.steps * s.samples <= most for s in settings)
-    assert [s.steps for s in study.candidates("regression")] == [1]
+    assert [s.steps for s in study.candidates("regression", "first")] == [1]
+    refining = set(study.candidates("diffusion", "first")) - set(settings)
+    assert {setting.start for setting in refining} == {"first"}
 
 
 def test_unsharp_mask_sharpens_what_is_soft_and_leaves_what_is_even():
@@ -104,7 +107,9 @@ def test_the_command_scores_chooses_and_says_by_what_rule(tiny_model, tmp_path, 
     picture.save(tmp_path / "pairs/sharp/b.png")
     picture.save(tmp_path / "pairs/blur/b.png")
     save_model(tiny_model(scales=(1, 2)), tmp_path / "tiny.safetensors")
-    monkeypatch.setattr(study, "candidates", lambda kind: [Setting(steps=1), Setting(steps=2, samples=2)])
+    monkeypatch.setattr(
+        study, "candidates", lambda kind, start: [Setting(steps=1), Setting(steps=2, samples=2, start=start)]
+    )
     out = tmp_path / "photographs.json"
     save_model(tiny_model(scales=(), kind="regression"), tmp_path / "other.safetensors")
     weights = [f"guided={tmp_path}/tiny.safetensors", f"regression={tmp_path}/other.safetensors"]
@@ -115,6 +120,7 @@ def test_the_command_scores_chooses_and_says_by_what_rule(tiny_model, tmp_path, 
     assert {len(results["rows"]["guided"]), len(results["untrained"])} == {2, 3}
     assert set(results["quality"]["guided"]) == {"fast", "default", "best"}
     assert results["quality"]["guided"]["fast"]["setting"]["steps"] == 1
+    assert results["rows"]["guided"][1]["setting"]["start"] == f"{tmp_path}/other.safetensors"
     together = [row for rows in results["rows"].values() for row in rows]
     best, _ = study.choose(together, results["untrained"]["blurry"], study.EVALUATIONS["default"])
     assert best in results["rows"][results["default"]]

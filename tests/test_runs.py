@@ -5,7 +5,6 @@ import json
 import math
 import os
 import signal
-import sys
 import time
 import types
 
@@ -90,7 +89,7 @@ def test_plan_of_one_run(tiny_recipe, batches, tmp_path):
 
 
 def test_looking_changes_nothing(tiny_recipe, batches, tmp_path):
-    """With and without validation, TensorBoard, other intervals: the same losses and weights to the bit."""
+    """With and without validation, other intervals: the same losses and weights to the bit."""
     recipe = tiny_recipe()
     watched = synthetic_validation(recipe, 2, CPU)
     run(TrainState(recipe), batches, tmp_path / "a", Plan(1, 0))
@@ -152,40 +151,13 @@ def test_a_torn_log_is_mended(tiny_recipe, batches, tmp_path):
     save_checkpoint(tmp_path, state)
     (tmp_path / "log.csv").write_text("step,denoise\n1,0.5\n2,0.4\n3,0.3\n4,0.")
     with contextlib.ExitStack() as opened:
-        runs.Logs(tmp_path, 2, False, opened).write("log", {"step": 3, "denoise": 0.25})
+        runs.Logs(tmp_path, 2, opened).write("log", {"step": 3, "denoise": 0.25})
     assert (tmp_path / "log.csv").read_text() == "step,denoise\n1,0.5\n2,0.4\n3,0.25\n"
     for torn in ("", "step,den"):  # killed before, or within, the header
         (tmp_path / "validation.csv").write_text(torn)
         with contextlib.ExitStack() as opened:
-            runs.Logs(tmp_path, 2, False, opened).write("validation", {"step": 3, "psnr": 20.0})
+            runs.Logs(tmp_path, 2, opened).write("validation", {"step": 3, "psnr": 20.0})
         assert (tmp_path / "validation.csv").read_text() == "step,psnr\n3,20\n"
-
-
-def test_tensorboard(tiny_recipe, batches, tmp_path):
-    """Scalars and strips are there, and a resumed run shows no step twice."""
-    pytest.importorskip("tensorboard")
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    recipe = tiny_recipe(steps=4)
-    watched = synthetic_validation(recipe, 1, CPU)
-    run(TrainState(recipe), batches, tmp_path, Plan(1, 2, validate_every=2, tensorboard=True), watched)
-    for path in tmp_path.glob("checkpoint-*4.pt"):
-        path.unlink()
-    state = TrainState(recipe)
-    resume(tmp_path, state)
-    assert state.step == 2
-    run(state, batches, tmp_path, Plan(1, 2, validate_every=2, tensorboard=True), watched)
-    events = EventAccumulator(str(tmp_path / "tensorboard"))
-    events.Reload()
-    assert [e.step for e in events.Scalars("log/denoise")] == [1, 2, 3, 4]
-    assert [e.step for e in events.Scalars("validation/psnr")] == [2, 4]
-    assert [e.step for e in events.Images("validation/blurry, restored, sharp")] == [2, 4]
-
-
-def test_without_tensorboard_one_sentence(tiny_recipe, batches, tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", types.ModuleType("torch.utils.tensorboard"))
-    with pytest.raises(ValueError, match="pip install tensorboard"):
-        run(TrainState(tiny_recipe()), batches, tmp_path, Plan(tensorboard=True))
 
 
 def test_a_look_does_not_count_as_learning(tiny_recipe, batches, tmp_path, monkeypatch):

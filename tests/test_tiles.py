@@ -1,12 +1,13 @@
 """Restoring in tiles: the same picture as in one piece, whatever the tiles, in bounded memory."""
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from tinymsg.model import pretrained, pretrained_names
+from tinymsg.model import pretrained, pretrained_names, save_model
 from tinymsg.restoring import tiles
 from tinymsg.restoring.tiles import choose_tile, margin, reach, restore_large
 from tinymsg.sample import SAMPLERS, Setting, restore
@@ -72,6 +73,22 @@ def test_the_whole_picture_is_what_restore_makes(local_model, monkeypatch, name)
     model, x, setting = local_model(scales=(1,)), picture(70, 45), Setting(name, steps=4)
     expected = restore(model, x[None], setting)[0]
     torch.testing.assert_close(restore_large(model, x, setting, seed=0, tile=0), expected, rtol=0, atol=2e-5)
+
+
+def test_a_chain_begins_at_the_regressions_answer_whatever_the_tiles(local_model, monkeypatch, tmp_path):
+    """As `restore` begins, border included, and on both ways to the end the progress reaches its end."""
+    save_model(local_model(kind="regression", scales=()), tmp_path / "first.safetensors")
+    model, x, said = local_model(scales=(1,)), picture(70, 45), []
+    setting = Setting(steps=2, max_noise=0.3, start=str(tmp_path / "first.safetensors"))
+    parts = restore_large(model, x, setting, seed=0, tile=24, progress=lambda *share: said.append(share))
+    whole = restore_large(model, x, setting, seed=0, tile=0)
+    torch.testing.assert_close(parts, whole, rtol=0, atol=2e-5)
+    shares = [done / total for done, total in said]
+    assert shares == sorted(shares) and shares[-1] == 1 and shares.count(1) == 1
+    monkeypatch.setattr(torch, "randn", lambda shape, **_: torch.zeros(shape))
+    expected = restore(model, x[None], setting)[0]
+    torch.testing.assert_close(restore_large(model, x, setting, seed=0, tile=0), expected, rtol=0, atol=2e-5)
+    assert not torch.allclose(expected, restore(model, x[None], replace(setting, start=None))[0], atol=1e-3)
 
 
 @pytest.mark.parametrize("weights", pretrained_names())

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from .data import check_images, pad_to_multiple
 from .machine import use_bf16
-from .model import Denoise, Model
+from .model import Denoise, Model, pretrained
 from .schedule import Image, Schedule, make_schedule, q_sample
 
 Steps = Iterator[tuple[int, Tensor, Tensor]]  # (t, y_t, y0_hat) of each step
@@ -37,7 +37,7 @@ def ancestral(denoise: Denoise, schedule: Schedule, y_T: Tensor, generator: Rng 
         y0_hat, _, _ = _denoise(denoise, schedule, t, y)
         y, variance = schedule.posterior(t, y, y0_hat)
         if variance > 0:  # zero at t = 1, since alpha_bar[0] = 1
-            y = y + math.sqrt(variance) * _noise(y, generator)
+            y = y + math.sqrt(variance) * torch.randn(y.shape, generator=generator, device=y.device, dtype=y.dtype)
         yield t - 1, y, y0_hat
 
 
@@ -53,7 +53,7 @@ def ddim(
         eps_hat = (y - a * y0_hat) / s
         y = math.sqrt(ab_before) * y0_hat + math.sqrt(max(1 - ab_before - variance, 0.0)) * eps_hat
         if variance > 0:
-            y = y + math.sqrt(variance) * _noise(y, generator)
+            y = y + math.sqrt(variance) * torch.randn(y.shape, generator=generator, device=y.device, dtype=y.dtype)
         yield t - 1, y, y0_hat
 
 
@@ -76,10 +76,6 @@ def dpm_solver(denoise: Denoise, schedule: Schedule, y_T: Tensor, generator: Rng
         yield t - 1, y, y0_hat
 
 
-def _noise(like: Tensor, generator: Rng) -> Tensor:
-    return torch.randn(like.shape, generator=generator, device=like.device, dtype=like.dtype)
-
-
 SAMPLERS: dict[str, Callable[..., Steps]] = {"ancestral": ancestral, "ddim": ddim, "dpm_solver": dpm_solver}
 
 
@@ -99,6 +95,7 @@ class Setting:
     max_noise: float = 0.9  # largest beta_t, in (0, 1); few steps need a large one, until alpha_bar_T is below 0.15
     grid: str = "linear"  # a name in schedule.SCHEDULES
     samples: int = 1  # draws to average (the paper's "-SA"): fewer artefacts and higher PSNR, smoother
+    start: str | None = None  # a regression's weights: its answer, noised, is where a chain begins (CCDF, Chung 2022)
 
     def __post_init__(self):
         get_sampler(self.sampler)
@@ -140,11 +137,10 @@ def restore_steps(
 
     z_t is what is diffused: the noisy image, or the noisy residual. Arguments as for `restore`.
     """
-    regression = model.config.kind == "regression"
-    if start is not None and (regression or start.shape != x.shape):
-        what = "a regression model" if regression else f"shape {tuple(start.shape)}"
-        raise ValueError(f"start is an estimate of x's shape {tuple(x.shape)}, for diffusion models only; got {what}")
-    schedule = make_schedule(setting.grid, 1 if regression else setting.steps, setting.max_noise)
+    kind, start = model.config.kind, _beginning(model, x, setting, start)
+    if start is not None and (kind == "regression" or start.shape != x.shape):
+        raise ValueError(f"start is for diffusion, of x's shape {tuple(x.shape)}; got {kind}, {tuple(start.shape)}")
+    schedule = make_schedule(setting.grid, 1 if kind == "regression" else setting.steps, setting.max_noise)
     prepared, (h, w) = prepared or prepare(model, x), x.shape[-2:]
     noise = torch.randn(prepared.padded.shape, generator=generator, device=x.device)
     if start is not None:
@@ -160,6 +156,11 @@ def restore_steps(
         yield t, z_t[..., :h, :w], y0_hat[..., :h, :w]
 
 
+def _beginning(model: Model, x: Tensor, setting: Setting, start: Tensor | None) -> Tensor | None:
+    name = setting.start if start is None and model.config.kind == "diffusion" else None
+    return restore(pretrained(name, x.device), x) if name else start
+
+
 def draw_samples(
     model: Model,
     x: Tensor,
@@ -171,7 +172,7 @@ def draw_samples(
 ) -> Iterator[Tensor]:
     """setting.samples draws of y0 ~ p(y0 | x), each (b, c, h, w); of a regression model one. Arguments as `restore`."""
     steps, samples = (1, 1) if model.config.kind == "regression" else (setting.steps, setting.samples)
-    prepared, sample = prepared or prepare(model, x), x
+    prepared, sample, start = prepared or prepare(model, x), x, _beginning(model, x, setting, start)
     for number in range(samples):
         for t, _, y0_hat in restore_steps(model, x, setting, generator, prepared, start):
             progress(number * steps + steps - t, samples * steps)
@@ -186,11 +187,10 @@ def restore(model: Model, x: Tensor, setting: Setting = Setting(), generator=Non
         x: (b, c, h, w) blurry, in [-1, 1], any size; runs on its device.
         generator: for repeatable draws, on x's device.
         progress: called as progress(done, total) after every network evaluation.
-        start: (b, c, h, w) in [-1, 1], an estimate of y0, noised to begin from (CCDF, Chung 2022); see `max_noise_for`.
+        start: (b, c, h, w) in [-1, 1], an estimate of y0 to begin from; see `max_noise_for`. None: as the setting says.
         prepared: of `prepare(model, x)`, to save repeating it.
     Returns: float32 in [-1, 1]. Raises: ValueError on wrong shapes, ranges or values that are not finite.
 
-    >>> from tinymsg.model import pretrained
     >>> restore(pretrained("scenes-guided"), torch.zeros(1, 3, 20, 30)).shape
     torch.Size([1, 3, 20, 30])
     """

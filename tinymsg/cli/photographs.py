@@ -42,11 +42,12 @@ def run(args: argparse.Namespace) -> int:
     real = centre_crops(pairs, list(range(len(pairs))), len(pairs), args.pairs_size)
     sets = study.photograph_sets(real, sharp, args.size, args.count)
     sets = {name: (y0.to(device), x.to(device)) for name, (y0, x) in sets.items()}
+    start = next((weights[label]["source"] for label, m in models.items() if m.config.kind == "regression"), None)
     untrained = {name: study.score(answer, sets) for name, answer in study.UNTRAINED.items()}
     rows: dict[str, list[dict]] = {label: [] for label in models}
     quality: dict[str, dict] = {label: {} for label in models}
     for label, model in models.items():
-        for setting in study.candidates(model.config.kind):
+        for setting in study.candidates(model.config.kind, start):
             row = {"setting": dataclasses.asdict(setting)} | study.score(study.restorer(model, setting), sets)
             rows[label].append(row)
             found = ", ".join(f"{s} {study.mean(row, s, 'psnr'):.2f} {study.mean(row, s, 'lpips'):.3f}" for s in sets)

@@ -62,6 +62,9 @@ def run(args: argparse.Namespace) -> int:
     card |= {"licence": args.licence, "history": _history(folder, ran)}
     if "quality" in results:  # written by `photographs`
         chosen = results["quality"][label]
+        starts = {entry["setting"].get("start") for entry in chosen.values()} - {None}
+        if missing := starts - set(model.pretrained_names()):
+            raise ValueError(f"the settings begin at {missing.pop()}: publish it first, and give photographs its name")
         card |= {"judged_on": results["data"], "setting": chosen["default"]["setting"]}
         card |= {what: {name: c[what] for name, c in chosen.items()} for what in ("safe", "scores")}
         card |= {"quality": {name: c["setting"] for name, c in chosen.items()}}

@@ -49,7 +49,6 @@ def add(commands: argparse._SubParsersAction) -> None:
 
     option = sub.add_argument_group("logs and checkpoints").add_argument
     option("--log-every", default=100, help="steps between lines of log.csv (default: %(default)s)", **number)
-    option("--tensorboard", action="store_true", help="log for TensorBoard too, to out/tensorboard")
     option("--save-every", default=500, help="steps between checkpoints (default: %(default)s)", **number)
     option("--save-minutes", type=float, default=15, metavar="M", help="and minutes; 0: none (default: %(default)s)")
     what = "go on although the data, or settings of the optimisation (lr, steps, ...), are not the checkpoint's"
@@ -143,7 +142,7 @@ def _train(args: argparse.Namespace, recipe, device) -> int:
             f"{batches.pairs.name}"
         )
         print(estimate.estimate_line(state, processes), flush=True)
-    plan = runs.Plan(args.log_every, args.save_every, args.save_minutes, args.validate_every or 0, args.tensorboard)
+    plan = runs.Plan(args.log_every, args.save_every, args.save_minutes, args.validate_every or 0)
     stopped = runs.run(state, batches, Path(args.out), plan, watched)
     if stopped and rank == 0:
         what = f"stopped at step {state.step} by {signal.Signals(stopped).name}, checkpoint written"

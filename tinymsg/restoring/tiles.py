@@ -17,16 +17,17 @@ import torch
 import torch.nn as nn
 from torch import Tensor
 
+from ..data import pad_to_multiple
 from ..machine import out_of_memory, use_bf16
-from ..model import Model
+from ..model import Model, pretrained
 from ..sample import Prepared, Setting, get_sampler, prepare
-from ..schedule import Schedule, make_schedule
+from ..schedule import Schedule, make_schedule, q_sample
 
 SMALLEST, LARGEST = 64, 2048  # sides of the tiles that are chosen, in pixels without their margin
 WORKING_SET = 0.8e9  # bytes that the network may take on a CPU, less what a large picture takes, but half in any case
 BAND = 64  # rows whose noise is drawn together; another number is other noise
 LARGE = 2**22  # pixels from which the state is kept in float16: 0.02 gray levels on the mean, 0.5 in one value of 10^4
-_BYTES_PER_PIXEL = 34  # of a large picture: x, the state, and what is read and written
+_BYTES_PER_PIXEL = 40  # of a large picture: x, where the chain begins, the state, and what is read and written
 _ARRAYS = 4  # of the picture's size at the most: z_t, two answers of the network, the mean of several samples
 # Peak of the network per pixel of a tile and channel of the first level, at a fold of 1. Measured on the CPU by
 # `benchmarks/memory.py --tile 0` at 512x512, in bf16: 41 (everyday), 37 (cpu), 43 (full); in fp32: 78 (everyday)
@@ -164,24 +165,31 @@ def restore_large(
         raise ValueError(f"x must have shape (c, h, w), tile must be at least 0; got {tuple(x.shape)} and {tile}")
     steps, samples = (1, 1) if model.config.kind == "regression" else (setting.steps, setting.samples)
     schedule = make_schedule(setting.grid, steps, setting.max_noise)
-    network = _Network(model, x, tile, torch.device(device), steps * samples, progress)
+    network, start = _Network(model, x, tile, torch.device(device), steps * samples, progress), None
+    if setting.start and model.config.kind == "diffusion":
+        network.done, network.passes = 1, 1 + network.passes
+        begun = progress and (lambda done, total: progress(done, total * network.passes))
+        start = restore_large(pretrained(setting.start, device), x, Setting(), seed, tile, device, begun, workspace)
     new = _allocator(x.shape[0], network.height, network.width, workspace)
     z_t, answers = new(), [new(), new() if steps > 1 else None]
     y0_hat = new() if samples > 1 else z_t  # which is free after its only sample
     (h, w), scale = x.shape[1:], 1 / samples
     for sample in range(samples):
-        z0_hat = _draw(network, schedule, get_sampler(setting.sampler), z_t, answers, (seed, sample))
+        z0_hat = _draw(network, schedule, get_sampler(setting.sampler), z_t, answers, (seed, sample), start)
         for rows in _bands(h):
             y0 = model.decode(z0_hat[None, :, rows, :w].float(), x[None, :, rows].float())[0]
             y0_hat[:, rows, :w] = scale * y0 if sample == 0 else y0_hat[:, rows, :w] + scale * y0
     return y0_hat[:, :h, :w]
 
 
-def _draw(network: "_Network", schedule: Schedule, sampler, z_t: Tensor, answers: list, key: tuple[int, int]) -> Tensor:
+def _draw(
+    network: "_Network", schedule: Schedule, sampler, z_t: Tensor, answers: list, key: tuple[int, int], start
+) -> Tensor:
     """One sample's z0_hat, of which z_t and the last two answers are kept, all (c, height, width) and overwritten."""
     z0_hat, before = answers
     for rows in _bands(network.height):
-        z_t[:, rows] = torch.randn(z_t[:, rows].shape, generator=_generator(*key, schedule.T, rows.start))
+        noise = torch.randn(z_t[:, rows].shape, generator=_generator(*key, schedule.T, rows.start))
+        z_t[:, rows] = noise if start is None else network.begin(start, rows, schedule.noise_level[-1:], noise)
     for t in range(schedule.T, 0, -1):
         network(z_t, float(schedule.noise_level[t]), z0_hat)
         if t == 1:  # alpha_bar[0] = 1: the last answer is the sample
@@ -252,6 +260,13 @@ class _Network:
     def _prepare(self, top: int, bottom: int, left: int, right: int) -> Prepared:
         """Of a part of the padded picture: what lies beyond x is mirrored as the whole picture's border is."""
         return prepare(self.model, self.x[None, :, top:bottom, left:right].to(self.device))
+
+    def begin(self, start: Tensor, rows: slice, noise_level: Tensor, noise: Tensor) -> Tensor:
+        """A band of the state that a chain begins with: an estimate of y0, noised."""
+        above, multiple = max(rows.start - self.model.multiple, 0), self.model.multiple  # what the border may mirror
+        bands = (pad_to_multiple(part[None, :, above : rows.stop].float(), multiple) for part in (start, self.x))
+        y0, x = (band[:, :, rows.start - above :] for band in bands)
+        return q_sample(self.model.encode(y0, x), noise_level.float(), noise[None])[0]
 
     def __call__(self, z_t: Tensor, noise_level: float, out: Tensor) -> None:
         """Write z0_hat for the state z_t, both (c, height, width), into `out`."""

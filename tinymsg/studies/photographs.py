@@ -33,13 +33,18 @@ EVALUATIONS = {"fast": 1, "default": 8, "best": 20}  # at most, all samples toge
 Sets = dict[str, tuple[Tensor, Tensor]]  # name: (y0, x), both (n, 3, h, w) in [-1, 1]
 
 
-def candidates(kind: str) -> list[Setting]:
-    """The settings that are tried: of a regression its one, of a diffusion model few steps and means of samples."""
+def candidates(kind: str, start: str | None = None) -> list[Setting]:
+    """The settings that are tried: of a regression its one, of a diffusion model few steps and means of samples.
+
+    start: a regression's weights. Predict and refine (Whang 2022): few steps from its answer are tried, too.
+    """
     settings = [Setting(steps=1, max_noise=0.99)]
     if kind == "diffusion":
         ways = [(sampler, grid) for sampler in ("ancestral", "dpm_solver") for grid in ("linear", "cosine")]
         settings += [Setting(sampler, steps, 0.99, grid) for steps in (2, 3, 5, 8) for sampler, grid in ways]
         settings += [Setting("ancestral", n, 0.99, "cosine", samples) for n in (2, 5) for samples in (2, 4)]
+        if start:
+            settings += [Setting(steps=n, max_noise=b, start=start) for n in (1, 2, 4) for b in (0.1, 0.3, 0.6, 0.9)]
     return settings
 
 
@@ -123,13 +128,18 @@ def gain(row: dict, blurry: dict) -> float:
     return mean(row, "real", "psnr") - mean(blurry, "real", "psnr")
 
 
-def choose(rows: list[dict], blurry: dict, evaluations: int) -> tuple[dict, bool]:
+def evaluations(setting: dict) -> int:
+    """Of the networks for one picture, all samples together."""
+    return (setting.get("start") is not None) + setting["steps"] * setting["samples"]
+
+
+def choose(rows: list[dict], blurry: dict, most: int) -> tuple[dict, bool]:
     """(the row that the rule chooses among those of at most so many evaluations, whether it is safe).
 
     rows: each with "setting", {"steps", "samples", ...}, and what `score` says of it. Where none is safe, the one that
     leaves sharp photographs most as they are.
     """
-    rows = [row for row in rows if row["setting"]["steps"] * row["setting"]["samples"] <= evaluations]
+    rows = [row for row in rows if evaluations(row["setting"]) <= most]
     safe = [row for row in rows if is_safe(row, blurry)]
     if not safe:
         return max(rows, key=lambda row: mean(row, "sharp", "psnr")), False

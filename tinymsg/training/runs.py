@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..data import Batches, read_image
+from ..data import Batches
 from ..evaluate import provenance, write_results
 from ..machine import atomic_write
 from ..model import save_model
@@ -30,7 +30,6 @@ class Plan:
     save_every: int = 500  # steps between checkpoints
     save_minutes: float = 0  # and minutes, for slow steps
     validate_every: int = 0  # steps
-    tensorboard: bool = False
 
 
 def run(state: TrainState, batches: Batches, out: Path, plan: Plan, validation: Validation | None = None) -> int:
@@ -53,7 +52,7 @@ def run(state: TrainState, batches: Batches, out: Path, plan: Plan, validation: 
         if first:
             out.mkdir(parents=True, exist_ok=True)
             _write_run(state, batches, out, validation)
-            logs = Logs(out, state.step, plan.tensorboard, opened)
+            logs = Logs(out, state.step, opened)
         received = _note_signals(opened)
         records = fit(state, clock, network=training_network(state))
         quiet = None if first else True  # None: where there is no terminal
@@ -69,8 +68,7 @@ def run(state: TrainState, batches: Batches, out: Path, plan: Plan, validation: 
             if logs is not None and validation is not None and due(plan.validate_every):
                 before = time.perf_counter()
                 state.check_finite()
-                row, strip = validation(state, out / "validation")
-                logs.write("validation", row, strip)
+                logs.write("validation", validation(state, out / "validation"))
                 clock.start += time.perf_counter() - before  # looking is not learning
             stop = 0
             if state.share[1] == 1 or state.device.type == "cpu" or state.step % 10 == 0:
@@ -122,20 +120,13 @@ def _note_signals(until: contextlib.ExitStack) -> list[int]:
 
 
 class Logs:
-    """log.csv (losses alone: the same bytes in the same training), speed.csv, validation.csv, and TensorBoard.
+    """log.csv (losses alone: the same bytes in the same training), speed.csv and validation.csv.
 
     What an earlier process wrote beyond `step`, or not to the end of its line, is dropped. `opened` closes them all.
     """
 
-    def __init__(self, out: Path, step: int, tensorboard: bool, opened: contextlib.ExitStack):
-        self.writer, self.files = None, {}
-        if tensorboard:
-            try:
-                from torch.utils.tensorboard import SummaryWriter
-            except ImportError:
-                what = "TensorBoard is not installed here: pip install tensorboard, or leave out --tensorboard"
-                raise ValueError(what) from None
-            self.writer = opened.enter_context(SummaryWriter(str(out / "tensorboard"), purge_step=step + 1))
+    def __init__(self, out: Path, step: int, opened: contextlib.ExitStack):
+        self.files = {}
         for name in ("log", "speed", "validation"):
             path = out / f"{name}.csv"
             lines = path.read_text().splitlines(keepends=True) if step and path.exists() else []
@@ -146,24 +137,17 @@ class Logs:
                 )
             self.files[name] = opened.enter_context(path.open("a"))
 
-    def write(self, table: str, values: dict[str, float], picture: Path | None = None) -> None:
-        """Add a row, {"step": ..., ...}, at once; TensorBoard shows the picture too."""
+    def write(self, table: str, values: dict[str, float]) -> None:
+        """Add a row, {"step": ..., ...}, at once."""
         file = self.files[table]
         if not file.tell():
             print(*values, sep=",", file=file)
         print(*(f"{value:.6g}" for value in values.values()), sep=",", file=file, flush=True)
-        if self.writer is not None:
-            for name in values.keys() - {"step"}:
-                self.writer.add_scalar(f"{table}/{name}", values[name], values["step"])
-            if picture is not None:
-                self.writer.add_image(f"{table}/blurry, restored, sharp", read_image(picture), values["step"])
 
     def sync(self) -> None:
         """Onto the disk, before a checkpoint relies on it."""
         for file in self.files.values():
             os.fsync(file.fileno())
-        if self.writer is not None:
-            self.writer.flush()
 
 
 class _Clock:

@@ -89,10 +89,10 @@ class Validation:
     setting: Setting = Setting()
 
     @torch.inference_mode()
-    def __call__(self, state: TrainState, folder: Path) -> tuple[dict[str, float], Path]:
-        """(step, psnr, ssim, lpips, losses at fixed noise) for the log, NaN for what cannot be computed; and a picture.
+    def __call__(self, state: TrainState, folder: Path) -> dict[str, float]:
+        """step, psnr, ssim, lpips, losses at fixed noise, NaN for what cannot be computed.
 
-        That is folder/STEP.png: blurry, restored, sharp, a row a pair.
+        Also writes folder/STEP.png: blurry, restored, sharp, a row a pair.
         """
         y0, x = self.pictures
         restored = restore(state.ema_model, x, self.setting, torch.Generator(x.device).manual_seed(VALIDATION_SEED))
@@ -107,10 +107,9 @@ class Validation:
                 denoise, guidance = loss_terms(state.ema_model, y0, x, level, eps, state.training.loss)
             losses[f"denoise_{value}"] = float(denoise)
         mean = {"denoise": sum(losses.values()) / len(losses), "guidance": float(guidance)}  # guidance sees no noise
-        path = Path(folder) / f"{state.step:08d}.png"
         strip = torch.cat([torch.cat(list(images), dim=-2) for images in (x, restored, y0)], dim=-1)
-        write_image(path, to_display(strip).expand(3, -1, -1))
-        return {"step": state.step} | means | mean | losses, path
+        write_image(Path(folder) / f"{state.step:08d}.png", to_display(strip).expand(3, -1, -1))
+        return {"step": state.step} | means | mean | losses
 
 
 def synthetic_validation(recipe: Recipe, count: int, device: torch.device) -> Validation:
