@@ -13,7 +13,7 @@ from pathlib import Path
 
 from tinymsg.evaluate import student_interval as interval
 from tinymsg.paper.published import PUBLISHED
-from tinymsg.studies.photographs import summarise
+from tinymsg.studies.photographs import mean
 from tinymsg.studies.trial import FORMS, HOME, MIDDLE, VARIANTS
 from tinymsg.studies.verdicts import Difference, at_equal_home, complete_rows, difference, run_scores
 
@@ -186,26 +186,35 @@ def breadth_table() -> str:
 def photographs_table() -> str:
     found = results("photographs")
 
-    def row(title: str, means: dict, seconds: str) -> list[str]:
-        cells = [f"{means[s]['psnr']['mean']:.2f}, {means[s]['lpips']['mean']:.3f}" for s in means]
-        return [title, *cells, seconds]
+    def row(title: str, entry: dict, seconds: str) -> list[str]:
+        return [title, *(both(entry, which) for which in entry["scores"]), seconds]
 
-    rows = [row(name, summarise(entry["scores"]), "") for name, entry in found["untrained"].items()]
+    rows = [row(name, entry, "") for name, entry in found["untrained"].items()]
     for label, qualities in found["quality"].items():
         for name, entry in qualities.items():
             s = entry["setting"]
-            seconds = next(r["seconds_a_megapixel"] for r in found["rows"][label] if r["setting"] == s)
-            setting = f"{s['sampler']}, {s['grid']}, {s['steps']} x {s['samples']}"
+            chosen = next(r for r in found["rows"][label] if r["setting"] == s)
+            first = f"the regression's answer, then up to {s['max_noise']:g}: " if s.get("start") else ""
+            setting = f"{first}{s['sampler']}, {s['grid']}, {s['steps']} x {s['samples']}"
             title = f"{label}, {name}: {setting}{'' if entry['safe'] else ' (not safe)'}"
-            rows.append(row(title, entry["scores"], f"{seconds:.1f}"))
+            rows.append(row(title, chosen, f"{chosen['seconds_a_megapixel']:.1f}"))
     return table(["PSNR (dB), LPIPS", "real pairs", "everyday blur", "sharp", "s a Mpix"], rows)
+
+
+def both(row: dict, which: str) -> str:
+    """PSNR, LPIPS of a set."""
+    return f"{mean(row, which, 'psnr'):.2f}, {mean(row, which, 'lpips'):.3f}"
+
+
+def default_row() -> dict:
+    found = results("photographs")
+    chosen = found["quality"][found["default"]]["default"]["setting"]
+    return next(row for row in found["rows"][found["default"]] if row["setting"] == chosen)
 
 
 def pair_by_pair() -> str:
     """What the default does to each real pair."""
-    found = results("photographs")
-    default = found["quality"][found["default"]]["default"]["setting"]
-    chosen = next(row for row in found["rows"][found["default"]] if row["setting"] == default)
+    found, chosen = results("photographs"), default_row()
     blurry = found["untrained"]["blurry"]["scores"]["real"]["psnr"]
     change = [a - b for a, b in zip(chosen["scores"]["real"]["psnr"], blurry, strict=True)]
     return f"{', '.join(f'{c:+.2f}' for c in change)} dB"
@@ -217,14 +226,12 @@ def published_gopro() -> str:
 
 
 def default_weights() -> str:
-    found = results("photographs")
-    scores = found["quality"][found["default"]]["default"]["scores"]
-    blurry = summarise(found["untrained"]["blurry"]["scores"])
-    gain = scores["real"]["psnr"]["mean"] - blurry["real"]["psnr"]["mean"]
-    lpips = [rows["real"]["lpips"]["mean"] for rows in (blurry, scores)]
+    blurry, chosen = results("photographs")["untrained"]["blurry"], default_row()
+    lpips = " to ".join(f"{mean(row, 'real', 'lpips'):.3f}" for row in (blurry, chosen))
+    gain = mean(chosen, "real", "psnr") - mean(blurry, "real", "psnr")
     return (
-        f"on eight real pairs of GoPro, LPIPS goes from {lpips[0]:.3f} to {lpips[1]:.3f} and PSNR by "
-        f"{gain:+.2f} dB; sharp photographs keep {scores['sharp']['psnr']['mean']:.0f} dB"
+        f"on eight real pairs of GoPro, LPIPS goes from {lpips} and PSNR by {gain:+.2f} dB; "
+        f"sharp photographs keep {mean(chosen, 'sharp', 'psnr'):.0f} dB"
     )
 
 
@@ -246,16 +253,30 @@ def evaluations_table() -> str:
     """One sample of the default weights under everyday blur: each sampler and grid by its number of evaluations."""
     found = results("photographs")
     rows = [row for row in found["rows"][found["default"]] if row["setting"]["samples"] == 1]
+    rows = [row for row in rows if not row["setting"].get("start")]
     ways: dict[str, dict[int, str]] = {}
     seconds: dict[int, list[float]] = {}
     for row in rows:
-        setting, scores = row["setting"], summarise(row["scores"])["blurred"]
-        cell = f"{scores['psnr']['mean']:.2f}, {scores['lpips']['mean']:.3f}"
-        ways.setdefault(f"{setting['sampler']}, {setting['grid']}", {})[setting["steps"]] = cell
+        setting = row["setting"]
+        ways.setdefault(f"{setting['sampler']}, {setting['grid']}", {})[setting["steps"]] = both(row, "blurred")
         seconds.setdefault(setting["steps"], []).append(row["seconds_a_megapixel"])
     return table(
         ["evaluations", *ways, "s a Mpix"],
         [[str(n), *(way.get(n, "") for way in ways.values()), f"{min(s):.1f}"] for n, s in sorted(seconds.items())],
+    )
+
+
+def refine_table() -> str:
+    """Predict and refine, on the real pairs and sharp pictures, by the refiner's evaluations and noise."""
+    found = results("photographs")
+    rows = [row for row in found["rows"]["plain"] if row["setting"].get("start")]
+    noise = sorted({row["setting"]["max_noise"] for row in rows})
+    cells: dict[int, list[str]] = {}
+    for row in sorted(rows, key=lambda row: (row["setting"]["steps"], row["setting"]["max_noise"])):
+        cells.setdefault(row["setting"]["steps"], []).append(f"{both(row, 'real')}; {mean(row, 'sharp', 'psnr'):.0f}")
+    return table(
+        ["evaluations after the regression's", *map("noise {:g}".format, noise)],
+        [[str(n), *c] for n, c in cells.items()],
     )
 
 
@@ -328,6 +349,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "default-weights": default_weights,
     "training-hours": training_hours,
     "evaluations": evaluations_table,
+    "refine": refine_table,
     "bench": bench_tables,
     "quality": quality_tables,
     "scale": scale_table,
