@@ -303,7 +303,7 @@ def markdown(results: dict) -> str:
     settings, rows = results["settings"], results["rows"]
     budgets = sorted({row["budget"] for row in rows})
     lines = [
-        "| | s a training step | evaluations | s a Mpix | "
+        "| | s per training step | evaluations | s per Mpix | "
         + " | ".join(f"PSNR, LPIPS after {budget:g} s" for budget in budgets)
         + " |",
         "|---" * (4 + len(budgets)) + "|",

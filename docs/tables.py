@@ -198,7 +198,7 @@ def photographs_table() -> str:
             setting = f"{first}{s['sampler']}, {s['grid']}, {s['steps']} x {s['samples']}"
             title = f"{label}, {name}: {setting}{'' if entry['safe'] else ' (not safe)'}"
             rows.append(row(title, chosen, f"{chosen['seconds_a_megapixel']:.1f}"))
-    return table(["PSNR (dB), LPIPS", "real pairs", "everyday blur", "sharp", "s a Mpix"], rows)
+    return table(["PSNR (dB), LPIPS", "real pairs", "everyday blur", "sharp", "s per Mpix"], rows)
 
 
 def both(row: dict, which: str) -> str:
@@ -261,7 +261,7 @@ def evaluations_table() -> str:
         ways.setdefault(f"{setting['sampler']}, {setting['grid']}", {})[setting["steps"]] = both(row, "blurred")
         seconds.setdefault(setting["steps"], []).append(row["seconds_a_megapixel"])
     return table(
-        ["evaluations", *ways, "s a Mpix"],
+        ["evaluations", *ways, "s per Mpix"],
         [[str(n), *(way.get(n, "") for way in ways.values()), f"{min(s):.1f}"] for n, s in sorted(seconds.items())],
     )
 

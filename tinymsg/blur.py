@@ -113,7 +113,7 @@ def linear_path(draws: Draws, length: Tensor, steps: int, angle: float | None = 
     Args:
         length: (n,) pixels from end to end.
         steps: camera poses on the path, at least 2.
-        angle: degrees from the x axis, counter-clockwise on screen; None draws one an image.
+        angle: degrees from the x axis, counter-clockwise on screen; None draws one per image.
     Returns: (n, steps, 2) shifts (dx, dy) in pixels, mean zero.
     """
     theta = draws.uniform(high=math.pi) if angle is None else torch.full_like(length, math.radians(angle))
@@ -173,7 +173,7 @@ class Motion:
     angle: float | None = None  # fixed direction, linear paths only; None: any
     roll: tuple[float, float] | Range = (0.0, 0.0)  # rotation about the image centre over the exposure, degrees
     still: float = 0.0  # share of exposures in which the camera does not move
-    steps: int = 33  # camera poses an exposure
+    steps: int = 33  # camera poses per exposure
     kernels: int | None = None  # draw from this many fixed paths only; None: endless
 
     def __post_init__(self):
@@ -349,7 +349,7 @@ _RGB_TO_YCC = torch.tensor([[0.299, 0.587, 0.114], [-0.168736, -0.331264, 0.5], 
 
 @cache
 def _jpeg_constants(device: torch.device) -> tuple[Tensor, ...]:
-    """Colour matrix and its inverse, and the tables of Y, Cb and Cr, once a device."""
+    """Colour matrix and its inverse, and the tables of Y, Cb and Cr, once per device."""
     constants = (_RGB_TO_YCC, torch.linalg.inv(_RGB_TO_YCC), _JPEG_LUMA, _JPEG_CHROMA, _JPEG_CHROMA)
     return tuple(upload(constant, device) for constant in constants)
 
@@ -372,7 +372,7 @@ def jpeg(display: Tensor, quality: int | Tensor) -> Tensor:
 
     Args:
         display: (n, 3, h, w) in [0, 1].
-        quality: 1 (worst) to 100, as in libjpeg; (n,) on the device of `display`: one a picture.
+        quality: 1 (worst) to 100, as in libjpeg; (n,) on the device of `display`: one per picture.
     Returns: (n, 3, h, w) in [0, 1]; at least 38 dB from what libjpeg makes, quality 30 and up (tested), on any device.
     """
     if isinstance(quality, int) and not 1 <= quality <= 100:
@@ -454,7 +454,7 @@ def _respond(responses: tuple[str, ...], way: int, which: Tensor, image: Tensor)
 
 
 def expose(light: Tensor, path: Tensor, size: int, defocus: Tensor | None = None) -> Tensor:
-    """The mean light of an exposure: by one kernel a picture, by moved frames for the pictures that roll.
+    """The mean light of an exposure: by one kernel per picture, by moved frames for the pictures that roll.
 
     light: (n, c, h, w). path (n, steps, 3) and defocus (n,), standard deviations in pixels, lie on the CPU: there a
     kernel's sum has a fixed order, and it is known who rolls. size: odd side of the kernels.
@@ -496,7 +496,7 @@ def photograph(
 
     Args:
         sharp: (n, c, h, w) display values in [0, 1].
-        draws: one stream an image, on the CPU; decides path, camera and noise.
+        draws: one stream per image, on the CPU; decides path, camera and noise.
         margin: pixels cut from each side at the end, so that no light is missing at the borders.
         resize: (n, h', h) matrices of `resampling`, on the CPU, for square images: the sensor adds up neighbours.
     Returns: (sharp, blurry), both (n, c, h - 2 margin, w - 2 margin), display values in [0, 1]; h' for h if resized.

@@ -221,7 +221,7 @@ class Contents:
 
 @cache
 def scene_contents(count: int, seed: int = 0, size: int = 128) -> Contents:
-    """`count` procedural scenes of size x size pixels, rendered once a process (about 20 scenes a second a core)."""
+    """`count` procedural scenes of size x size pixels, rendered once per process (about 20 per second and core)."""
     parts = [render_scenes(index, size, seed) for index in torch.arange(count).split(64)]
     return Contents(
         list((torch.cat(parts) * 255).round().to(torch.uint8)), f"scenes(count={count}, seed={seed}, size={size})"

@@ -116,7 +116,7 @@ METRICS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "spectral": spectral_distance,
 }
 IDENTICAL = 100.0  # dB: what counts for equal pictures, whose PSNR is infinite and has no mean
-SMALLEST = {"ssim": 11, "lpips": 31}  # pixels a side: a window, and AlexNet's strides
+SMALLEST = {"ssim": 11, "lpips": 31}  # pixels per side: a window, and AlexNet's strides
 HIGHER_IS_BETTER = {"psnr": True, "ssim": True, "lpips": False, "spectral": False}
 RESULTS = Path(__file__).with_name("results")  # results files and drawings that the lessons show
 
@@ -349,7 +349,7 @@ def provenance(command: list[str] | None = None) -> dict:
 def write_results(path: str | Path, results: dict) -> None:
     """Write a results file: JSON with a digest of its content, atomic, with non-finite numbers refused."""
     text = json.dumps({"digest": _digest(results)} | results, indent=1, allow_nan=False)
-    # One list of numbers a line: readable differences between two versions of a file
+    # One list of numbers per line: readable differences between two versions of a file
     with atomic_write(path) as partial:
         partial.write_text(_compact_lists(text) + "\n")
 

@@ -2,7 +2,7 @@
 
 For each scale k the blurry image is made gray and 2^k times smaller: colour, fine texture and most of the blur
 kernel are gone, coarse structure is left. A small network predicts the sharp image at that scale; what it has
-understood is handed to the denoiser. All of it depends on x alone: computed once an image, not once a step.
+understood is handed to the denoiser. All of it depends on x alone: computed once per image, not once per step.
 """
 
 import torch
@@ -41,7 +41,7 @@ def downsample(image: Image, k: int) -> Float[Tensor, "b c h_k w_k"]:
 
 
 def structure_targets(y0: Image, scales: tuple[int, ...], target: str = "gray") -> list[Float[Tensor, "b _ _ _"]]:
-    """The sharp image as the guidance must predict it: one tensor a scale, gray or RGB."""
+    """The sharp image as the guidance must predict it: one tensor per scale, gray or RGB."""
     y0 = to_gray(y0) if target != "rgb" else y0
     return [downsample(y0, k) for k in scales]
 
@@ -88,7 +88,7 @@ class MultiscaleGuidance(nn.Module):
         stop_gradient: True cuts the denoiser's gradient, so that the branch learns from its own loss alone.
     Returns of a call on x (b, c, h, w) in [-1, 1]:
         features: `Features` for the UNet.
-        predictions: one (b, 1 or 3, h / 2^k, w / 2^k) a scale; () with target "none".
+        predictions: one (b, 1 or 3, h / 2^k, w / 2^k) per scale; () with target "none".
     """
 
     def __init__(

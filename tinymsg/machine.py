@@ -58,7 +58,7 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
     """A path to write to instead of `path`, which appears whole at the end of the block; after an error, not at all."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    # One a process, or two would write into each other's; the suffix tells some writers the format
+    # One per process, or two would write into each other's; the suffix tells some writers the format
     partial = path.with_name(f".{path.stem}.{os.getpid()}.part{path.suffix}")
     try:
         yield partial

@@ -36,8 +36,8 @@ class ModelConfig:
     kind: str = "diffusion"  # or "regression": the same UNet without noise, a baseline
     dims: int = 2  # 2 images, 1 signals of height 1
     channels: int = 3  # of the image
-    widths: tuple[int, ...] = (32, 64, 128, 128)  # channels a resolution; DvSR: c, 2c, 3c, 4c with c = 32
-    blocks: int = 1  # residual blocks a resolution
+    widths: tuple[int, ...] = (32, 64, 128, 128)  # channels per resolution; DvSR: c, 2c, 3c, 4c with c = 32
+    blocks: int = 1  # residual blocks per resolution
     fold: int = 1  # the paper's form; 2 or 4: pixels become channels first, for large pictures
     precision: str = "auto"  # bf16 where the processor has units for it, else fp32 (TF32 in a GPU's convolutions)
 
@@ -53,7 +53,7 @@ class ModelConfig:
     how: str = "add"  # add (paper), concat, both
     stop_gradient: bool = False  # paper: joint, end to end
     guidance_width: int = 32
-    guidance_blocks: int = 3  # residual blocks a scale
+    guidance_blocks: int = 3  # residual blocks per scale
 
     def __post_init__(self):
         choices = {"kind": KINDS, "predict": PREDICTIONS, "precision": PRECISIONS}
@@ -108,12 +108,12 @@ class TrainConfig:
 
     # Optimisation
     steps: int = 6000  # optimiser steps
-    batch: int = 16  # crops a step, in all: over every process and micro-batch
-    accumulate: int = 1  # micro-batches a step on each process: less memory, the same gradients
+    batch: int = 16  # crops per step, in all: over every process and micro-batch
+    accumulate: int = 1  # micro-batches per step on each process: less memory, the same gradients
     lr: float = 6e-4  # peak; cosine decay to 0
     warmup: int = 200  # steps of linear rise
     weight_decay: float = 0.0
-    ema: float = 0.999  # decay a step, the evaluated weights
+    ema: float = 0.999  # decay per step, the evaluated weights
     clip: float = 1.0  # gradient norm of the denoiser
     clip_guidance: float = 1.0  # and of the guidance net, clipped on its own
     compile: str = ""  # mode of torch.compile: "" is off; "reduce-overhead" records CUDA graphs
@@ -356,7 +356,7 @@ def _weights_and_card(name: str | Path) -> tuple[Path, Path | None]:
     raise ValueError(f"unknown weights {text!r}; known: {known}")
 
 
-@cache  # once a process: weights and card are of one moment
+@cache  # once per process: weights and card are of one moment
 def _from_hub(address: str) -> tuple[Path, Path]:
     try:
         from huggingface_hub import errors, get_hf_file_metadata, hf_hub_download, hf_hub_url

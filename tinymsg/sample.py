@@ -91,7 +91,7 @@ class Setting:
     """How a picture is restored; what model cards, results files and the command line speak of."""
 
     sampler: str = "ancestral"  # a name in SAMPLERS
-    steps: int = 5  # network evaluations a sample; a regression model always takes one
+    steps: int = 5  # network evaluations per sample; a regression model always takes one
     max_noise: float = 0.9  # largest beta_t, in (0, 1); few steps need a large one, until alpha_bar_T is below 0.15
     grid: str = "linear"  # a name in schedule.SCHEDULES
     samples: int = 1  # draws to average (the paper's "-SA"): fewer artefacts and higher PSNR, smoother

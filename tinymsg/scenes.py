@@ -11,11 +11,11 @@ from torch import Tensor
 
 from .rng import Draws
 
-SHAPES = 48  # leaves a scene: enough to cover it several times over
+SHAPES = 48  # leaves per scene: enough to cover it several times over
 
 
 def _leaf_distance(draws: Draws, grid_x: Tensor, grid_y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Signed distance in pixels to one random leaf an image (negative inside), and its own coordinates.
+    """Signed distance in pixels to one random leaf per image (negative inside), and its own coordinates.
 
     grid_x, grid_y: (h, w) pixel coordinates. Returns three tensors (n, h, w).
     """

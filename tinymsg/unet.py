@@ -65,7 +65,7 @@ class NoiseEmbedding(nn.Module):
     def __init__(self, channels: int, outputs: int):
         super().__init__()
         half = channels // 2
-        # WaveGrad scales the level by 5000: the fastest sine then tells apart levels 0.0002 apart
+        # WaveGrad scales the level by 5000: the fastest sine then distinguishes levels 0.0002 apart
         frequency = 5000 * torch.exp(-math.log(10_000) * torch.arange(half) / half)
         self.register_buffer("frequency", frequency, persistent=False)
         self.mlp = nn.Sequential(nn.Linear(2 * half, outputs), nn.SiLU(), nn.Linear(outputs, outputs))
@@ -100,7 +100,7 @@ class UNet(nn.Module):
     Args:
         channels: of the image: 3, or 1.
         widths: channels at each resolution; each but the first halves it.
-        blocks: residual blocks a resolution, on the way down and on the way up.
+        blocks: residual blocks per resolution, on the way down and on the way up.
         concat: extra input channels for guidance that is concatenated.
         dims: 2 for images, 1 for signals (b, c, 1, w).
         fold: 1, or 2 or 4: that many rows and columns of pixels become channels (pixel-unshuffle, Shi 2016): a wider

@@ -1,4 +1,4 @@
-"""The command line, one file a command: add(commands) declares it, run(args) carries it out.
+"""The command line, one file per command: add(commands) declares it, run(args) carries it out.
 
 Their modules import nothing heavy at the top, so that --help answers at once.
 """

@@ -36,7 +36,7 @@ def add(commands: argparse._SubParsersAction) -> None:
     common(sub, "device")
     title = "for experts: parts of the sampler's setting, instead of --quality's"
     option = sub.add_argument_group(title).add_argument
-    option("--steps", type=positive, metavar="N", help="network evaluations a sample: more is sharper and slower")
+    option("--steps", type=positive, metavar="N", help="network evaluations per sample: more is sharper and slower")
     option("--max-noise", type=share, metavar="B", help="largest noise step, between 0 and 1")
     option("--grid", metavar="NAME", help="noise levels between the ends: linear or cosine")
     option("--sampler", metavar="NAME", help="how noise is taken away: ancestral, ddim or dpm_solver")
@@ -107,7 +107,7 @@ def restorer(args: argparse.Namespace) -> Callable:
     def restore(source: Path, photo, quality: str, advance=None):
         try:
             x = files.network_input(photo)
-            # Seeded a file: a picture's result does not depend on which others were given
+            # Seeded per file: a picture's result does not depend on which others were given
             return tiles.restore_large(model, x, settings[quality], args.seed, args.tile, device, advance)
         except (RuntimeError, MemoryError) as error:
             if not out_of_memory(error):

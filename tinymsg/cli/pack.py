@@ -1,4 +1,4 @@
-"""pack: pairs of pictures -> one memory-mapped file a split, which training reads without decoding."""
+"""pack: pairs of pictures -> one memory-mapped file per split, which training reads without decoding."""
 
 import argparse
 from pathlib import Path

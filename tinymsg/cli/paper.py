@@ -38,7 +38,7 @@ def add(commands: argparse._SubParsersAction) -> None:
     title = "the sampler's setting, by default that which the weights were published with"
     option = sub.add_argument_group(title).add_argument
     option("--weights", default=["scenes-guided"], **NAMED)
-    option("--steps", type=positive, metavar="N", help="network evaluations a sample")
+    option("--steps", type=positive, metavar="N", help="network evaluations per sample")
     option("--max-noise", type=share, metavar="B", help="largest noise step, between 0 and 1")
     option("--sampler", metavar="NAME", help="how noise is taken away: ancestral, ddim or dpm_solver")
     option("--samples", type=positive, default=4, metavar="K", help="the row -SA is their mean; 1: none (default: 4)")

@@ -51,7 +51,7 @@ def run(args: argparse.Namespace) -> int:
             row = {"setting": dataclasses.asdict(setting)} | study.score(study.restorer(model, setting), sets)
             rows[label].append(row)
             found = ", ".join(f"{s} {study.mean(row, s, 'psnr'):.2f} {study.mean(row, s, 'lpips'):.3f}" for s in sets)
-            say(f"{label}, {setting}: {found}; {row['seconds_a_megapixel']} s a megapixel")
+            say(f"{label}, {setting}: {found}; {row['seconds_a_megapixel']} s per megapixel")
         for name, evaluations in most.items():
             chosen, safe = study.choose(rows[label], untrained["blurry"], evaluations)
             means = study.summarise(chosen["scores"])

@@ -159,7 +159,7 @@ def _estimate(args: argparse.Namespace, recipe) -> int:
     state, c = TrainState(recipe, pick_device(args.device)), recipe.training
     print(
         f"{args.profile}, {args.arm}: {count_parameters(state.model) / 1e6:.2f} M parameters, "
-        f"{estimate.gigaflops(recipe):.1f} GFLOP to train on one crop, {c.batch} crops of {c.crop}x{c.crop} a step"
+        f"{estimate.gigaflops(recipe):.1f} GFLOP to train on one crop, {c.batch} crops of {c.crop}x{c.crop} per step"
     )
     print(f"on {state.device}, {'bf16' if state.bf16 else 'fp32'}: {estimate.estimate_line(state)}")
     print(

@@ -15,7 +15,7 @@ from ..data import to_display
 from ..evaluate import bootstrap_interval, psnr
 from .display import frame_bytes, frame_explorer, pixels, show, swipe  # noqa: F401 (for the lessons)
 
-# Okabe & Ito 2008: told apart with any common colour blindness. One colour a thing, in every lesson.
+# Okabe & Ito 2008: distinguishable with any common colour blindness. One colour per thing, in every lesson.
 COLORS = {
     "blurry": "#666666",
     "regression": "#E69F00",
@@ -56,7 +56,7 @@ def image_grid(
     """Pictures in rows and columns.
 
     rows: {row label: pictures}, or one unlabelled row; (c, h, w) in [-1, 1], in [0, 1] with model_range=False.
-    titles: one a column. notes: text below each picture, notes[row][column], e.g. its score. size: inches a picture.
+    titles: one per column. notes: text below each picture, notes[row][column], e.g. a score. size: inches per picture.
     """
     rows = rows if isinstance(rows, dict) else {"": rows}
     columns = max(len(row) for row in rows.values())

@@ -147,7 +147,7 @@ def _hide(root: Path, split: str, blur: str) -> list[Pair]:
 
 
 def _realblur(letter: str, root: Path, split: str, blur: str) -> list[Pair]:
-    """By the official lists, one `gt_path blur_path` a line (the last without a line end)."""
+    """By the official lists, one `gt_path blur_path` per line (the last without a line end)."""
     top = REALBLUR[letter]
     base = _folder(root, f"RealBlur/{top}", top).parent
     name = f"RealBlur_{letter}_{split}_list.txt"

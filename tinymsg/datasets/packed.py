@@ -1,4 +1,4 @@
-"""Pairs in one memory-mapped file a split: no picture is decoded in training.
+"""Pairs in one memory-mapped file per split: no picture is decoded in training.
 
 A packed folder holds `pairs.npy`, uint8 (N, 2, H, W, 3) with the sharp picture first, and `manifest.json`: names, true
 sizes and SHA-256 of each pair, where they come from and which blur was chosen. Where sizes differ (RealBlur), a

@@ -34,7 +34,7 @@ def grid_search(
 ) -> list[dict]:
     """Steps x maximum noise, as DvSR (Whang 2022, supplement Sec. 6) and Ren 2023 search them.
 
-    Returns: one dict a cell: steps, max_noise, alpha_bar_T, seconds an image, and the mean of each metric that is
+    Returns: one dict per cell: steps, max_noise, alpha_bar_T, seconds per image, and the mean of each metric that is
         available here.
     Where alpha_bar_T is large the chain starts from more noise than the network is told: such cells leave noise.
     """

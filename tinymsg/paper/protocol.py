@@ -37,7 +37,7 @@ def digest(key: object) -> str:
 
 
 class Ledger:
-    """Scores on disk: one JSON object a line, written as it is added. What a damaged line held is redone."""
+    """Scores on disk: one JSON object per line, written as it is added. What a damaged line held is redone."""
 
     def __init__(self, path: str | Path):
         self.path, self._scores = Path(path), {}
@@ -126,7 +126,7 @@ class Evaluation:
         self.set_metrics = tuple(m for m in SET_METRICS if m in metrics)
 
     def run(self, test: TestSet, rows: list[Row], restoring: bool = True) -> Iterator[str | None]:
-        """Restore and score a set; yields once a pair: None, or what failed in a sentence.
+        """Restore and score a set; yields once per pair: None, or what failed in a sentence.
 
         Args:
             restoring: False only scores the pictures that are there.

@@ -50,7 +50,7 @@ def mean_over_sets(sets: dict[str, dict]) -> dict[str, dict]:
     """Row -> metric -> mean over the paper's four sets, each with equal weight, as in its Table 3.
 
     `sets` says over how many, `subset` whether pictures are left out. The sets' intervals, independent of each other,
-    add as squares; FID and KID, one number a set, have none.
+    add as squares; FID and KID, one number per set, have none.
     """
     chosen = [sets[name] for name in (*SETS[:3], SETS[3] if SETS[3] in sets else "reds") if name in sets]
     means: dict[str, dict] = {row: {} for found in chosen for row in found["rows"]}

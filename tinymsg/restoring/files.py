@@ -1,7 +1,7 @@
 """Photographs in and out as they are: their bits, gray, transparency, colour profile and metadata.
 
 The network works on display values as they stand, without any conversion of colours: a profile is carried along. CMYK
-alone is converted, to sRGB. PIL reads and writes nearly all; 16 bits a channel, which it cuts to 8, are decoded by
+alone is converted, to sRGB. PIL reads and writes nearly all; 16 bits per channel, which it cuts to 8, are decoded by
 imagecodecs (PNG) and tifffile.
 """
 
@@ -39,7 +39,7 @@ class Form(NamedTuple):
     options: dict[str, Any] = {}
     alpha: bool = True
     gray: bool = True
-    deep: bool = False  # 16 bits a channel
+    deep: bool = False  # 16 bits per channel
 
 
 _JPEG = Form("JPEG", {"quality": 95, "subsampling": 0}, alpha=False)  # 4:4:4
@@ -144,7 +144,7 @@ def _pil_pixels(image) -> np.ndarray:
 
 
 def _deep_pixels(path: Path, image) -> np.ndarray | None:
-    """(h, w, 1 to 4) uint16 of a PNG or TIFF with 16 bits a channel; None of any other picture."""
+    """(h, w, 1 to 4) uint16 of a PNG or TIFF with 16 bits per channel; None of any other picture."""
     tags = getattr(image, "tag_v2", {})  # of a TIFF: bits, what they mean, and that they are unsigned
     try:
         if image.format == "PNG" and (data := path.read_bytes())[24] == 16:  # IHDR's bit depth
@@ -343,7 +343,7 @@ def _encode(form: Form, photo: Photo, notes: list[str]) -> memoryview:
 
 
 def eight_bits(values: np.ndarray) -> np.ndarray:
-    """The same picture of 8 bits a channel."""
+    """The same picture of 8 bits per channel."""
     if values.dtype == np.uint8:
         return values
     return ((values.astype(np.uint32) + 128) // 257).astype(np.uint8)
@@ -389,7 +389,7 @@ def _holds(form: Form, mode: str, name: str, value: Any) -> bool:
 
 
 def _deep_png(file: BinaryIO, pixels: np.ndarray, metadata: dict[str, Any]) -> None:
-    """A PNG of 16 bits a channel, with the chunks in which PIL puts metadata."""
+    """A PNG of 16 bits per channel, with the chunks in which PIL puts metadata."""
     import imagecodecs
     from PIL import Image
 
@@ -402,7 +402,7 @@ def _deep_png(file: BinaryIO, pixels: np.ndarray, metadata: dict[str, Any]) -> N
 
 
 def _deep_tiff(file: BinaryIO, pixels: np.ndarray, metadata: dict[str, Any]) -> None:
-    """A TIFF of 16 bits a channel, uncompressed, in one strip. PIL writes the directory (TIFF 6.0)."""
+    """A TIFF of 16 bits per channel, uncompressed, in one strip. PIL writes the directory (TIFF 6.0)."""
     from PIL import Image, TiffTags
     from PIL.TiffImagePlugin import ImageFileDirectory_v2
 

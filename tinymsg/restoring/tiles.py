@@ -157,7 +157,7 @@ def restore_large(
         workspace: folder for memory-mapped files, whose names are gone at once, however we end. None: in memory, or
             among the system's temporary files if that would take more than half of it.
     Returns: (c, h, w) in [-1, 1] on the CPU; float32, above 4 million pixels float16. Memory for that, above x and the
-        tile: at most 18 bytes a pixel, 24 with several samples.
+        tile: at most 18 bytes per pixel, 24 with several samples.
     Raises: ValueError on wrong shapes, ranges or values that are not finite; MemoryError, one sentence, if not even
         a tile of 64 pixels fits.
     """

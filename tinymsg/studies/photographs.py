@@ -59,7 +59,7 @@ def photograph_sets(real: tuple[Tensor, Tensor], sharp: Contents, size: int = 25
 
 
 def score(answer: Callable[[Tensor], Tensor], sets: Sets) -> dict:
-    """{set: {metric: one value a picture}} of answer(x (b, 3, h, w)) -> y0_hat, and its seconds a million pixels."""
+    """{set: {metric: one value per picture}} of answer(x (b, 3, h, w)) -> y0_hat, and seconds per million pixels."""
     scores: dict = {name: {metric: [] for metric in METRICS} for name in sets}
     seconds, pixels = 0.0, 0
     for name, (y0, x) in sets.items():

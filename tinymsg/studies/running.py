@@ -35,7 +35,7 @@ def weights(trial: Training, scratch: Path, step: int) -> Path:
 
 
 def train(trial: Training, scratch: Path) -> float:
-    """Train to the end, from where an earlier call was stopped. Returns: processor seconds a step of this call.
+    """Train to the end, from where an earlier call was stopped. Returns: processor seconds per step of this call.
 
     Leaves weights(...) of its checkpoints, and the last also as scratch/NAME.safetensors.
     """
@@ -149,7 +149,7 @@ def run(
         write_results(out, record)
 
     def pace(entry: dict) -> float:
-        """Seconds a step, scoring included."""
+        """Seconds per step, scoring included."""
         return entry["seconds_a_step"] + entry["seconds_of_scoring"] / key(entry).checkpoints()[-1]
 
     slowest = max((pace(entry) for entry in record["trainings"] if "failed" not in entry), default=0.0)
@@ -231,4 +231,4 @@ def _summary(found: dict) -> str:
     if not last:
         return entry["failed"]
     lpips = ", ".join(f"{row['domain']} {row['degree']} {row['lpips']:.3f}" for row in last)
-    return f"{entry['seconds_a_step']} s a step, {entry['seconds_of_scoring']} s of scoring; LPIPS {lpips}"
+    return f"{entry['seconds_a_step']} s per step, {entry['seconds_of_scoring']} s of scoring; LPIPS {lpips}"

@@ -18,7 +18,7 @@ from ..sample import Setting
 from ..train import Record, TrainState, fit
 from .signals import SignalPairs, box_kernels, gauss_kernel, two_bump_kernel
 
-LENGTH = 128  # samples a signal
+LENGTH = 128  # samples per signal
 TEST_SEED = 7_001  # of the test signals: no run, choice or earlier look has used them
 TOY = Recipe().change(
     dims=1,
@@ -89,7 +89,7 @@ def train_arm(recipe: Recipe, pairs: SignalPairs | None = None) -> tuple[TrainSt
 
 
 def invented_edges(estimate: Tensor, truth: Tensor) -> Tensor:
-    """Edges in the estimate where the truth has none, a signal: (n, 1, 1, w) in [-1, 1] -> (n,).
+    """Edges in the estimate where the truth has none, per signal: (n, 1, 1, w) in [-1, 1] -> (n,).
 
     An edge is a change of more than 0.3 over 3 samples; it is invented if the truth changes by less than 0.15 over 3
     samples anywhere within 4 samples. Neighbouring samples count as one edge.

@@ -58,7 +58,7 @@ def breadth_domains(kernels: int, family: int, seed: int) -> dict[str, SignalPai
 
 # --- one training -------------------------------------------------------------------------------------------
 
-KEY = ("arm", "seed", "kernels", "steps")  # entries of a run that tell it from the others of its study
+KEY = ("arm", "seed", "kernels", "steps")  # entries of a run that distinguish it from the others of its study
 
 
 @dataclass(frozen=True)
@@ -177,7 +177,7 @@ def _end_with_parent() -> None:
 
 
 def sign_flip_p(values: Tensor) -> float:
-    """Exact two-sided p-value of the mean of a few paired differences, (n,), 1 <= n <= 16, e.g. one a training run.
+    """Exact two-sided p-value of the mean of a few paired differences, (n,), 1 <= n <= 16, e.g. one per training run.
 
     Were the two equals, any sign might be the other one: the share of the 2^n ways to choose the signs whose mean is at
     least as far from zero (Fisher 1935).

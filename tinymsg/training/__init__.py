@@ -2,7 +2,7 @@
 
 profiles      sizes and budgets
 parallel      several processes, torch.compile
-checkpoint    checkpoints, one training a folder
+checkpoint    checkpoints, one training run per folder
 estimate      time and memory, before it starts
 validation    fixed pictures and noise, looked at while a model trains
 runs          a whole training: logs, checkpoints, signals

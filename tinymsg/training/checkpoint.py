@@ -143,7 +143,7 @@ def _newest(folder: Path, state: TrainState, accept_changes: bool) -> tuple[Path
     return None, None, passed_over
 
 
-# --- one training a folder ----------------------------------------------------------------------------------
+# --- one training run per folder ----------------------------------------------------------------------------
 
 
 @contextlib.contextmanager

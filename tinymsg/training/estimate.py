@@ -154,5 +154,5 @@ def estimate_line(state: TrainState, processes: int = 1) -> str:
     duration, rate = datetime.timedelta(seconds=round(left * seconds)), c.batch / seconds
     return (
         f"estimate: {duration} for {left:,} steps of {seconds:.3g} s ({rate:,.0f} crops/s), "
-        f"{gb:.2g} GB a process beside PyTorch itself{'; compiled, less of both' if c.compile else ''}"
+        f"{gb:.2g} GB per process beside PyTorch itself{'; compiled, less of both' if c.compile else ''}"
     )

@@ -165,7 +165,7 @@ class _Clock:
         return batch
 
     def read(self, step: int, batch: int) -> dict[str, float]:
-        """The row since the last reading, `batch` crops a step; sets the clock back."""
+        """The row since the last reading, `batch` crops per step; sets the clock back."""
         now = time.perf_counter()
         seconds = now - self.start
         row = {

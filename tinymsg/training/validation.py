@@ -1,7 +1,7 @@
 """Validation while a model trains: fixed pictures and fixed noise, never the test set.
 
 Real pairs and procedural scenes are ones that training never sees. Of photographs under synthetic blur it sees the same
-pictures, otherwise cut and blurred: such scores do not tell learning from knowing by heart.
+pictures, otherwise cut and blurred: such scores do not distinguish learning from knowing by heart.
 """
 
 from dataclasses import dataclass
@@ -92,7 +92,7 @@ class Validation:
     def __call__(self, state: TrainState, folder: Path) -> dict[str, float]:
         """step, psnr, ssim, lpips, losses at fixed noise, NaN for what cannot be computed.
 
-        Also writes folder/STEP.png: blurry, restored, sharp, a row a pair.
+        Also writes folder/STEP.png: blurry, restored, sharp, a row per pair.
         """
         y0, x = self.pictures
         restored = restore(state.ema_model, x, self.setting, torch.Generator(x.device).manual_seed(VALIDATION_SEED))
