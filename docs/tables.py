@@ -98,13 +98,26 @@ def headline() -> str:
     )
 
 
-def trial_scores() -> str:
-    def means(form: str, arm: str, budget: str) -> list[str]:
-        found = [run_scores(trial(), form, arm, places, "lpips", budget) for places in PLACES.values()]
-        return [f"{statistics.mean(runs.values()):.3f}" if runs else "" for runs in found]
+def level(form: str, arm: str, budget: str, where: str) -> str:
+    """LPIPS of an arm, mean over its training runs."""
+    runs = run_scores(trial(), form, arm, PLACES[where], "lpips", budget)
+    return f"{statistics.mean(runs.values()):.3f}" if runs else ""
 
-    columns = [means("", "blurry", ""), *(means("eps", arm, "main") for arm in ARMS)]
-    return table(["LPIPS", "blurry", *ARMS], [list(row) for row in zip(PLACES, *columns, strict=True)])
+
+def trial_scores() -> str:
+    kinds = [("", "blurry", ""), *(("eps", arm, "main") for arm in ARMS)]
+    return table(["LPIPS", "blurry", *ARMS], [[where, *(level(*kind, where) for kind in kinds)] for where in PLACES])
+
+
+def trial_levels() -> str:
+    """The forms side by side: what they change for every arm."""
+    arms, kinds = ("plain", "control", "guided"), [*((form, "main") for form in FORMS), ("eps", "triple")]
+    rows = [
+        [form + ", three times the steps" * (budget == "triple")]
+        + [level(form, arm, budget, where) for where in (AT_HOME, ELSEWHERE) for arm in arms]
+        for form, budget in kinds
+    ]
+    return table(["LPIPS", *(f"{where}: {arm}" for where in (AT_HOME, ELSEWHERE) for arm in arms)], rows)
 
 
 def trial_differences() -> str:
@@ -143,7 +156,8 @@ def equal_home() -> str:
 
 def trial_forms() -> str:
     """Where guidance has more or less to give: forms, the longer training, and variants of guided."""
-    lines = {f"{form}, guided - plain": {"other": "plain", "form": form} for form in FORMS}
+    pairs = [(form, other) for form in FORMS for other in ("plain", "control")]
+    lines = {f"{form}, guided - {other}": {"other": other, "form": form} for form, other in pairs}
     lines["eps, three times the steps, guided - plain"] = {"other": "plain", "budget": "triple"}
     lines |= {f"eps, {arm.replace('-', ' ')} - guided": {"other": "guided", "arm": arm} for arm in VARIANTS}
     rows = [
@@ -339,6 +353,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "trial-differences": trial_differences,
     "trial-equal-home": equal_home,
     "trial-beside": trial_beside,
+    "trial-levels": trial_levels,
     "trial-forms": trial_forms,
     "toy": toy_table,
     "toy-runs": toy_runs,
