@@ -91,10 +91,11 @@ def headline() -> str:
     plain, control, triple = gap("plain"), gap("control"), gap("plain", budget="triple")
     return (
         "In the paper's form, guided minus plain in LPIPS (lower is better) on six test sets unlike the training set: "
-        f"{plain.text()}, {plain.ruling}, over {len(plain.runs)} training run{'s' * (len(plain.runs) > 1)} (plain: "
+        f"{plain.text()}, {plain.ruling}, {len(plain.runs)} training run{'s' * (len(plain.runs) > 1)} (plain: "
         f"{plain.other:.3f}). Against the same branch without its loss: {control.text()}, {control.ruling}. "
-        f"{equal_home()} (There the better arm is taken at an earlier checkpoint, which favours the other.) After "
-        f"three times the steps, minus plain: {triple.text()}, {triple.ruling}."
+        f"{equal_home()} (There the better arm is taken earlier, which favours the other.) After three times the "
+        f"steps: {triple.text()}, {triple.ruling}. Asked for the residual, not the noise, plain alone reaches "
+        f"{level('x0', 'plain', 'main', ELSEWHERE)}."
     )
 
 
