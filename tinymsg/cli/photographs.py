@@ -32,7 +32,7 @@ def run(args: argparse.Namespace) -> int:
     from .. import evaluate as ev
     from ..data import SAMPLES, folder_contents
     from ..datasets.folders import PairedImages
-    from ..model import count_parameters
+    from ..model import count_parameters, pretrained_names
     from ..studies import photographs as study
     from ..training.validation import centre_crops
 
@@ -57,8 +57,9 @@ def run(args: argparse.Namespace) -> int:
             means = study.summarise(chosen["scores"])
             quality[label][name] = {"setting": chosen["setting"], "safe": safe, "scores": means}
             say(f"{label}, {name}: {chosen['setting']}, {'safe' if safe else 'NOT safe'}")
-    of_any, _ = study.choose([row for found in rows.values() for row in found], untrained["blurry"], most["default"])
-    default = next(label for label, found in rows.items() if any(row is of_any for row in found))
+    shipped = [label for label, entry in weights.items() if entry["source"] in pretrained_names()] or list(rows)
+    of_any, _ = study.choose([row for label in shipped for row in rows[label]], untrained["blurry"], most["default"])
+    default = next(label for label in shipped if any(row is of_any for row in rows[label]))
     say(f"default: {default}")
     results = ev.provenance() | {
         "rule": {name: getattr(study, name) for name in ("LEAST_SHARP", "MOST_HARM", "SHARE_OF_GAIN", "EVALUATIONS")},

@@ -24,7 +24,8 @@ BATCH = 4  # pictures at a time
 # The rule. Safe: leaves sharp photographs as they are, and makes no real pair much worse and real pairs on average
 # better. A quality's setting is the safe one nearest to the truth by LPIPS (Zhang 2018), of real and blurred pictures
 # alike, among those of so many network evaluations that gain at least half of the best one's PSNR on real pairs. The
-# default weights are those that have the default's setting when all weights' settings stand for choice together
+# default weights are those that have the default's setting when the settings of all shipped weights (of all, if none
+# is) stand for choice together
 LEAST_SHARP = 35.0  # dB of sharp photographs against themselves, on average
 MOST_HARM = 0.5  # dB that a real pair may lose
 SHARE_OF_GAIN = 0.5
