@@ -307,7 +307,7 @@ def test_a_miniature_run_gives_the_papers_table(root, weights, typed, tmp_path, 
     values = [results["sets"][name]["rows"]["tiny"]["psnr"]["mean"] for name in paper.SETS]
     assert cell["mean"] == pytest.approx(np.mean(values), abs=1e-3) and cell["low"] < cell["mean"] < cell["high"]
     assert rows["tiny"][7].strip().startswith(f"{cell['mean']:.2f} ± ") and rows["tiny"][7].strip().endswith("*")
-    setting = {"sampler": "ancestral", "steps": 2, "max_noise": 0.9, "grid": "linear", "samples": 2}
+    setting = {"sampler": "ancestral", "steps": 2, "max_noise": 0.9, "grid": "linear", "samples": 2, "start": None}
     assert results["settings"]["tiny"]["setting"] == setting and "opencv-python-headless" in results["packages"]
     # Written anew without the weights' work
     before = {name: (tmp_path / "out" / name).read_bytes() for name in ("table.md", "table.json", "scores.jsonl")}
@@ -361,7 +361,7 @@ def test_shipped_weights_have_a_setting_and_the_command_line_wins(more, root, ty
     found, card = written(tmp_path)[0]["settings"]["guided"], model_card("scenes-guided")
     given = {"steps": 2, "max_noise": 0.5, "sampler": "ddim"} if more else {}
     assert found["sha256"] == card["sha256"]
-    assert found["setting"] == {"grid": "linear"} | card["setting"] | given | {"samples": 1}
+    assert found["setting"] == {"grid": "linear", "start": None} | card["setting"] | given | {"samples": 1}
     assert all(name in found["chosen"] for name in given) and ("own" in found["chosen"]) == (not more)
 
 
