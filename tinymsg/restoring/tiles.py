@@ -175,21 +175,21 @@ def restore_large(
     y0_hat = new() if samples > 1 else z_t  # which is free after its only sample
     (h, w), scale = x.shape[1:], 1 / samples
     for sample in range(samples):
-        z0_hat = _draw(network, schedule, get_sampler(setting.sampler), z_t, answers, (seed, sample), start)
+        for rows in _bands(network.height):
+            noise = torch.randn(z_t[:, rows].shape, generator=_generator(seed, sample, schedule.T, rows.start))
+            z_t[:, rows] = noise if start is None else network.begin(start, rows, schedule.noise_level[-1:], noise)
+        if sample == samples - 1:
+            start = None  # the network needs the memory
+        z0_hat = _draw(network, schedule, get_sampler(setting.sampler), z_t, answers, (seed, sample))
         for rows in _bands(h):
             y0 = model.decode(z0_hat[None, :, rows, :w].float(), x[None, :, rows].float())[0]
             y0_hat[:, rows, :w] = scale * y0 if sample == 0 else y0_hat[:, rows, :w] + scale * y0
     return y0_hat[:, :h, :w]
 
 
-def _draw(
-    network: "_Network", schedule: Schedule, sampler, z_t: Tensor, answers: list, key: tuple[int, int], start
-) -> Tensor:
-    """One sample's z0_hat, of which z_t and the last two answers are kept, all (c, height, width) and overwritten."""
+def _draw(network: "_Network", schedule: Schedule, sampler, z_t: Tensor, answers: list, key: tuple[int, int]) -> Tensor:
+    """z0_hat at a chain's end, of which z_t and the last two answers are kept, all (c, height, width), overwritten."""
     z0_hat, before = answers
-    for rows in _bands(network.height):
-        noise = torch.randn(z_t[:, rows].shape, generator=_generator(*key, schedule.T, rows.start))
-        z_t[:, rows] = noise if start is None else network.begin(start, rows, schedule.noise_level[-1:], noise)
     for t in range(schedule.T, 0, -1):
         network(z_t, float(schedule.noise_level[t]), z0_hat)
         if t == 1:  # alpha_bar[0] = 1: the last answer is the sample
