@@ -262,7 +262,7 @@ class _Network:
         return prepare(self.model, self.x[None, :, top:bottom, left:right].to(self.device))
 
     def begin(self, start: Tensor, rows: slice, noise_level: Tensor, noise: Tensor) -> Tensor:
-        """A band of the state that a chain begins with: an estimate of y0, noised."""
+        """(c, rows, width), a band of the state that a chain begins with: start (c, h, w) in [-1, 1], noised."""
         above, multiple = max(rows.start - self.model.multiple, 0), self.model.multiple  # what the border may mirror
         bands = (pad_to_multiple(part[None, :, above : rows.stop].float(), multiple) for part in (start, self.x))
         y0, x = (band[:, :, rows.start - above :] for band in bands)
