@@ -65,7 +65,7 @@ def test_the_reblur_exercise_knows_the_usual_mistakes(wrong, message):
     ("name", "right", "wrong"),
     [
         ("my_contrast", 0.333, {2 / 3: "subtract the darkest", 0.5: "a third of it", 0.0: "one period and a half"}),
-        ("my_share", 0.64, {0.36: "the picture's share", 0.8: "its square", 0.4: "1 - a", 0.9: "too large"}),
+        ("my_level", 0.707, {0.5: "a quarter is picture", 0.9: "too large"}),
     ],
 )
 def test_the_exercises_that_ask_for_a_number(name, right, wrong, capsys):
