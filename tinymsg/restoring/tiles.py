@@ -165,11 +165,11 @@ def restore_large(
         raise ValueError(f"x must have shape (c, h, w), tile must be at least 0; got {tuple(x.shape)} and {tile}")
     steps, samples = (1, 1) if model.config.kind == "regression" else (setting.steps, setting.samples)
     schedule = make_schedule(setting.grid, steps, setting.max_noise)
-    network, start = _Network(model, x, tile, torch.device(device), steps * samples, progress), None
-    if setting.start and model.config.kind == "diffusion":
-        network.done, network.passes = 1, 1 + network.passes
+    begin, start = setting.start if model.config.kind == "diffusion" else None, None
+    network = _Network(model, x, tile, torch.device(device), progress, steps * samples, 1 if begin else 0)
+    if begin:
         begun = progress and (lambda done, total: progress(done, total * network.passes))
-        start = restore_large(pretrained(setting.start, device), x, Setting(), seed, tile, device, begun, workspace)
+        start = restore_large(pretrained(begin, device), x, Setting(), seed, tile, device, begun, workspace)
     new = _allocator(x.shape[0], network.height, network.width, workspace)
     z_t, answers = new(), [new(), new() if steps > 1 else None]
     y0_hat = new() if samples > 1 else z_t  # which is free after its only sample
@@ -240,12 +240,14 @@ def _allocator(c: int, height: int, width: int, workspace: str | Path | None) ->
 class _Network:
     """The network over a whole picture, in tiles that get smaller when memory runs out."""
 
-    def __init__(self, model: Model, x: Tensor, tile: int | None, device: torch.device, passes: int, progress):
+    def __init__(
+        self, model: Model, x: Tensor, tile: int | None, device: torch.device, progress, passes: int, done: int
+    ):
         self.model, self.x, self.device, self.progress = model, x, device, progress
         self.height, self.width = (_round_up(side, model.multiple) for side in x.shape[1:])
         tile = choose_tile(model, self.height, self.width, device) if tile is None else tile
         self._use(tile or max(self.height, self.width))
-        self.margin, self.done, self.passes = margin(model), 0, passes  # passes over the whole picture
+        self.margin, self.passes, self.done = margin(model), done + passes, done  # over the whole picture
 
     def _use(self, tile: int) -> None:
         self.tile = _round_up(tile, self.model.multiple)
