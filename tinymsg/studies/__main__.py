@@ -28,8 +28,6 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--scratch", metavar="FOLDER", help="checkpoints and weights (default: runs/NAME of --out)")
     cores = os.cpu_count() or 1
     sub.add_argument("--workers", type=positive, default=cores, metavar="N", help="processes (default: one per core)")
-    minutes = "begin no training that would not end within so many minutes"
-    sub.add_argument("--minutes", type=float, default=float("inf"), metavar="M", help=minutes)
     what = "train nothing: make the weights of run 0 of the main arms, as trained here, the shipped trial-ARM"
     sub.add_argument("--ship", action="store_true", help=what)
     sub.set_defaults(run=run)
@@ -77,8 +75,8 @@ def run(args: argparse.Namespace) -> int:
     record |= {"ladders": {name: [repr(domain) for domain in degrees] for name, degrees in trial.LADDERS.items()}}
     record |= {name: earlier[name] for name in ("trainings", "rows")} | {"settings": settings}
     say(f"{len(todo)} of {len(everything)} training runs to do")
-    finished = run_trial(todo, record, out, scratch, args.workers, args.minutes, say)
-    say("done" if finished else "the same command goes on from here")
+    run_trial(todo, record, out, scratch, args.workers, say)
+    say("done")
     return 0
 
 

@@ -127,19 +127,15 @@ def run(
     out: Path,
     scratch: Path,
     workers: int,
-    minutes: float = float("inf"),
     say: Callable[[str], None] = lambda line: None,
-) -> bool:
+) -> None:
     """Do trainings in this order, and write the results file after each.
 
     Args:
         record: what the file holds besides what is new: "settings", "trainings" and "rows".
         scratch: folder of checkpoints and weights.
-        minutes: a training that would not end within them is not begun, nor any after it.
-    Returns: whether all is done.
     Raises: ValueError if another process works in scratch.
     """
-    until = time.monotonic() + 60 * minutes
     queue, waiting, running = list(todo), [], {}
     order = {trial: place for place, trial in enumerate(plan())}
 
@@ -148,25 +144,13 @@ def run(
             entries.sort(key=lambda entry: order.get(key(entry), -1))
         write_results(out, record)
 
-    def pace(entry: dict) -> float:
-        """Seconds per step, scoring included."""
-        return entry["seconds_a_step"] + entry["seconds_of_scoring"] / key(entry).checkpoints()[-1]
-
-    slowest = max((pace(entry) for entry in record["trainings"] if "failed" not in entry), default=0.0)
-
-    def fits(trial: Training) -> bool:
-        return time.monotonic() + slowest * trial.checkpoints()[-1] < until
-
     def next_one() -> Training | None:
         """Those first that are trained and waited for their form's setting."""
         for trial in waiting:
             if trial.form in record["settings"]:
                 waiting.remove(trial)
                 return trial
-        if queue and fits(queue[0]):
-            return queue.pop(0)
-        queue.clear()  # the rest is for another call
-        return None
+        return queue.pop(0) if queue else None
 
     with training_lock(scratch), _executor(workers) as pool:
         if not record["rows"]:
@@ -176,12 +160,11 @@ def run(
             while len(running) < workers and (trial := next_one()):
                 chosen = record["settings"].get(trial.form)
                 setting = Setting(**chosen["chosen"]) if chosen else None
-                running[pool.submit(work, trial, scratch, setting)] = trial, time.monotonic()
+                running[pool.submit(work, trial, scratch, setting)] = trial
             if not running:
                 break
             for future in wait(running, return_when=FIRST_COMPLETED).done:
-                (trial, begun), found = running.pop(future), future.result()
-                slowest = max(slowest, (time.monotonic() - begun) / trial.checkpoints()[-1])
+                trial, found = running.pop(future), future.result()
                 if "rows" not in found:
                     waiting.append(trial)
                     say(f"{trial.name}: trained; to be scored when the setting of its form is chosen")
@@ -193,7 +176,6 @@ def run(
                 record["trainings"].append(found["training"])
                 write()
                 say(f"{trial.name}: {_summary(found)}")
-    return {key(entry) for entry in record["trainings"]} >= set(todo)
 
 
 def ship(record: dict, scratch: Path) -> list[str]:
