@@ -19,20 +19,23 @@ from common import clock, place
 
 from tinymsg.cli.allocator import ALLOCATOR
 from tinymsg.machine import accelerator, use_bf16
-from tinymsg.model import build_model, pretrained, pretrained_names
+from tinymsg.model import build_model, model_card, pretrained, pretrained_names
 from tinymsg.restoring.tiles import choose_tile, restore_large
 from tinymsg.sample import Setting
 from tinymsg.training.profiles import profile
 from tinymsg.training.runs import peak_memory
 
-COLUMNS = ("size", "precision", "tile", "before_GB", "peak_GB", "bytes_a_pixel", "growth", "seconds_a_step")
+COLUMNS = ("size", "precision", "tile", "before_GB", "peak_GB", "bytes_a_pixel", "growth", "seconds_a_pass")
 HEAD = "{:<12} {:>9} {:>5} {:>9} {:>8} {:>13} {:>7} {:>14}"
 
 
 def measure(name: str, precision: str, size: list[int], tile: int | None, samples: int, device: torch.device) -> dict:
-    """Peak memory of this process, and seconds, for one picture of two steps."""
+    """Peak memory of this process, and seconds, for one picture of two steps, begun as `deblur` begins."""
     width, height = size
-    model = pretrained(name, device) if name in pretrained_names() else build_model(profile(name).network).to(device)
+    shipped = name in pretrained_names()
+    model = pretrained(name, device) if shipped else build_model(profile(name).network).to(device)
+    default = model_card(name).get("quality", {}).get("default", {}) if shipped else {}
+    setting = Setting(**default | {"steps": 2, "samples": samples})
     model.config = replace(model.config, precision=precision)
     x = torch.empty(3, height, width, dtype=torch.float16)
     for row in x.unbind(1):  # no larger array on the way
@@ -40,7 +43,7 @@ def measure(name: str, precision: str, size: list[int], tile: int | None, sample
     cpu = torch.device("cpu")
     before, start = peak_memory(cpu), clock(device)
     tile = choose_tile(model.eval(), height, width, device) if tile is None else tile
-    restore_large(model, x, Setting("ancestral", 2, 0.5, samples=samples), 0, tile, device)
+    restore_large(model, x, setting, 0, tile, device)
     seconds, peak = clock(device) - start, peak_memory(cpu)
     return {
         "model": name,
@@ -48,11 +51,12 @@ def measure(name: str, precision: str, size: list[int], tile: int | None, sample
         "precision": "bf16" if use_bf16(precision, device) else "fp32",
         "tile": tile,
         "samples": samples,
+        "start": setting.start,
         "before_GB": round(before / 1e9, 3),
         "peak_GB": round(peak / 1e9, 3),
         "bytes_a_pixel": round((peak - before) / (width * height), 1),
         "growth": None,  # bytes for each pixel more than in the row before
-        "seconds_a_step": round(seconds / 2 / samples, 2),
+        "seconds_a_pass": round(seconds / (2 * samples + bool(setting.start)), 2),
     }
 
 

@@ -244,7 +244,7 @@ def default_weights() -> str:
     lpips = " to ".join(f"{mean(row, 'real', 'lpips'):.3f}" for row in (blurry, chosen))
     gain = mean(chosen, "real", "psnr") - mean(blurry, "real", "psnr")
     return (
-        f"on eight real pairs of GoPro, LPIPS goes from {lpips} and PSNR by {gain:+.2f} dB; "
+        f"on eight real pairs of GoPro, LPIPS goes from {lpips} and PSNR changes by {gain:+.2f} dB; "
         f"sharp photographs keep {mean(chosen, 'sharp', 'psnr'):.0f} dB"
     )
 
@@ -318,6 +318,13 @@ def cost_table() -> str:
     return benchmark("scale.md").split("\n\n")[1]
 
 
+def memory_table() -> str:
+    found = json.loads(benchmark("memory.json"))
+    names = {"size": "picture", "tile": "tile", "peak_GB": "peak, GB", "growth": "bytes for each pixel more"}
+    rows = [[str(row[name] or "") for name in names] for row in found["rows"]]
+    return table(list(names.values()), rows) + f"\n\n{found['where']}, PyTorch {found['torch']}."
+
+
 def counted() -> str:
     counts = json.loads(benchmark("scale.json"))["counted"]
     return (
@@ -366,6 +373,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "evaluations": evaluations_table,
     "refine": refine_table,
     "bench": bench_tables,
+    "memory": memory_table,
     "quality": quality_tables,
     "scale": scale_table,
     "cost": cost_table,

@@ -19,7 +19,7 @@ def add(commands: argparse._SubParsersAction) -> None:
         "deblur",
         help="deblur pictures or folders of pictures",
         epilog="Example: tinymsg deblur photo.jpg -o sharp.png. The shipped weights are small. They "
-        "learnt on blur of up to 30 pixels with noise and compression; what is sharp they leave alone, and long "
+        "learnt on blur of up to 40 pixels with noise and compression; what is sharp they leave alone, and long "
         "blur they lessen rather than undo. --preview shows in seconds what to expect.",
     )
     option = sub.add_argument
