@@ -167,6 +167,14 @@ def trial_forms() -> str:
     return table(["LPIPS", AT_HOME, "each run", "verdict", ELSEWHERE, "each run", "verdict"], rows)
 
 
+def lessons_networks() -> str:
+    rows, names = [], ("blurry", "guided", "plain", "regression")
+    for domain, entry in results("scores")["domains"].items():
+        means = [[entry["scores"][name][metric]["mean"] for metric in ("psnr", "lpips")] for name in names]
+        rows.append([domain.replace("_", " "), *(f"{psnr:.2f}, {lpips:.3f}" for psnr, lpips in means)])
+    return table(["PSNR (dB), LPIPS", *names], rows)
+
+
 def toy_table(shown: Callable[[list[float]], str] = with_interval) -> str:
     runs = results("toy")["runs"]
     columns = [(arm, metric) for metric in ("psnr", "invented_edges") for arm in ("guided", "structure, stop-gradient")]
@@ -362,6 +370,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "trial-beside": trial_beside,
     "trial-levels": trial_levels,
     "trial-forms": trial_forms,
+    "lessons-networks": lessons_networks,
     "toy": toy_table,
     "toy-runs": toy_runs,
     "breadth": breadth_table,
