@@ -252,7 +252,7 @@ def default_weights() -> str:
     lpips = " to ".join(f"{mean(row, 'real', 'lpips'):.3f}" for row in (blurry, chosen))
     gain = mean(chosen, "real", "psnr") - mean(blurry, "real", "psnr")
     return (
-        f"on eight real pairs of GoPro, LPIPS goes from {lpips} and PSNR changes by {gain:+.2f} dB; "
+        f"on eight real pairs of GoPro, LPIPS goes from {lpips}, PSNR changes by {gain:+.2f} dB; "
         f"sharp photographs keep {mean(chosen, 'sharp', 'psnr'):.0f} dB"
     )
 
