@@ -146,7 +146,7 @@ def trial_beside() -> str:
 def equal_home() -> str:
     """Effective robustness, in a sentence."""
     found = {other: at_equal_home(trial(), "eps", "guided", other) for other in ("plain", "control")}
-    said = (f"guided minus {other} {gap.text()}, {gap.ruling}" for other, gap in found.items())
+    said = (f"guided minus {other} {d.text()}, {d.ruling}" for other, d in found.items())
     return f"At equal quality on the training blur: {'; '.join(said)}."
 
 
