@@ -297,7 +297,7 @@ def refine_table() -> str:
     for row in sorted(rows, key=lambda row: (row["setting"]["steps"], row["setting"]["max_noise"])):
         cells.setdefault(row["setting"]["steps"], []).append(f"{both(row, 'real')}; {mean(row, 'sharp', 'psnr'):.0f}")
     return table(
-        ["evaluations after the regression's", *map("noise {:g}".format, noise)],
+        ["evaluations after the regression's", *map("max_noise {:g}".format, noise)],
         [[str(n), *c] for n, c in cells.items()],
     )
 
