@@ -150,7 +150,7 @@ def test_kernel_centroid_and_border():
             blur.path_to_kernel(path, size)
 
 
-@pytest.mark.parametrize("padding", ["reflect", "replicate", "valid"])
+@pytest.mark.parametrize("padding", ["reflect", "valid"])
 @pytest.mark.parametrize("kh, kw, h, w", [(5, 7, 20, 23), (1, 9, 1, 40), (1, 1, 6, 5), (3, 3, 3, 3)])
 def test_convolve_is_the_textbook_convolution(padding, kh, kw, h, w, device):
     linear = noise_image(3, 2, h, w).to(device)
@@ -181,7 +181,7 @@ def test_convolve_of_images_smaller_than_the_kernel():
         blur.convolve(torch.zeros(1, 3, 5, 20), torch.zeros(1, 7, 7), "valid")
     with pytest.raises(ValueError, match="odd"):
         blur.convolve(torch.zeros(1, 3, 20, 20), torch.zeros(1, 4, 7))
-    with pytest.raises(ValueError, match="reflect, replicate, valid"):
+    with pytest.raises(ValueError, match="reflect, valid"):
         blur.convolve(torch.zeros(1, 3, 20, 20), torch.zeros(1, 3, 3), "wrap")
 
 

@@ -223,9 +223,9 @@ def test_a_spoilt_state_is_not_saved(tiny_recipe, tmp_path):
     state.step = 5
     save_checkpoint(tmp_path, state)
     state.step = 6
-    state.note_if_finite(torch.tensor(float("inf")))
+    state.note_if_not_finite(torch.tensor(float("inf")))
     state.step = 7
-    state.note_if_finite(torch.tensor(1.0))
+    state.note_if_not_finite(torch.tensor(1.0))
     with pytest.raises(NotFiniteError, match="at step 6"):
         save_checkpoint(tmp_path, state)
     assert [p.name for p in checkpoints(tmp_path)] == ["checkpoint-00000005.pt"]

@@ -368,6 +368,17 @@ def test_no_light_is_missing_at_the_borders():
     assert dark.any() and (x[dark].amax(dim=(1, 2, 3)) > -0.9).any()
 
 
+@pytest.mark.parametrize("name", ["gopro_like", "saturated_night", "everyday"])
+def test_it_is_known_which_picture_a_crop_is_of(name):
+    values = [30, 120, 220]
+    contents = Contents([torch.full((3, 400, 400), value, dtype=torch.uint8) for value in values], "flat")
+    pairs, index = SyntheticPairs(contents, name, seed=5), torch.arange(40)
+    y0, _ = pairs.crops(index, 16)
+    which = pairs.pictures(index)
+    means = [to_display(y0[which == i]).mean(dim=(1, 2, 3)) for i in range(3)]
+    assert means[0].max() < means[1].min() and means[1].max() < means[2].min(), "other light, but in the same order"
+
+
 def test_one_kernel_domains_use_one_kernel():
     contents = scene_contents(8)
     motion = DOMAINS["one_kernel"].motion

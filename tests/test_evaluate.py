@@ -192,6 +192,19 @@ def test_bootstrap_interval_is_that_of_the_mean():
     assert bootstrap_interval(torch.full((5,), 2.5)) == (2.5, 2.5)
 
 
+def test_crops_of_one_picture_count_together():
+    """Ten crops of each of 30 pictures, that are all alike: no surer than one of each."""
+    means = torch.randn(30, generator=torch.Generator().manual_seed(1))
+    pictures = torch.arange(30).repeat(10) * 7
+    low, high = bootstrap_interval(means.repeat(10), pictures=pictures)
+    assert (low, high) == pytest.approx(bootstrap_interval(means))
+    naive = bootstrap_interval(means.repeat(10))
+    assert high - low > 2.5 * (naive[1] - naive[0])
+    # Of pictures of unequal numbers of crops, the mean is still that of all crops
+    low, high = bootstrap_interval(torch.tensor([0.0, 1, 1, 1]), pictures=torch.tensor([4, 9, 9, 9]))
+    assert (low, high) == (0, 1)
+
+
 def test_bootstrap_interval_covers_the_truth_as_often_as_it_says():
     generator = torch.Generator().manual_seed(0)
     covered = 0
@@ -282,11 +295,20 @@ def test_every_picture_has_noise_of_its_own(tiny_model, pairs):
     class Same:
         name = "one picture, again and again"
 
+        def pictures(self, index):
+            return index  # as if they were different ones
+
         def crops(self, index, size):
             return tuple(image.expand(len(index), -1, -1, -1) for image in pairs.crops(torch.tensor([1]), size))
 
     results = evaluate({"plain": tiny_model(scales=())}, {"in": Same()}, SETTING, 4, 16, ("psnr",), batch=2)
     assert len(set(results["domains"]["in"]["per_image"]["plain"]["psnr"])) == 4
+
+
+def test_a_single_picture_has_no_interval(tiny_model):
+    alone = SyntheticPairs(scene_contents(1), "noise", seed=3)
+    with pytest.raises(ValueError, match="dark shows a single picture"):
+        evaluate({"plain": tiny_model(scales=())}, {"dark": alone}, SETTING, 4, 32, ("psnr",))
 
 
 def test_evaluate_goes_on_without_an_unavailable_metric(tiny_model, pairs, monkeypatch):

@@ -90,6 +90,7 @@ def test_what_was_fetched_serves_without_a_network(hub, weights, monkeypatch):
 
 def test_a_hub_that_does_not_answer(hub, capsys, free_port, monkeypatch):
     ask(monkeypatch, f"http://127.0.0.1:{free_port()}")
+    monkeypatch.setattr("time.sleep", lambda seconds: None)  # between its library's five tries, half a minute in all
     assert main(["deblur", "in.png", "-o", "out.png", "--weights", "hf://me/tiny", "--device", "cpu"]) == 2
     said = capsys.readouterr().err
     assert "hf://me/tiny" in said and "online" in said and said.count("\n") == 1

@@ -178,7 +178,7 @@ def test_every_part_of_the_setting_counts(tmp_path, weights):
         (["train", "--out", "OUT", "--start", "nowhere"], "unknown weights 'nowhere'"),
         (
             ["train", "--out", "OUT", "--start", "W"],
-            "it differs in widths, guidance_width, guidance_blocks; give the --arm and --set",
+            "another network: widths is (4, 8), not (32, 64, 96, 96), guidance_width is 4, not 32, guidance_blocks",
         ),
         (["evaluate", "--out", "OUT.json", "--weights", "W", "--domains", "mars"], "unknown domain 'mars'"),
         (["evaluate", "--out", "OUT.json", "--weights", "W", "W"], "the name is taken; give another by ROW="),
@@ -575,6 +575,15 @@ def test_a_diffusion_begins_as_the_regression_that_it_starts_from(tmp_path):
         still, moved = ([models[n].denoiser(x)(z, torch.tensor([level])) for z in noise] for n in ("still", "moved"))
         torch.testing.assert_close(still, [answer, answer], rtol=0, atol=1e-4)
         assert (moved[0] - moved[1]).abs().max() > 1e-6
+
+
+@pytest.mark.parametrize("change", ["predict=v", "residual=false", "residual_scale=3"])
+def test_weights_of_the_same_shape_whose_output_means_something_else_are_no_start(change, tmp_path, capsys):
+    same = ["--arm", "plain", "--device", "cpu", "--set", *TINY, "steps=1"]
+    assert main(["train", "--out", str(tmp_path / "before"), *same]) == 0
+    start = ["--start", str(tmp_path / "before" / "weights.safetensors")]
+    assert main(["train", "--out", str(tmp_path / "after"), *start, *same, change]) == 2
+    assert f"another network: {change.partition('=')[0]} is " in capsys.readouterr().err
 
 
 def test_the_control_arm_has_the_branch_but_not_its_loss(tmp_path):

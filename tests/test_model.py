@@ -8,6 +8,7 @@ from safetensors.torch import load_file, save_file
 
 import tinymsg
 from tinymsg import model as model_module
+from tinymsg.data import get_domain, make_contents
 from tinymsg.evaluate import write_results
 from tinymsg.model import (
     COMPILE,
@@ -190,6 +191,13 @@ def test_initial_weights_come_from_the_seed_alone(tiny_recipe):
     assert not torch.equal(first["unet.conv_in.weight"], other["unet.conv_in.weight"])
 
 
+@pytest.mark.parametrize("name", ["cpu", "gpu"])
+def test_crops_of_scenes_hold_no_mirrored_pixels(name):
+    training = profile(name).training
+    whole = make_contents(training.content, 1, 0).images[0].shape[-1]
+    assert training.crop + 2 * get_domain(training.domain).margin(training.crop) < whole
+
+
 @pytest.mark.parametrize("name", PROFILES)
 def test_the_plain_twin_has_as_many_parameters(name):
     config = profile(name).network
@@ -198,7 +206,8 @@ def test_the_plain_twin_has_as_many_parameters(name):
         guided, plain = count_parameters(Model(config)), count_parameters(Model(twin))
     assert guided <= plain <= 1.05 * guided
     assert twin.scales == () and dataclasses.replace(twin, scales=config.scales, widths=config.widths) == config
-    assert plain_twin(dataclasses.replace(config, predict="x0"), "regression").kind == "regression"
+    regression = plain_twin(config, "regression")
+    assert (regression.kind, regression.predict, regression.widths) == ("regression", "x0", twin.widths)
 
 
 # --- weights on disk --------------------------------------------------------------------------------------------

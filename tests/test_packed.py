@@ -86,6 +86,20 @@ def test_crops_are_cut_from_the_pictures_and_turned_together(root, device, name,
         assert max(top) == 32 - size and max(left) > 48 - size - 3
 
 
+def test_the_crops_are_those_of_the_pictures_themselves(root):
+    index = torch.arange(30)
+    for name, split in (("gopro", "train"), ("realblur_j", "test")):
+        listed = ListedPairs(find_pairs(name, root, split, complete=False), name, seed=3)
+        packed_pairs = PackedPairs(packed_folder(name, split, root), seed=3)
+        for one, other in zip(listed.crops(index, 26), packed_pairs.crops(index, 26), strict=True):
+            assert torch.equal(one, other)
+        numbers = listed.pictures(index)
+        for number in (0, 3):
+            whole = torch.cat(listed.image(number))
+            crop = torch.stack(listed.crops(index[numbers == number][:1], 26)).flatten(0, 1)
+            assert crop.unique().numel() <= whole.unique().numel() and torch.isin(crop, whole).all()
+
+
 def test_padding_is_never_cut(root):
     pairs = PackedPairs(packed_folder("realblur_j", "test", root))
     sizes = {(h, w) for _, h, w, _ in pairs.manifest["pairs"]}

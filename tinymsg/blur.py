@@ -252,23 +252,20 @@ def convolve(linear: Tensor, kernel: Tensor, padding: str = "reflect") -> Tensor
     Args:
         linear: (n, c, h, w) linear light; signals are images of height 1.
         kernel: (n, kh, kw) or (1, kh, kw), both odd.
-        padding: "reflect" or "replicate" keep (h, w); "valid" returns (h-kh+1, w-kw+1) without invented borders.
+        padding: "reflect" keeps (h, w); "valid" returns (h-kh+1, w-kw+1) without invented borders.
     """
     kh, kw = kernel.shape[-2:]
     if kh % 2 == 0 or kw % 2 == 0:
         raise ValueError(f"kernel sides must be odd, got {kh}x{kw}")
-    if padding == "valid":
-        padded = linear
-    elif padding in ("reflect", "replicate"):
-        # Reflection needs more pixels than it adds; tiny images repeat their border instead
+    if padding not in ("reflect", "valid"):
+        raise ValueError(f"unknown padding {padding!r}; known: reflect, valid")
+    if padding == "reflect":  # which needs more pixels than it adds; tiny images repeat their border instead
         fits = linear.shape[-2] > kh // 2 and linear.shape[-1] > kw // 2
-        padded = F.pad(linear, (kw // 2, kw // 2, kh // 2, kh // 2), mode=padding if fits else "replicate")
-    else:
-        raise ValueError(f"unknown padding {padding!r}; known: reflect, replicate, valid")
-    h, w = padded.shape[-2:]
+        linear = F.pad(linear, (kw // 2, kw // 2, kh // 2, kh // 2), mode="reflect" if fits else "replicate")
+    h, w = linear.shape[-2:]
     if h < kh or w < kw:
         raise ValueError(f"the image ({h}x{w}) is smaller than the kernel ({kh}x{kw})")
-    spectrum = torch.fft.rfft2(padded.float()) * torch.fft.rfft2(kernel.float(), s=(h, w))[:, None]
+    spectrum = torch.fft.rfft2(linear.float()) * torch.fft.rfft2(kernel.float(), s=(h, w))[:, None]
     full = torch.fft.irfft2(spectrum, s=(h, w))
     return full[..., kh - 1 :, kw - 1 :].clamp_min(0).to(linear.dtype)
 

@@ -188,7 +188,6 @@ class Contents:
         if not images:
             raise ValueError(f"no sharp pictures in {name}")
         self.images, self.name = images, name
-        self._stack = torch.stack(images) if len({image.shape for image in images}) == 1 else None
 
     def __len__(self) -> int:
         return len(self.images)
@@ -207,7 +206,7 @@ class Contents:
         turn = draws.integers(8)
         cut = []
         for i, (index, size) in enumerate(zip(which.tolist(), sizes, strict=True)):
-            image = self.images[index] if self._stack is None else self._stack[index]
+            image = self.images[index]
             h, w = image.shape[-2:]
             top, left = (int(place[i, 0] * max(h - size + 1, 1)), int(place[i, 1] * max(w - size + 1, 1)))
             crop = image[:, top : top + size, left : left + size]
@@ -277,11 +276,6 @@ def make_contents(name: str, count: int, seed: int) -> Contents:
     if Path(name).is_dir():
         return folder_contents(name)
     raise ValueError(f"unknown content {name!r}; known: scenes, photos, or the path of a folder of sharp pictures")
-
-
-def other_content(name: str) -> str:
-    """Content unlike the training's: photographs for what learnt scenes, scenes for what learnt photographs."""
-    return "photos" if name == "scenes" else "scenes"
 
 
 # --- domains: content x blur x camera -----------------------------------------------------------------------
@@ -407,6 +401,16 @@ class SyntheticPairs:
         order = upload(torch.cat([rows for _, rows in groups]).argsort(), self.device)
         y0, x = (torch.cat(images).index_select(0, order) for images in zip(*made, strict=True))
         return y0, x
+
+    def pictures(self, index: Tensor) -> Tensor:
+        """Which of the sharp pictures each of these crops is cut from: int64 (n,), on the CPU."""
+        found = []
+        for domain in (self.domain, self.domain.other or self.domain):
+            draws = Draws(self.seed, index.cpu())
+            if domain.scale != 1:  # drawn before the picture, in _crops
+                draw_amount(domain.scale, draws)
+            found.append(draws.integers(len(self.contents)))
+        return torch.where(index.cpu() % 2 == 0, *found)
 
     def _crops(self, domain: Domain, index: Tensor, size: int) -> tuple[Tensor, Tensor]:
         draws = Draws(self.seed, index)  # what the pairs are is planned on the CPU, and made on the device

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from functools import cache
 from importlib import metadata
 from pathlib import Path
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -20,7 +21,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from . import __version__
-from .data import Contents, Domain, Pairs, SyntheticPairs, get_domain, make_contents, other_content, to_display
+from .data import Contents, Domain, Pairs, SyntheticPairs, get_domain, make_contents, to_display
 from .guidance import to_gray
 from .machine import atomic_write
 from .model import WEIGHTS, Model
@@ -43,10 +44,10 @@ def psnr(estimate: Tensor, truth: Tensor) -> Tensor:
 
 
 # In TF32, cuDNN's default, a difference of squares would lose its digits: an SSIM of 0.89 in the place of 0.95
-_exact = torch.backends.cudnn.flags(enabled=True, allow_tf32=False)
+exact = torch.backends.cudnn.flags(enabled=True, allow_tf32=False)
 
 
-@_exact
+@exact
 def ssim(estimate: Tensor, truth: Tensor) -> Tensor:
     """Structural similarity (Wang 2004), Gaussian window 11x11, by torchmetrics."""
     from torchmetrics.functional.image import structural_similarity_index_measure
@@ -74,7 +75,7 @@ def _lpips_network(device: str) -> torch.nn.Module:
     return network.eval().requires_grad_(False).to(device)
 
 
-@_exact
+@exact
 def lpips_distance(estimate: Tensor, truth: Tensor) -> Tensor:
     """LPIPS (Zhang 2018), AlexNet, version 0.1: 0 for equal pictures, rarely above 1. One channel counts as gray."""
     network = _lpips_network(str(estimate.device))
@@ -142,8 +143,7 @@ def measure(estimate: Tensor, truth: Tensor, metrics: tuple[str, ...]) -> dict[s
 
 def available(metrics: tuple[str, ...], side: int = 32) -> tuple[tuple[str, ...], dict[str, str]]:
     """(metrics that work here on pictures of `side` pixels, reason for each that does not)."""
-    usable, reasons = [], {}
-    probe = torch.zeros(1, 3, side, side)
+    usable, reasons, probe = [], {}, torch.zeros(1, 3, side, side)
     for name in metrics:
         try:
             measure(probe, probe, (name,))
@@ -211,21 +211,29 @@ def student_interval(values: Sequence[float]) -> tuple[float, float, float]:
     return mean, mean - half, mean + half
 
 
-def bootstrap_interval(values: Float[Tensor, " n"], draws: int = 2000, seed: int = 0) -> tuple[float, float]:
-    """95 % percentile bootstrap interval of the mean (Efron 1979); n >= 2."""
+def bootstrap_interval(
+    values: Float[Tensor, " n"], draws: int = 2000, seed: int = 0, pictures: Tensor | None = None
+) -> tuple[float, float]:
+    """95 % percentile bootstrap interval of the mean (Efron 1979); n >= 2. Of fewer than some 20 it is too short.
+
+    pictures: int64 (n,), of which picture each value is. They are drawn with all their values, since crops of a picture
+        are alike.
+    """
     if values.ndim != 1 or len(values) < 2:
         raise ValueError(f"values must have shape (n,) with n >= 2, got {tuple(values.shape)}")
-    generator = torch.Generator().manual_seed(seed)
-    picks = torch.randint(len(values), (draws, len(values)), generator=generator)
-    means = values.cpu().double()[picks].mean(dim=1)
+    group = torch.arange(len(values)) if pictures is None else pictures.unique(return_inverse=True)[1]
+    counts, generator = group.bincount(), torch.Generator().manual_seed(seed)
+    sums = counts.double().zero_().index_add_(0, group, values.cpu().double())
+    picks = torch.randint(len(counts), (draws, len(counts)), generator=generator)
+    means = sums[picks].sum(dim=1) / counts[picks].sum(dim=1)
     low, high = torch.quantile(means, torch.tensor([0.025, 0.975], dtype=means.dtype)).tolist()
     return low, high
 
 
-def summary(values: list[float]) -> dict[str, float]:
-    """Mean and its 95 % interval, for results files."""
+def summary(values: list[float], pictures: Tensor | None = None) -> dict[str, float]:
+    """Mean and its 95 % interval, for results files; pictures: as for `bootstrap_interval`."""
     tensor = torch.tensor(values, dtype=torch.float64)
-    low, high = bootstrap_interval(tensor)
+    low, high = bootstrap_interval(tensor, pictures=pictures)
     return {"mean": round(float(tensor.mean()), 4), "low": round(low, 4), "high": round(high, 4)}
 
 
@@ -233,6 +241,12 @@ def summary(values: list[float]) -> dict[str, float]:
 
 TEST_SEED = 7_000  # of test pairs and test scenes: training uses seed 0 for its scenes
 VALIDATION_SEED = 5_000  # of the pairs on which a sampler's setting is chosen
+
+
+class ScoredPairs(Pairs, Protocol):
+    """Pairs that tell which picture a crop is of."""
+
+    def pictures(self, index: Tensor) -> Tensor: ...
 
 
 def domain_pairs(
@@ -244,7 +258,9 @@ def domain_pairs(
     """
     name = domain
     domain = get_domain(domain) if isinstance(domain, str) else domain
-    contents: Contents = make_contents(other_content(content) if domain.new_content else content, count, seed)
+    if domain.new_content:  # photographs for what learnt scenes, scenes for what learnt photographs
+        content = "photos" if content == "scenes" else "scenes"
+    contents: Contents = make_contents(content, count, seed)
     pairs = SyntheticPairs(contents, domain, seed, device, gray)
     pairs.name = f"{name} on {contents.name}, seed {seed}"
     return pairs
@@ -258,7 +274,7 @@ def sample_and_mean(model: Model, x: Tensor, setting: Setting, generator: torch.
 
 def evaluate(
     models: dict[str, Model],
-    domains: dict[str, Pairs],
+    domains: dict[str, ScoredPairs],
     setting: Setting,
     count: int = 200,
     size: int = 96,
@@ -276,8 +292,11 @@ def evaluate(
         {"A - B": ...} of mean rows with paired 95 % intervals, "per_image"}}, "unavailable": {metric: reason}}.
     """
     usable, unavailable = available(metrics, size)
-    results = {}
+    pictures, results = {name: pairs.pictures(torch.arange(count)) for name, pairs in domains.items()}, {}
+    if alone := [name for name, which in pictures.items() if len(which.unique()) < 2]:
+        raise ValueError(f"{alone[0]} shows a single picture, which has no interval: take more pictures or crops")
     for domain, pairs in domains.items():
+        which = pictures[domain]
         rows: dict[str, dict[str, list[float]]] = {}
         for index in torch.arange(count).split(batch):
             y0, x = (image.to(device) for image in pairs.crops(index, size))
@@ -294,8 +313,8 @@ def evaluate(
             "data": pairs.name,
             "count": count,
             "size": size,
-            "scores": {row: {m: summary(v) for m, v in scores.items()} for row, scores in rows.items()},
-            "difference": differences(rows),
+            "scores": {row: {m: summary(v, which) for m, v in scores.items()} for row, scores in rows.items()},
+            "difference": differences(rows, which),
             "per_image": {
                 row: {m: [round(s, 4) for s in v] for m, v in scores.items()} for row, scores in rows.items()
             },
@@ -305,17 +324,14 @@ def evaluate(
     return {"domains": results, "unavailable": unavailable}
 
 
-def differences(rows: dict[str, dict[str, list[float]]]) -> dict[str, dict]:
+def differences(rows: dict[str, dict[str, list[float]]], pictures: Tensor | None = None) -> dict[str, dict]:
     """Paired differences, row by row minus each row before it: {"B - A": {metric: {mean, low, high}}}."""
-    names = list(rows)
-    table = {}
-    for i, b in enumerate(names):
-        for a in names[:i]:
-            table[f"{b} - {a}"] = {
-                metric: summary([u - v for u, v in zip(rows[b][metric], rows[a][metric], strict=True)])
-                for metric in rows[b]
-            }
-    return table
+
+    def paired(a: list[float], b: list[float]) -> dict[str, float]:
+        return summary([v - u for u, v in zip(a, b, strict=True)], pictures)
+
+    pairs = [(a, b) for i, b in enumerate(rows) for a in list(rows)[:i]]
+    return {f"{b} - {a}": {metric: paired(rows[a][metric], rows[b][metric]) for metric in rows[b]} for a, b in pairs}
 
 
 def table(results: dict, metric: str = "psnr") -> str:
@@ -349,14 +365,11 @@ def provenance(command: list[str] | None = None) -> dict:
 def write_results(path: str | Path, results: dict) -> None:
     """Write a results file: JSON with a digest of its content, atomic, with non-finite numbers refused."""
     text = json.dumps({"digest": _digest(results)} | results, indent=1, allow_nan=False)
-    # One list of numbers per line: readable differences between two versions of a file
+    # One list of numbers per line: readable differences between two versions of a file. Its line breaks stand between
+    # brackets; within a string JSON writes \n
+    text = re.sub(r"\[\n\s*([^\[\]{}]*?)\n\s*\]", lambda m: "[" + re.sub(r"\s*\n\s*", " ", m.group(1)) + "]", text)
     with atomic_write(path) as partial:
-        partial.write_text(_compact_lists(text) + "\n")
-
-
-def _compact_lists(text: str) -> str:
-    # A line break stands between brackets, never within a string: there JSON writes \n
-    return re.sub(r"\[\n\s*([^\[\]{}]*?)\n\s*\]", lambda m: "[" + re.sub(r"\s*\n\s*", " ", m.group(1)) + "]", text)
+        partial.write_text(text + "\n")
 
 
 def read_results(path: str | Path) -> dict:

@@ -4,7 +4,7 @@ import dataclasses
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import torch
@@ -259,14 +259,15 @@ def count_parameters(model: nn.Module) -> int:
 
 
 def plain_twin(config: ModelConfig, kind: str = "diffusion") -> ModelConfig:
-    """The same network without guidance and with as many parameters, for a fair comparison.
+    """The same network without guidance and with as many parameters, for a fair comparison; a regression predicts x0.
 
     The coarsest level is widened, 8 channels at a time, until the twin has at least as many parameters as the
     guided model: what is left of the difference (under 5 % at the sizes of the profiles) favours the plain one.
     """
     with torch.device("meta"):
         wanted = count_parameters(Model(config))
-        twin = dataclasses.replace(config, scales=(), kind=kind)
+        predict = "x0" if kind == "regression" else config.predict
+        twin = dataclasses.replace(config, scales=(), kind=kind, predict=predict)
         while count_parameters(Model(twin)) < wanted:
             twin = dataclasses.replace(twin, widths=(*twin.widths[:-1], twin.widths[-1] + 8))
     return twin
@@ -359,20 +360,13 @@ def _weights_and_card(name: str | Path) -> tuple[Path, Path | None]:
 @cache  # once per process: weights and card are of one moment
 def _from_hub(address: str) -> tuple[Path, Path]:
     try:
-        from huggingface_hub import errors, get_hf_file_metadata, hf_hub_download, hf_hub_url
+        from huggingface_hub import errors, hf_hub_download
     except ImportError:
         raise ValueError(f"{address} needs huggingface_hub: pip install 'tinymsg[hub]'") from None
     repository, _, revision = address.removeprefix("hf://").partition("@")
-    how: dict = {"revision": revision or None}
+    fetch = partial(hf_hub_download, repository, revision=revision or None)
     try:
-        try:  # where nothing answers, the download would try for half a minute
-            get_hf_file_metadata(hf_hub_url(repository, HUB_CARD, **how))
-        except errors.HfHubHTTPError:
-            pass  # an answer; what it means is told below
-        except Exception:  # of libraries without a common base
-            how["local_files_only"] = True
-        # The card first: it is small, and what has none is not ours
-        card, weights = (Path(hf_hub_download(repository, name, **how)) for name in (HUB_CARD, HUB_WEIGHTS))
+        card, weights = Path(fetch(HUB_CARD)), Path(fetch(HUB_WEIGHTS))  # what has no card is not ours
     except errors.LocalEntryNotFoundError as error:
         advice = "try again when you are online, or give a file"
         raise ValueError(f"{address} was not fetched before, and the hub does not answer: {advice}") from error

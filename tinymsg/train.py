@@ -115,7 +115,7 @@ class TrainState:
         decay = self.training.ema if self.step > 0 else 0.0
         torch._foreach_lerp_(list(self.ema_model.parameters()), list(self.model.parameters()), 1 - decay)
 
-    def note_if_finite(self, value: Tensor) -> None:
+    def note_if_not_finite(self, value: Tensor) -> None:
         """Remember this step, on the device, if it is the first whose `value` (a scalar) is not finite."""
         first_bad = ~torch.isfinite(value) & (self._not_finite_since < 0)
         self._not_finite_since.masked_fill_(first_bad, self.step)
@@ -169,7 +169,7 @@ def fit(
         state.optimizer.step()
         state.average()
         state.step += 1
-        state.note_if_finite(losses.sum() + norm + norm_guidance)
+        state.note_if_not_finite(losses.sum() + norm + norm_guidance)
         # Looking at a value waits for the GPU: there only now and then, and always before the last record
         if state.device.type == "cpu" or state.step % 100 == 0 or state.step == steps:
             state.check_finite()

@@ -33,7 +33,7 @@ def run(args: argparse.Namespace) -> int:
     from functools import partial
 
     from .. import evaluate as ev
-    from ..data import SAMPLES, TEST_DOMAINS, Pairs, get_domain
+    from ..data import SAMPLES, TEST_DOMAINS, get_domain
     from ..datasets.folders import PairedImages
     from ..model import count_parameters
     from ..paper import choose
@@ -46,7 +46,7 @@ def run(args: argparse.Namespace) -> int:
     drawn = [name for name in names if name != "real"]  # real: the pairs of the package, no domain to blur by
     for name in drawn:  # all are known, before the first is drawn
         get_domain(name)
-    domains: dict[str, Pairs] = {
+    domains: dict[str, ev.ScoredPairs] = {
         name: ev.domain_pairs(name, args.content, args.count, ev.TEST_SEED, device) for name in drawn
     }
     if "real" in names:
@@ -54,8 +54,10 @@ def run(args: argparse.Namespace) -> int:
     held_out = args.validation_content or args.content
     validation = ev.domain_pairs("gopro_like", held_out, args.validation, ev.VALIDATION_SEED, device)
     grid, setting = {}, Setting(samples=args.samples)
-    # Chosen on the validation split of the training domain, for the first diffusion model; then frozen for all
-    if label := next((label for label, model in models.items() if model.config.kind == "diffusion"), None):
+    # Chosen on the validation split of the training domain, for the first diffusion model, without guidance if there
+    # is one: what others are compared with. Then frozen for all
+    diffusion = [label for label, model in models.items() if model.config.kind == "diffusion"]
+    if label := min(diffusion, key=lambda label: bool(models[label].config.scales), default=None):
         search = partial(choose.grid_search, steps=choose.GRID_STEPS, max_noise=choose.GRID_MAX_NOISE, progress=say)
         grid[label] = search(models[label], validation, args.validation, args.size)
         best = choose.choose_cell(grid[label])

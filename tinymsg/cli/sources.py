@@ -8,6 +8,7 @@ from ..datasets.packed import PackedPairs, open_pairs
 from ..model import Recipe
 from ..training.parallel import rank_and_processes
 from ..training.validation import Validation, WithoutHeldOut, centre_crops, choose_held_out, synthetic_validation
+from .shared import say
 
 
 def open_data(
@@ -46,6 +47,8 @@ def open_data(
         identity = {"name": real.name, "pairs": len(real), "blur": blur}
         if isinstance(real, PackedPairs):
             identity["manifest_sha256"] = real.manifest["identity"]
+        elif rank == 0:
+            say(f"whole pictures are decoded for every crop: tinymsg pack {source} does it once, which saves the time")
         if validate is True:
             held_out, identity["held_out"] = choose_held_out(real.names)
             name = f"{min(pictures, len(held_out))} of {identity['held_out']}"

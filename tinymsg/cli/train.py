@@ -42,7 +42,7 @@ def add(commands: argparse._SubParsersAction) -> None:
     option = sub.add_argument_group("validation: out/validation.csv, out/validation/STEP.png").add_argument
     what = "steps between validations; with --data, the last training sequence is held out, the test set not looked at"
     option("--validate-every", help=what, **number)
-    option("--validation", metavar="DATA", help="validate on these pairs instead")
+    option("--validation", metavar="DATA", help="validate on these pairs instead; of a data set, on its test split")
     option("--validation-count", default=6, help="pictures (default: %(default)s)", **number)
     what = "pixels of their centres (default: %(default)s; synthetic ones have the training crop's)"
     option("--validation-size", default=256, help=what, **number)

@@ -30,20 +30,25 @@ class ListedPairs:
         return to_model(sharp)[None].to(self.device), to_model(blurry)[None].to(self.device)
 
     def crops(self, index: Tensor, size: int) -> tuple[Tensor, Tensor]:
-        """(y0, x), both (n, 3, size, size): picture, place and mirroring drawn from (seed, index)."""
+        """(y0, x), both (n, 3, size, size), drawn from (seed, index): the crops of the same pairs packed."""
         draws = Draws(self.seed, index.cpu())
-        which, place, flip = draws.integers(len(self)).tolist(), draws.uniform(2).tolist(), draws.integers(2).tolist()
+        which, place, turns = draws.integers(len(self)).tolist(), draws.uniform(2).tolist(), draws.integers(8).tolist()
         cut = []
-        for i, (top, left), mirrored in zip(which, place, flip, strict=True):
+        for i, (top, left), turn in zip(which, place, turns, strict=True):
             pair = torch.cat(self.image(i))
             h, w = pair.shape[-2:]
             if min(h, w) < size:
                 raise ImageError(f"{self.paths[i][1]}: {h}x{w} is smaller than the crop of {size}")
             top, left = int(top * (h - size + 1)), int(left * (w - size + 1))
             pair = pair[..., top : top + size, left : left + size]
-            cut.append(pair.flip(-1) if mirrored else pair)
+            pair = pair.rot90(turn % 4, (-2, -1))
+            cut.append(pair.flip(-1) if turn >= 4 else pair)
         y0, x = torch.stack(cut, dim=1)
         return y0, x
+
+    def pictures(self, index: Tensor) -> Tensor:
+        """Which of the pairs each of these crops is cut from: int64 (n,), on the CPU."""
+        return Draws(self.seed, index.cpu()).integers(len(self))
 
 
 class PairedImages(ListedPairs):

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from ..data import read_image
-from ..evaluate import MetricUnavailable
+from ..evaluate import MetricUnavailable, exact
 
 SET_METRICS = ("fid", "kid")  # what `set_distances` gives
 EXTRACTOR = "inception-v3-compat"  # the network of Heusel 2017, with its weights and its resizing to 299x299
@@ -25,6 +25,7 @@ class _Pictures(Dataset):  # uint8 (3, h, w) each
         return (read_image(self.paths[index]) * 255).round().to(torch.uint8)
 
 
+@exact
 def set_distances(estimates: list[Path], truth: list[Path], device: torch.device) -> dict[str, float]:
     """FID (Heusel 2017) and 1000 x KID (Binkowski 2018) of two sets of whole pictures, in one pass.
 

@@ -177,25 +177,30 @@ def _holder(folder: Path) -> str:
 # --- other weights to begin with ----------------------------------------------------------------------------
 
 
+MEANING = {"predict", "residual", "residual_scale"}  # of the output: no weight's shape tells
+
+
 def begin_from(trained: Model, recipe: Recipe) -> Model:
     """A model of the recipe that begins with trained weights.
 
     Guidance that they lack joins as if it were not there. A diffusion begins exactly as the regression whose weights it
     gets: what that has never seen, z_t and its noise level, counts for nothing yet.
-    Raises: ValueError where they do not fit.
+    Raises: ValueError where they do not fit, or what they predict is something else.
     """
     model = build_model(recipe.network, recipe.training.seed)
+    theirs, ours = trained.config.to_dict(), recipe.network.to_dict()
+    differing = [key for key in ours if ours[key] != theirs[key]]
+    missing: list[str] = []
     try:
         missing, unexpected = model.load_state_dict(trained.state_dict(), strict=False)
-        if unexpected or not all(name.startswith("guidance.") for name in missing):
-            raise RuntimeError
+        fits = not unexpected and all(name.startswith("guidance.") for name in missing)
     except RuntimeError:
-        theirs, ours = trained.config.to_dict(), recipe.network.to_dict()
-        differing = ", ".join(key for key in ours if ours[key] != theirs[key] and key != "precision")
-        advice = "give the --arm and --set that they were trained with"
-        raise ValueError(
-            f"the weights to start from are another network: it differs in {differing}; {advice}"
-        ) from None
+        fits = False
+    if not fits or MEANING & set(differing):
+        free = {"kind", "precision"} | ({"scales"} if not theirs["scales"] else set())  # those may differ
+        there = ", ".join(f"{key} is {theirs[key]}, not {ours[key]}" for key in differing if key not in free)
+        advice = "give the --profile, --arm and --set that make the same network"
+        raise ValueError(f"the weights to start from are another network: {there}; {advice}")
     if isinstance(model.guidance, MultiscaleGuidance) and missing:
         for weight in model.guidance.to_encoder.parameters():
             zeros_(weight)

@@ -1,4 +1,4 @@
-"""Validation while a model trains: fixed pictures and fixed noise, never the test set.
+"""Validation while a model trains: fixed pictures and fixed noise.
 
 Real pairs and procedural scenes are ones that training never sees. Of photographs under synthetic blur it sees the same
 pictures, otherwise cut and blurred: such scores do not distinguish learning from knowing by heart.
