@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tinymsg.data import Pair
-from tinymsg.paper.protocol import SETS, Evaluation, Row, TestSet
+from tinymsg.paper.protocol import MEAN_SETS, Evaluation, Row, TestSet
 from tinymsg.paper.published import PUBLISHED
 from tinymsg.paper.report import collect, describe, markdown, mean_over_sets
 
@@ -43,7 +43,7 @@ def lines(text: str, section: str) -> dict[str, list[str]]:
 
 
 def test_each_set_has_equal_weight(evaluation):
-    counted = zip(SETS, (20.0, 24.0, 28.0, 32.0), (2, 30, 3, 5), strict=True)
+    counted = zip(MEAN_SETS, (20.0, 24.0, 28.0, 32.0), (2, 30, 3, 5), strict=True)
     sets = {name: made(evaluation, name, [value] * count) for name, value, count in counted}
     found = results(evaluation, sets)
     assert found["mean"]["blurry"]["psnr"] == {"mean": 26.0, "low": 26.0, "high": 26.0, "sets": 4, "subset": False}
@@ -55,7 +55,7 @@ def test_each_set_has_equal_weight(evaluation):
 def test_intervals_of_independent_means_add_as_squares(evaluation):
     generator = torch.Generator().manual_seed(0)
     values = [(20 + torch.randn(n, generator=generator) * s).tolist() for n, s in ((100, 3.0), (400, 1.0))]
-    sets = {name: made(evaluation, name, v) for name, v in zip(SETS, values, strict=False)}
+    sets = {name: made(evaluation, name, v) for name, v in zip(MEAN_SETS, values, strict=False)}
     cell = mean_over_sets(sets)["blurry"]["psnr"]
     half = 1.96 * (9 / 100 + 1 / 400) ** 0.5 / 2  # of the mean of two independent means
     assert (cell["high"] - cell["low"]) / 2 == pytest.approx(half, rel=0.15)
@@ -95,7 +95,7 @@ def test_distances_of_sets_have_means_without_intervals(tmp_path, monkeypatch):
 
 
 def test_published_rows_are_marked_and_stand_before_ours(evaluation):
-    sets = {name: made(evaluation, name, [20.0, 21.0]) for name in SETS}
+    sets = {name: made(evaluation, name, [20.0, 21.0]) for name in MEAN_SETS}
     text = markdown(results(evaluation, sets))
     for section, name in (("Mean", "mean"), ("Gopro", "gopro"), ("Hide", "hide"), ("Realblur_J", "realblur_j")):
         _, _, *rows = lines(text, section).values()

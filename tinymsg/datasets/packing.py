@@ -13,7 +13,7 @@ import torch
 from filelock import FileLock, Timeout
 
 from .. import __version__
-from ..data import ImageError, Pair, read_image
+from ..data import MAX_PIXELS, ImageError, Pair, open_picture, read_image
 from .folders import single_sharp
 from .packed import FORMAT, MANIFEST, PIXELS, check_frames, identity, is_packed, open_frames, read_manifest
 
@@ -87,16 +87,10 @@ def _measure(pairs: list[Pair]) -> tuple[tuple[int, ...], list[list]]:
 
 def _size(path: Path) -> tuple[int, int]:
     """(h, w) as read_image will give it, without decoding the picture."""
-    from PIL import Image, UnidentifiedImageError
-
-    try:
-        with Image.open(path) as image:
-            # Asking a PNG without EXIF data for it would decode the whole picture
-            turned = (image.format != "PNG" or "exif" in image.info) and image.getexif().get(0x0112, 1) >= 5
-            width, height = image.size
-            return (width, height) if turned else (height, width)
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
-        raise ImageError(f"{path}: not a picture that can be read ({type(error).__name__})") from None
+    with open_picture(path, MAX_PIXELS) as image:
+        # Asking a PNG without EXIF data for it would decode the whole picture
+        turned = (image.format != "PNG" or "exif" in image.info) and image.getexif().get(0x0112, 1) >= 5
+        return (image.width, image.height) if turned else (image.height, image.width)
 
 
 def _finished(out: Path, plan: dict) -> dict:

@@ -28,7 +28,6 @@ def grid_search(
     steps: tuple[int, ...] = GRID_STEPS,
     max_noise: tuple[float, ...] = GRID_MAX_NOISE,
     sampler: str = "ancestral",
-    samples: int = 1,
     metrics: tuple[str, ...] = tuple(METRICS),
     progress: Callable[[str], None] = lambda line: None,
 ) -> list[dict]:
@@ -45,7 +44,7 @@ def grid_search(
         for noise in max_noise:
             generator = torch.Generator(x.device).manual_seed(VALIDATION_SEED)
             start = time.perf_counter()
-            setting = Setting(sampler, n, noise, samples=samples)
+            setting = Setting(sampler, n, noise)
             output = restore(model, x, setting, generator)
             synchronize(x.device)
             seconds = (time.perf_counter() - start) / count

@@ -26,7 +26,7 @@ from .fid import EXTRACTOR, SET_METRICS, set_distances
 from .niqe import WHERE, Pristine, niqe_score
 from .published import COLUMNS
 
-SETS = ("gopro", "hide", "realblur_j", "reds_val300")  # over which the paper's Table 3 takes the mean
+MEAN_SETS = ("gopro", "hide", "realblur_j", "reds_val300")  # over which the paper's Table 3 takes the mean
 # The others are scored pixel on pixel
 PROTOCOL_OF = {"realblur_j": "realblur", "realblur_r": "realblur", "kohler": "kohler", "levin": "shift"}
 

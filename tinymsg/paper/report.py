@@ -5,7 +5,7 @@ from itertools import product
 from pathlib import Path
 
 from ..evaluate import summary
-from .protocol import SETS, Evaluation, Row, TestSet
+from .protocol import MEAN_SETS, Evaluation, Row, TestSet
 from .published import COLUMNS, PUBLISHED
 
 HEADS = {"lpips": "LPIPS ↓", "niqe": "NIQE ↓", "fid": "FID ↓", "kid": "KID×1000 ↓", "psnr": "PSNR ↑", "ssim": "SSIM ↑"}
@@ -52,7 +52,7 @@ def mean_over_sets(sets: dict[str, dict]) -> dict[str, dict]:
     `sets` says over how many, `subset` whether pictures are left out. The sets' intervals, independent of each other,
     add as squares; FID and KID, one number per set, have none.
     """
-    chosen = [sets[name] for name in (*SETS[:3], SETS[3] if SETS[3] in sets else "reds") if name in sets]
+    chosen = [sets[name] for name in (*MEAN_SETS[:3], MEAN_SETS[3] if MEAN_SETS[3] in sets else "reds") if name in sets]
     means: dict[str, dict] = {row: {} for found in chosen for row in found["rows"]}
     for row, metric in product(means, COLUMNS):
         cells = [found["rows"].get(row, {}).get(metric, {}) | {"of": found["of"]} for found in chosen]
@@ -110,8 +110,8 @@ def _cell(cell: dict, metric: str, pictures: int = 0) -> str:
     text = f"{cell['mean']:.{digits}f}"
     if "low" in cell:
         text += f" ± {(cell['high'] - cell['low']) / 2:.{digits}f}"
-    if cell.get("sets", len(SETS)) < len(SETS):
-        text += f" ({cell['sets']} of {len(SETS)} sets)"
+    if cell.get("sets", len(MEAN_SETS)) < len(MEAN_SETS):
+        text += f" ({cell['sets']} of {len(MEAN_SETS)} sets)"
     if cell.get("subset"):
         text += " *"
     if cell.get("n", pictures) < pictures:
