@@ -20,7 +20,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from .blur import Amount, Camera, Motion, Range, draw_amount, photograph, resampling
-from .machine import atomic_write, upload
+from .machine import atomic_write, out_of_memory, upload
 from .rng import Draws
 from .scenes import render_scenes
 
@@ -54,7 +54,7 @@ def picture_files(
     Hidden files are none: a Mac leaves ._NAME.png beside NAME.png.
     """
     found = Path(folder).rglob("*") if recursive else Path(folder).iterdir()
-    return sorted(p for p in found if p.suffix.lower() in suffixes and not p.name.startswith("."))
+    return sorted(p for p in found if p.suffix.lower() in suffixes and not p.name.startswith(".") and not p.is_dir())
 
 
 @contextmanager
@@ -71,15 +71,15 @@ def open_picture(path: str | Path, limit: int) -> Iterator[Any]:
                 size = f"{image.width}x{image.height} pixels"
                 raise ImageError(f"{path}: {size}; the limit is {limit // 10**6} million")
             yield image
-    except ImageError:
-        raise
     except FileNotFoundError:
         raise ImageError(f"{path}: no such file") from None
     except UnidentifiedImageError:
         raise ImageError(f"{path}: not a picture that can be read") from None
     except Image.DecompressionBombError:
         raise ImageError(f"{path}: too large; the limit is {limit // 10**6} million pixels") from None
-    except (OSError, SyntaxError, ValueError) as error:
+    except Exception as error:  # each decoder has its own
+        if isinstance(error, ImageError) or out_of_memory(error):
+            raise
         raise ImageError(f"{path}: damaged or unreadable ({getattr(error, 'strerror', None) or error})") from None
 
 
@@ -90,7 +90,7 @@ def gray_levels(image) -> np.ndarray:
     """
     gray = np.asarray(image, dtype=np.float32)
     wide = gray.max() > 255 or image.mode.startswith("I;16")
-    fractions = image.mode == "F" and gray.max() <= 1  # floating point, already display values
+    fractions = image.mode == "F" and gray.max() <= 16  # floating point, already display values, highlights above 1
     return (gray / (65535 if wide else 1 if fractions else 255)).clip(0, 1)
 
 

@@ -58,8 +58,8 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
     """A path to write to instead of `path`, which appears whole at the end of the block; after an error, not at all."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    # One per process, or two would write into each other's; the suffix tells some writers the format
-    partial = path.with_name(f".{path.stem}.{os.getpid()}.part{path.suffix}")
+    # One per process, or two would write into each other's; the suffix tells some writers the format; names have limits
+    partial = path.with_name(f".{path.stem[:50]}.{os.getpid()}.part{path.suffix}")
     try:
         yield partial
         with open(partial, "r+b") as file:  # Windows syncs only what may be written to

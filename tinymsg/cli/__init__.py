@@ -4,6 +4,7 @@ Their modules import nothing heavy at the top, so that --help answers at once.
 """
 
 import argparse
+import io
 import os
 import sys
 
@@ -32,6 +33,8 @@ def main(arguments: list[str] | None = None, top: argparse.ArgumentParser | None
     TINYMSG_TRACEBACK=1 in the environment brings back.
     """
     args = (top or parser()).parse_args(arguments)
+    if isinstance(sys.stdout, io.TextIOWrapper):  # which cannot print every file's name
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         return args.run(args)
     except KeyboardInterrupt:

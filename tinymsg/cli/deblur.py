@@ -1,12 +1,16 @@
 """deblur: pictures or folders in, pictures out."""
 
 import argparse
+import errno
 import os
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
+from itertools import count
 from pathlib import Path
 
 from .shared import at_least, common, pick_device, positive, share
@@ -65,24 +69,26 @@ def run(args: argparse.Namespace) -> int:
     pixels = {source: w * h for source, _ in ready for w, h in [photo_size(source)]}
     # Of all pictures together, by their pixels; smoothing=0: the rate is that of the whole run
     layout = "{desc}|{bar}| {percentage:3.0f} %, {elapsed} gone, {remaining} left"
-    with tqdm(total=sum(pixels.values()), bar_format=layout, smoothing=0, leave=False, disable=None) as bar:
-        for source, target in ready:
-            before = bar.n
-            bar.set_description(source.name)
+    try:
+        with tqdm(total=sum(pixels.values()), bar_format=layout, smoothing=0, leave=False, disable=None) as bar:
+            for source, target in ready:
+                before = bar.n
+                bar.set_description(source.name)
 
-            def advance(done: int, total: int, before=before, area=pixels[source]) -> None:
-                bar.update(before + area * done / total - bar.n)
+                def advance(done: int, total: int, before=before, area=pixels[source]) -> None:
+                    bar.update(before + area * done / total - bar.n)
 
-            try:
-                work = _preview if args.preview else deblur_one
-                with told(source):
-                    written, notes = work(restore, source, target, args.quality, advance)
-                bar.write("; ".join([f"{source} -> {written}", *notes]))
-            except ImageError as error:
-                failed.append(str(error))
-            advance(1, 1)
-    for sentence in failed:
-        print(f"failed: {sentence}", file=sys.stderr)
+                try:
+                    work = _preview if args.preview else partial(deblur_one, overwrite=args.overwrite)
+                    with told(source):
+                        written, notes = work(restore, source, target, args.quality, advance)
+                    bar.write("; ".join([f"{source} -> {written}", *notes]))
+                except ImageError as error:
+                    failed.append(str(error))
+                advance(1, 1)
+    finally:  # after Ctrl-C, too
+        for sentence in failed:
+            print(f"failed: {sentence}", file=sys.stderr)
     if len(jobs) > 1:
         print(f"{len(jobs) - len(failed)} of {len(jobs)} pictures deblurred")
     return 1 if failed else 0
@@ -133,25 +139,31 @@ def quality_setting(card: dict, quality: str):
 
 
 def deblur_one(
-    restore: Callable, source: Path, target: Path, quality: str, advance: Callable
+    restore: Callable, source: Path, target: Path, quality: str, advance: Callable, overwrite: bool = True
 ) -> tuple[Path, list[str]]:
     """One picture: where it was written, and notes; raises ImageError, one sentence, if it cannot be used."""
     from ..restoring import files
 
     photo = files.open_photo(source)
     files.put_back(photo, restore(source, photo, quality, advance))
+    if target.exists() and not overwrite:  # it was not there before the work
+        photo.notes.append(f"because {target} is there by now")
+        target = next(p for n in count(2) if not (p := target.with_stem(f"{target.stem}-{n}")).exists())
     return files.save_photo(target, photo)
 
 
 @contextmanager
 def told(source: Path) -> Iterator[None]:
-    """Memory that runs out because of a picture is one more reason why it cannot be used: an ImageError."""
+    """Memory or disk that runs out because of a picture is one more reason why it cannot be used: an ImageError."""
     from ..data import ImageError
 
     try:
         yield
     except MemoryError:
         raise ImageError(f"{source}: not enough memory; make it smaller") from None
+    except OSError as error:
+        where = f" in {tempfile.gettempdir()}; TMPDIR names another folder" if error.errno == errno.ENOSPC else ""
+        raise ImageError(f"{source}: {error.strerror or error}{where}") from None
 
 
 # --- which files --------------------------------------------------------------------------------------------
@@ -160,7 +172,7 @@ def told(source: Path) -> Iterator[None]:
 def jobs_of(inputs: list[Path], out: str) -> list[tuple[Path, Path]]:
     """(source, target) of every picture. One file to one file, or anything into a folder."""
     from ..data import picture_files
-    from ..restoring.files import FORMS, heic
+    from ..restoring.files import FORMS, READABLE, heic
 
     output = Path(out)
     to_folder = output.is_dir() or not output.suffix or out.endswith((os.sep, "/"))
@@ -171,9 +183,11 @@ def jobs_of(inputs: list[Path], out: str) -> list[tuple[Path, Path]]:
     same = {suffix for suffix, form in FORMS.items() if form.name != "HEIF" or heic()}  # others become PNG
     jobs: dict[Path, Path] = {}  # target: source
     for path in inputs:
-        found = picture_files(path, True, FORMS) if path.is_dir() else [path]
+        found = picture_files(path, True, READABLE) if path.is_dir() else [path]
+        if path.is_dir() and path.resolve() in output.resolve().parents:  # what an earlier call has written is no input
+            found = [source for source in found if output.resolve() not in source.resolve().parents]
         if not found:
-            raise ValueError(f"no pictures ({', '.join(FORMS)}) in the folder {path}")
+            raise ValueError(f"no pictures ({', '.join(READABLE)}) in the folder {path}")
         for source in found:
             name = source.relative_to(path) if path.is_dir() else Path(path.name)
             target = output / (name if name.suffix.lower() in same else f"{name}.png")
@@ -204,7 +218,9 @@ def _preview(restore: Callable, source: Path, target: Path, quality: str, advanc
         put_back(part, restore(source, part, name))
         seconds = time.perf_counter() - start
         share = part.pixels.size / whole.pixels.size
-        labels.append(f"{name}: {_duration(seconds)}; whole picture about {_duration(seconds / share)}")
+        same = number > 0 and (part.pixels == parts[number].pixels).all()
+        said = f"{_duration(seconds)}; whole picture about {_duration(seconds / share)}"
+        labels.append(f"{name}: with these weights as {QUALITIES[number - 1]}" if same else f"{name}: {said}")
         advance(number + 1, len(QUALITIES))
     profile = {name: value for name, value in whole.metadata.items() if name == "icc_profile"}
     return save_photo(target, Photo(_sheet(f"{source.name}, the middle", labels, parts), metadata=profile))

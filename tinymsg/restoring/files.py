@@ -28,6 +28,7 @@ MAX_PIXELS = 99_999_999  # more are taken for a decompression bomb; PIL's own li
 HALF_FROM = 2**22  # pixels from which on the network's input is held as float16: 13 bits near black and white
 _ROWS = 256  # converted at a time, so that a large picture is never held twice
 _ORIENTATION, _XMP = 0x0112, 700
+_EXIF, _GPS, _INTEROP = 0x8769, 0x8825, 0xA005  # directories within EXIF data
 # What of a TIFF's directory is about the picture rather than about how the file stores it
 _DESCRIPTIVE = {270, 271, 272, 274, 305, 306, 315, 316, 18246, 18249, 33432, 34665, 34853, *range(40091, 40096)}
 
@@ -44,6 +45,7 @@ class Form(NamedTuple):
 
 _JPEG = Form("JPEG", {"quality": 95, "subsampling": 0}, alpha=False)  # 4:4:4
 _TIFF = Form("TIFF", deep=True)
+_HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")  # ISO/IEC 23008-12
 _HEIF = Form("HEIF", {"quality": 90, "chroma": 444}, gray=False)
 FORMS = {
     ".png": Form("PNG", deep=True),
@@ -58,6 +60,7 @@ FORMS = {
     ".heif": _HEIF,
     ".hif": _HEIF,
 }
+READABLE = (*FORMS, ".jfif", ".jpe", ".gif", ".jp2", ".ppm", ".pgm", ".tga")  # suffixes, in folders
 _WORDS = {"exif": "EXIF data", "icc_profile": "its colour profile", "xmp": "XMP data", "dpi": "its resolution"}
 
 
@@ -103,19 +106,24 @@ def open_photo(path: Path) -> Photo:
 
     Raises: ImageError, with one sentence, for what is missing, damaged, no single picture, or over MAX_PIXELS.
     """
+    from PIL import PngImagePlugin
     from PIL.TiffImagePlugin import OPEN_INFO
 
-    if not heic() and path.is_file():
-        with path.open("rb") as file:
-            head = file.read(12)
-        if head[4:8] == b"ftyp" and head[8:] not in (b"avif", b"avis"):
-            raise _needs_heic(path)
+    if not heic():
+        with suppress(OSError), path.open("rb") as file:  # what cannot be opened is told below
+            head = file.read(64)
+            if head[4:8] == b"ftyp" and head[8:12] in _HEIC_BRANDS and b"avif" not in head:
+                raise _needs_heic(path)
+    PngImagePlugin.MAX_TEXT_CHUNK = 2**26  # bytes of a profile or of text: PIL's limit of a million calls them damage
     for order in (b"II", b"MM"):  # PIL does not know 16-bit gray with transparency; it opens it for the metadata alone
         OPEN_INFO.setdefault((order, 1, (1,), 1, (16, 16), (2,)), ("LA", "LA"))
     with warnings.catch_warnings(action="ignore"), open_picture(path, MAX_PIXELS) as image:  # PIL's, of broken metadata
         if getattr(image, "n_frames", 1) > 1 and image.format != "MPO":  # a phone's JPEG with a second view
             what = f"holds {image.n_frames} pages or frames, one is wanted; save the one you mean as a picture"
             raise ImageError(f"{path}: {what}")
+        with suppress(Exception):  # read now: a TIFF is closed with its pixels loaded, and damage is told below
+            for ifd in (_EXIF, _GPS, _INTEROP):
+                image.getexif().get_ifd(ifd)
         deep = _deep_pixels(path, image)
         if deep is None or image.format == "PNG":
             image.load()  # a PNG's metadata may follow its pixels
@@ -138,7 +146,11 @@ def _pil_pixels(image) -> np.ndarray:
     """(h, w, 1 to 4) uint8 of what PIL has read; uint16 of what it holds as larger numbers."""
     if image.mode.startswith(("I", "F")):
         return (gray_levels(image) * 65535).round().astype(np.uint16)[..., None]
-    mode = "L" if image.mode in ("1", "L", "LA", "La") else "RGB"
+    gray = image.mode in ("1", "L", "LA", "La")
+    if image.mode == "P":
+        red, green, blue = np.reshape(image.getpalette("RGB"), (-1, 3)).T
+        gray = (red == green).all() and (green == blue).all()
+    mode = "L" if gray else "RGB"
     pixels = np.array(image.convert(mode + "A" if image.has_transparency_data else mode))
     return pixels if pixels.ndim == 3 else pixels[..., None]
 
@@ -152,6 +164,8 @@ def _deep_pixels(path: Path, image) -> np.ndarray | None:
 
             pixels = imagecodecs.png_decode(data)
             return pixels if pixels.ndim == 3 else pixels[..., None]
+        if image.format == "PNG" and image.mode == "L" and isinstance(key := image.info.get("transparency"), int):
+            image.info["transparency"] = key * 255 // (2 ** path.read_bytes()[24] - 1)  # a level of 2, 4 or 8 bits
         if set(tags.get(258, ())) == {16} and tags.get(262) in (0, 1, 2) and set(tags.get(339, (1,))) == {1}:
             return _tiff_pixels(path)
     except MemoryError:
@@ -195,9 +209,11 @@ def _metadata(image) -> tuple[int, dict[str, Any], list[str]]:
             exif[_ORIENTATION] = 1
         for tag in set(exif) - _DESCRIPTIVE if image.format == "TIFF" else ():
             del exif[tag]
-        found["exif"] = exif.tobytes() if set(exif) - {_ORIENTATION} else None  # PIL takes it from XMP data, too
+        found["exif"] = _verbatim(exif).tobytes() if set(exif) - {_ORIENTATION} else None  # it may be from XMP data
     except Exception:  # PIL's parser meets damage with whatever its parts raise
         notes.append("without its EXIF data, which is damaged")
+    if image.format == "PNG" and not {"icc_profile", "srgb"} & set(info) and abs(info.get("gamma", 0.45) - 0.45) > 0.01:
+        notes.append(f"without the gamma of {1 / info['gamma']:.2g} that it states")
     if isinstance(xmp := found["xmp"], str):
         found["xmp"] = xmp = xmp.encode()
     if xmp:
@@ -206,6 +222,15 @@ def _metadata(image) -> tuple[int, dict[str, Any], list[str]]:
         dpi = tuple(float(value) for value in found.pop("dpi"))
         found["dpi"] = dpi if all(1 < value < math.inf for value in dpi) else None  # (1, 1): PIL's for none
     return orientation, {name: value for name, value in found.items() if value}, notes
+
+
+def _verbatim(exif):
+    """Its texts as the bytes that they were read from: PIL writes a question mark for each that is not ASCII."""
+    for directory in (exif, *(exif.get_ifd(tag) for tag in (_EXIF, _GPS, _INTEROP) if tag in exif or tag == _INTEROP)):
+        for tag, value in list(directory.items()):
+            if isinstance(value, str) and not value.isascii():
+                directory[tag] = value.encode("latin-1", "replace")
+    return exif
 
 
 def _cmyk_to_rgb(image):
@@ -369,7 +394,11 @@ def _pil_options(form: Form, metadata: dict[str, Any]) -> dict[str, Any]:
         else:
             options["exif"] = exif = Image.Exif()
             exif.load(metadata.get("exif", b"Exif\0\0II*\0\x08\0\0\0\0\0\0\0\0\0"))
-            exif[_XMP] = xmp
+            _verbatim(exif)[_XMP] = xmp
+    elif form.name == "TIFF" and "exif" in options:
+        options["exif"] = exif = Image.Exif()
+        exif.load(metadata["exif"])
+        _verbatim(exif)
     return options
 
 
@@ -410,7 +439,7 @@ def _deep_tiff(file: BinaryIO, pixels: np.ndarray, metadata: dict[str, Any]) -> 
     exif = Image.Exif()
     if "exif" in metadata:
         exif.load(metadata["exif"])
-    for tag, value in exif.items():
+    for tag, value in _verbatim(exif).items():
         directory[tag] = exif.get_ifd(tag) if tag in TiffTags.TAGS_V2_GROUPS else value
     for tag, name in ((_XMP, "xmp"), (34675, "icc_profile")):
         if name in metadata:
