@@ -1,5 +1,6 @@
 """Photographs in and out: bits, gray, transparency, profiles and metadata survive; what cannot be kept is said."""
 
+import io
 import os
 import struct
 import zlib
@@ -135,6 +136,76 @@ def test_a_palette_one_bit_and_fractions(tmp_path):
     assert same(open_photo(tmp_path / "f.tif").pixels, pixels(1).astype(np.uint16) * 257)
 
 
+def test_a_palette_of_grays_is_gray(tmp_path):
+    gray = Image.fromarray(pixels(1)[..., 0] // 16 * 17)
+    gray.convert("P").save(tmp_path / "a.png")
+    with Image.open(tmp_path / "a.png") as image:
+        assert image.mode == "P"
+    assert same(open_photo(tmp_path / "a.png").pixels, np.asarray(gray)[..., None])
+
+
+def test_highlights_of_a_picture_of_fractions_are_clipped(tmp_path):
+    light = np.linspace(0, 1.2, 117, dtype=np.float32).reshape(13, 9)
+    Image.fromarray(light).save(tmp_path / "a.tif")
+    expected = (light.clip(0, 1) * 65535).round().astype(np.uint16)
+    assert same(open_photo(tmp_path / "a.tif").pixels[..., 0], expected)
+
+
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_a_level_of_gray_that_is_transparent(tmp_path, bits):
+    levels = np.arange(16, dtype=np.uint8).reshape(4, 4) & (2**bits - 1)
+    per_byte = 8 // bits
+    packed = (levels.reshape(4, -1, per_byte) << np.arange(8 - bits, -1, -bits)).sum(axis=2).astype(np.uint8)
+    rows = b"".join(b"\0" + row.tobytes() for row in packed)
+    header = struct.pack(">IIBBBBB", 4, 4, bits, 0, 0, 0, 0)
+    parts = [(b"IHDR", header), (b"tRNS", struct.pack(">H", 2)), (b"IDAT", zlib.compress(rows)), (b"IEND", b"")]
+    chunks = [struct.pack(">I", len(d)) + kind + d + struct.pack(">I", zlib.crc32(kind + d)) for kind, d in parts]
+    (tmp_path / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(chunks))
+    read = open_photo(tmp_path / "a.png")
+    assert same(read.alpha, np.where(levels == 2, 0, 255).astype(np.uint8))
+    assert same(read.pixels[..., 0], (levels * (255 // (2**bits - 1))).astype(np.uint8))
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+@pytest.mark.parametrize("xmp", [False, True])
+@pytest.mark.parametrize("suffix", ["jpg", "png", "tif", "webp"])
+def test_texts_that_are_not_ascii_survive(tmp_path, suffix, dtype, xmp):
+    """Of EXIF data, which PIL would write with question marks; read as UTF-8, as cameras and editors write them."""
+    data = Image.Exif()
+    data[0x013B], data[0x8769] = "Jxxrgen xx", {0xA434: "Weixxer Strahl", 0x9003: TAKEN}
+    written = data.tobytes().replace(b"Jxxrgen xx", "Jürgen ©".encode()).replace(b"Weixxer", "Weißer".encode())
+    path = tmp_path / f"a.{suffix}"
+    save_photo(path, photo(3, dtype, metadata={"exif": written, "xmp": XMP % 1} if xmp else {"exif": written}))
+    for number in range(2):  # what was written is read again
+        read = Image.Exif()
+        read.load(open_photo(path).metadata["exif"])
+        texts = read[0x013B], read.get_ifd(0x8769)[0xA434]
+        assert [text.encode("latin-1").decode() for text in texts] == ["Jürgen ©", "Weißer Strahl"]
+        path, _ = save_photo(tmp_path / f"{number}.{suffix}", open_photo(path))
+
+
+def test_a_directory_within_the_exif_data_of_a_tiff(tmp_path):
+    """Interop, which many cameras write."""
+    data = Image.Exif()
+    data[0x010F], data[0x8769] = "ACME", {0x9003: TAKEN, 0xA005: {1: "R98"}}
+    path, notes = save_photo(tmp_path / "a.tif", photo(metadata={"exif": data.tobytes()}))
+    read = open_photo(path)
+    assert notes == read.notes == []
+    data = Image.Exif()
+    data.load(read.metadata["exif"])
+    assert data[0x010F] == "ACME" and data.get_ifd(0x8769)[0x9003] == TAKEN and data.get_ifd(0xA005)[1] == "R98"
+
+
+def test_a_gamma_that_is_not_kept_is_said(tmp_path):
+    image = Image.fromarray(pixels(3))
+    for number, gamma in enumerate((45455, 100_000)):
+        text = PngInfo()
+        text.add(b"gAMA", struct.pack(">I", gamma))
+        image.save(tmp_path / f"{number}.png", pnginfo=text)
+    assert open_photo(tmp_path / "0.png").notes == []
+    assert open_photo(tmp_path / "1.png").notes == ["without the gamma of 1 that it states"]
+
+
 def test_tiffs_of_16_bits_as_other_programs_write_them(tmp_path):
     """Planes one after the other, tiles, zero for white, colours multiplied by alpha, a channel that means nothing."""
     path, rgb, rgba = tmp_path / "a.tif", pixels(3, np.uint16), pixels(4, np.uint16)
@@ -187,6 +258,10 @@ def test_heic_without_its_package_is_one_sentence_that_names_it(tmp_path, monkey
     for what in (lambda: open_photo(tmp_path / "a.jpg"), lambda: check_target(tmp_path / "b.heic", False)):
         with pytest.raises(ImageError, match=r"tinymsg\[heic\]"):
             what()
+    for name, brands in (("a.mp4", b"isom\0\0\0\0mp42"), ("a.avif", b"mif1\0\0\0\0mif1avif")):
+        (tmp_path / name).write_bytes(b"\0\0\0\x18ftyp" + brands + bytes(100))
+        with pytest.raises(ImageError, match="damaged|not a picture"):  # none of these is HEIC
+            open_photo(tmp_path / name)
 
 
 # --- transparency and the network -------------------------------------------------------------------------------
@@ -268,10 +343,33 @@ def test_what_cannot_be_used_is_one_sentence(tmp_path):
     assert limit == Image.MAX_IMAGE_PIXELS is not None, "PIL's own guard stays"
 
 
+def test_whatever_a_decoder_raises_is_one_sentence(tmp_path, monkeypatch):
+    path, _ = save_photo(tmp_path / "a.png", photo(metadata={}))
+
+    def meet(error):
+        def load(image):
+            raise error
+
+        monkeypatch.setattr("PIL.PngImagePlugin.PngImageFile.load", load)
+        open_photo(path)
+
+    for error in (RuntimeError("Failed to decode frame 0"), TypeError("Missing dimensions"), struct.error("short")):
+        with pytest.raises(ImageError, match=f"a.png: damaged or unreadable .{error}"):
+            meet(error)
+    with pytest.raises(RuntimeError, match="out of memory"):  # which is not the file's fault
+        meet(RuntimeError("out of memory"))
+
+
 def test_a_phones_jpeg_with_a_second_view_is_a_photograph(tmp_path):
     frames = [Image.fromarray(pixels(3) // n) for n in (1, 2)]
     frames[0].save(tmp_path / "a.jpg", format="MPO", save_all=True, append_images=frames[1:])
     assert open_photo(tmp_path / "a.jpg").pixels.shape == (13, 9, 3)
+
+
+def test_metadata_of_megabytes_is_no_damage(tmp_path):
+    profile = SRGB + bytes(2_000_000)
+    path, _ = save_photo(tmp_path / "a.png", photo(metadata={"icc_profile": profile}))
+    assert open_photo(path).metadata["icc_profile"] == profile
 
 
 def test_damaged_metadata_does_not_cost_the_picture(tmp_path):
@@ -422,6 +520,69 @@ def test_ctrl_c_leaves_nothing_half_written(place, tmp_path, weights, seen, monk
     assert [p for p in tmp_path.rglob("*") if p.is_file()] == [source]
     said = capsys.readouterr().err.strip()
     assert "\n" not in said and "stopped" in said
+
+
+def test_failures_before_ctrl_c_are_told(tmp_path, weights, seen, monkeypatch, capsys):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "0.png").write_text("not a picture")
+    save_photo(tmp_path / "in" / "1.png", photo())
+
+    def stop(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("tinymsg.restoring.tiles.restore_large", stop)
+    assert deblur(tmp_path / "in", "-o", tmp_path / "out", weights=weights) == 130
+    said = capsys.readouterr().err
+    assert "0.png: not a picture" in said and "stopped" in said
+
+
+def test_a_folder_goes_on_whatever_happens(tmp_path, weights, monkeypatch, capsys):
+    """A full folder for temporary files costs one picture, a name that cannot be printed none."""
+    for name in ("a.png", "b\udce9.png", "c.png"):
+        save_photo(tmp_path / "in" / name, photo())
+    (tmp_path / "in" / "folder.png").mkdir()
+    left = iter([OSError(28, "No space left on device")])
+
+    def restore(model, x, *arguments):
+        for error in left:
+            raise error
+        return x.float()
+
+    monkeypatch.setattr("tinymsg.restoring.tiles.restore_large", restore)
+    printed = io.TextIOWrapper(io.BytesIO(), "cp1252")
+    monkeypatch.setattr("sys.stdout", printed)
+    assert deblur(tmp_path / "in", "-o", tmp_path / "out", weights=weights) == 1
+    printed.flush()
+    assert b"2 of 3" in printed.buffer.getvalue() and len(list((tmp_path / "out").iterdir())) == 2
+    assert "a.png: No space left on device in " in (said := capsys.readouterr().err) and "TMPDIR" in said
+
+
+def test_what_was_written_is_no_input(tmp_path, weights, seen, capsys):
+    Image.fromarray(pixels(3)).save(tmp_path / "a.gif")
+    save_photo(tmp_path / "b.png", photo())
+    for _ in range(2):
+        deblur(tmp_path, "-o", tmp_path / "sharp", "--overwrite", weights=weights)
+        assert "2 of 2" in capsys.readouterr().out
+    assert sorted(p.name for p in (tmp_path / "sharp").rglob("*")) == ["a.gif.png", "b.png"]
+
+
+def test_what_appears_during_the_work_is_not_replaced(tmp_path, weights, monkeypatch, capsys):
+    source, target = save_photo(tmp_path / "a.png", photo())[0], tmp_path / "b.png"
+
+    def restore(model, x, *arguments):
+        target.write_text("precious")
+        return x.float()
+
+    monkeypatch.setattr("tinymsg.restoring.tiles.restore_large", restore)
+    assert deblur(source, "-o", target, weights=weights) == 0
+    assert target.read_text() == "precious" and open_photo(tmp_path / "b-2.png").pixels.shape == (13, 9, 3)
+    assert "b-2.png; because" in capsys.readouterr().out
+
+
+def test_a_name_may_be_as_long_as_the_file_system_allows(tmp_path):
+    name = "ä" * 125 + ".png"
+    assert len(name.encode()) == 254
+    assert save_photo(tmp_path / name, photo())[0].name == name and len(list(tmp_path.iterdir())) == 1
 
 
 def test_mistakes_are_found_before_the_work(tmp_path, weights, seen, capsys):

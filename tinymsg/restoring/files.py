@@ -122,8 +122,7 @@ def open_photo(path: Path) -> Photo:
             what = f"holds {image.n_frames} pages or frames, one is wanted; save the one you mean as a picture"
             raise ImageError(f"{path}: {what}")
         with suppress(Exception):  # read now: a TIFF is closed with its pixels loaded, and damage is told below
-            for ifd in (_EXIF, _GPS, _INTEROP):
-                image.getexif().get_ifd(ifd)
+            _inner(image.getexif())
         deep = _deep_pixels(path, image)
         if deep is None or image.format == "PNG":
             image.load()  # a PNG's metadata may follow its pixels
@@ -224,12 +223,28 @@ def _metadata(image) -> tuple[int, dict[str, Any], list[str]]:
     return orientation, {name: value for name, value in found.items() if value}, notes
 
 
+class _Text(str):
+    """Written as the bytes that PIL has read it from, where PIL would write a question mark for all but ASCII."""
+
+    def encode(self, *_) -> bytes:
+        return super().encode("latin-1", "replace")
+
+
+def _inner(exif) -> dict[int, dict]:
+    """The directories that EXIF data has within."""
+    found = {tag: exif.get_ifd(tag) for tag in (_EXIF, _GPS) if tag in exif}
+    return found | ({_INTEROP: exif.get_ifd(_INTEROP)} if _INTEROP in found.get(_EXIF, {}) else {})
+
+
 def _verbatim(exif):
-    """Its texts as the bytes that they were read from: PIL writes a question mark for each that is not ASCII."""
-    for directory in (exif, *(exif.get_ifd(tag) for tag in (_EXIF, _GPS, _INTEROP) if tag in exif or tag == _INTEROP)):
+    """EXIF data whose texts are written as they were read."""
+    inner = _inner(exif)
+    if _INTEROP in inner:  # itself, in the place of where it stood
+        inner[_EXIF][_INTEROP] = inner[_INTEROP]
+    for directory in (exif, *inner.values()):
         for tag, value in list(directory.items()):
-            if isinstance(value, str) and not value.isascii():
-                directory[tag] = value.encode("latin-1", "replace")
+            if isinstance(value, str):
+                directory[tag] = _Text(value)
     return exif
 
 
@@ -317,6 +332,7 @@ def save_photo(path: Path, photo: Photo) -> tuple[Path, list[str]]:
     Returns: where it was written, and notes. Raises: ImageError if the disk is full or the folder not writable.
     """
     form, notes = FORMS[path.suffix.lower()], list(photo.notes)
+    heic()
     try:
         data = _encode(form, photo, notes)
     except MemoryError:
