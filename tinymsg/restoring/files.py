@@ -211,8 +211,9 @@ def _metadata(image) -> tuple[int, dict[str, Any], list[str]]:
         found["exif"] = _verbatim(exif).tobytes() if set(exif) - {_ORIENTATION} else None  # it may be from XMP data
     except Exception:  # PIL's parser meets damage with whatever its parts raise
         notes.append("without its EXIF data, which is damaged")
-    if image.format == "PNG" and not {"icc_profile", "srgb"} & set(info) and abs(info.get("gamma", 0.45) - 0.45) > 0.01:
-        notes.append(f"without the gamma of {1 / info['gamma']:.2g} that it states")
+    gamma = info.get("gamma") or 1 / 2.2
+    if image.format == "PNG" and not {"icc_profile", "srgb"} & set(info) and abs(gamma - 1 / 2.2) > 0.01:
+        notes.append(f"without the gamma of {1 / gamma:.2g} that it states")
     if isinstance(xmp := found["xmp"], str):
         found["xmp"] = xmp = xmp.encode()
     if xmp:
