@@ -178,7 +178,7 @@ def test_every_part_of_the_setting_counts(tmp_path, weights):
         (["train", "--out", "OUT", "--start", "nowhere"], "unknown weights 'nowhere'"),
         (
             ["train", "--out", "OUT", "--start", "W"],
-            "another network: widths is (4, 8), not (32, 64, 96, 96), guidance_width is 4, not 32, guidance_blocks",
+            "another network: widths is (16, 16, 16, 16), not (32, 64, 128, 128), guidance_width is 8, not 32",
         ),
         (["evaluate", "--out", "OUT.json", "--weights", "W", "--domains", "mars"], "unknown domain 'mars'"),
         (["evaluate", "--out", "OUT.json", "--weights", "W", "W"], "the name is taken; give another by ROW="),
@@ -325,7 +325,7 @@ def small_grid(monkeypatch):
     monkeypatch.setattr("tinymsg.paper.choose.GRID_MAX_NOISE", (0.9,))
 
 
-EVALUATE = shlex.split("--device cpu --count 2 --validation 2 --samples 2")
+EVALUATE = shlex.split("--device cpu --count 3 --validation 2 --samples 2")
 
 
 def typed(monkeypatch, *arguments) -> int:

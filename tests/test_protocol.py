@@ -71,7 +71,7 @@ def no_restoring(monkeypatch) -> None:
 
 
 def test_sets_have_their_protocols_and_say_what_they_are(root, monkeypatch):
-    protocols = [open_set(name, root, complete=False).protocol for name in (*paper.SETS, "kohler")]
+    protocols = [open_set(name, root, complete=False).protocol for name in (*paper.MEAN_SETS, "kohler")]
     assert protocols == ["plain", "plain", "realblur", "plain", "kohler"]
     gopro, gamma = (open_set("gopro", root, blur, complete=False) for blur in ("blur", "blur_gamma"))
     assert gopro.total == 1111 and len(gopro.pairs) == 3 and gopro.identity != gamma.identity
@@ -302,9 +302,9 @@ def test_a_miniature_run_gives_the_papers_table(root, weights, typed, tmp_path, 
     lines = text.split("## Mean over")[1].split("\n## ")[0].splitlines()
     rows = {cells[1].strip(): cells for line in lines if len(cells := line.split("|")) == 10}
     assert list(rows)[-4:] == ["Ren 2023", "blurry", "tiny", "tiny-SA"] and "**ours**" in rows["tiny"][2]
-    assert list(results["sets"]) == list(paper.SETS) and results["failures"] == [] and results["missing"] == {}
+    assert list(results["sets"]) == list(paper.MEAN_SETS) and results["failures"] == [] and results["missing"] == {}
     cell = results["mean"]["tiny"]["psnr"]
-    values = [results["sets"][name]["rows"]["tiny"]["psnr"]["mean"] for name in paper.SETS]
+    values = [results["sets"][name]["rows"]["tiny"]["psnr"]["mean"] for name in paper.MEAN_SETS]
     assert cell["mean"] == pytest.approx(np.mean(values), abs=1e-3) and cell["low"] < cell["mean"] < cell["high"]
     assert rows["tiny"][7].strip().startswith(f"{cell['mean']:.2f} ± ") and rows["tiny"][7].strip().endswith("*")
     setting = {"sampler": "ancestral", "steps": 2, "max_noise": 0.9, "grid": "linear", "samples": 2, "start": None}

@@ -223,6 +223,8 @@ def bootstrap_interval(
         raise ValueError(f"values must have shape (n,) with n >= 2, got {tuple(values.shape)}")
     group = torch.arange(len(values)) if pictures is None else pictures.unique(return_inverse=True)[1]
     counts, generator = group.bincount(), torch.Generator().manual_seed(seed)
+    if len(counts) < 2:
+        raise ValueError("crops of a single picture have no interval: take more pictures, or more crops")
     sums = counts.double().zero_().index_add_(0, group, values.cpu().double())
     picks = torch.randint(len(counts), (draws, len(counts)), generator=generator)
     means = sums[picks].sum(dim=1) / counts[picks].sum(dim=1)
@@ -292,11 +294,9 @@ def evaluate(
         {"A - B": ...} of mean rows with paired 95 % intervals, "per_image"}}, "unavailable": {metric: reason}}.
     """
     usable, unavailable = available(metrics, size)
-    pictures, results = {name: pairs.pictures(torch.arange(count)) for name, pairs in domains.items()}, {}
-    if alone := [name for name, which in pictures.items() if len(which.unique()) < 2]:
-        raise ValueError(f"{alone[0]} shows a single picture, which has no interval: take more pictures or crops")
+    results = {}
     for domain, pairs in domains.items():
-        which = pictures[domain]
+        which = pairs.pictures(torch.arange(count))
         rows: dict[str, dict[str, list[float]]] = {}
         for index in torch.arange(count).split(batch):
             y0, x = (image.to(device) for image in pairs.crops(index, size))

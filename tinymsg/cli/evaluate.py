@@ -32,6 +32,8 @@ def run(args: argparse.Namespace) -> int:
     import dataclasses
     from functools import partial
 
+    import torch
+
     from .. import evaluate as ev
     from ..data import SAMPLES, TEST_DOMAINS, get_domain
     from ..datasets.folders import PairedImages
@@ -51,6 +53,9 @@ def run(args: argparse.Namespace) -> int:
     }
     if "real" in names:
         domains["real"] = PairedImages(SAMPLES, seed=ev.TEST_SEED, device=device)
+    for name, pairs in domains.items():  # known now, not in an hour
+        if len(pairs.pictures(torch.arange(args.count)).unique()) < 2:
+            raise ValueError(f"{name}: {args.count} crops are all of one picture, which has no interval; raise --count")
     held_out = args.validation_content or args.content
     validation = ev.domain_pairs("gopro_like", held_out, args.validation, ev.VALIDATION_SEED, device)
     grid, setting = {}, Setting(samples=args.samples)

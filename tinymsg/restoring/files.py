@@ -227,7 +227,7 @@ def _metadata(image) -> tuple[int, dict[str, Any], list[str]]:
 class _Text(str):
     """Written as the bytes that PIL has read it from, where PIL would write a question mark for all but ASCII."""
 
-    def encode(self, *_) -> bytes:
+    def encode(self, encoding: str = "latin-1", errors: str = "replace") -> bytes:  # whatever PIL asks for
         return super().encode("latin-1", "replace")
 
 
@@ -403,19 +403,15 @@ def _pil_options(form: Form, metadata: dict[str, Any]) -> dict[str, Any]:
     from PIL.PngImagePlugin import PngInfo
 
     options = dict(metadata)
-    if (xmp := options.get("xmp")) and form.name in ("PNG", "TIFF"):
-        del options["xmp"]
-        if form.name == "PNG":
-            options["pnginfo"] = text = PngInfo()
-            text.add_itxt("XML:com.adobe.xmp", xmp.decode("utf-8", "replace"))
-        else:
-            options["exif"] = exif = Image.Exif()
-            exif.load(metadata.get("exif", b"Exif\0\0II*\0\x08\0\0\0\0\0\0\0\0\0"))
-            _verbatim(exif)[_XMP] = xmp
-    elif form.name == "TIFF" and "exif" in options:
+    if form.name == "TIFF" and {"exif", "xmp"} & options.keys():
         options["exif"] = exif = Image.Exif()
-        exif.load(metadata["exif"])
+        exif.load(metadata.get("exif", b"Exif\0\0II*\0\x08\0\0\0\0\0\0\0\0\0"))
+        if xmp := options.pop("xmp", None):
+            exif[_XMP] = xmp
         _verbatim(exif)
+    elif form.name == "PNG" and "xmp" in options:
+        options["pnginfo"] = text = PngInfo()
+        text.add_itxt("XML:com.adobe.xmp", options.pop("xmp").decode("utf-8", "replace"))
     return options
 
 

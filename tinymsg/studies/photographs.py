@@ -17,6 +17,7 @@ from ..evaluate import TEST_SEED, measure, summary
 from ..machine import synchronize
 from ..model import Model
 from ..sample import Setting, restore
+from .signals import gauss_kernel
 
 METRICS = ("psnr", "lpips")
 BATCH = 4  # pictures at a time
@@ -95,9 +96,8 @@ def richardson_lucy(x: Tensor, sigma: float = 2.0, iterations: int = 15) -> Tens
 
 def gaussian(sigma: float) -> Tensor:
     """(1, k, k), a kernel that sums to 1 and reaches three sigma."""
-    reach = torch.arange(-round(3 * sigma), round(3 * sigma) + 1.0)
-    kernel = torch.exp(-(reach[:, None] ** 2 + reach**2) / (2 * sigma**2))
-    return kernel[None] / kernel.sum()
+    (kernel,) = gauss_kernel(sigma, 2 * round(3 * sigma) + 1)
+    return torch.outer(kernel, kernel)[None]
 
 
 UNTRAINED: dict[str, Callable[[Tensor], Tensor]] = {
