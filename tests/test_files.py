@@ -538,7 +538,7 @@ def test_failures_before_ctrl_c_are_told(tmp_path, weights, seen, monkeypatch, c
 
 def test_a_folder_goes_on_whatever_happens(tmp_path, weights, monkeypatch, capsys):
     """A full folder for temporary files costs one picture, a name that cannot be printed none."""
-    for name in ("a.png", "b\udce9.png", "c.png"):
+    for name in ("a.png", "日本.png", "z.png"):
         save_photo(tmp_path / "in" / name, photo())
     (tmp_path / "in" / "folder.png").mkdir()
     left = iter([OSError(28, "No space left on device")])

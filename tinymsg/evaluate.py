@@ -246,7 +246,7 @@ VALIDATION_SEED = 5_000  # of the pairs on which a sampler's setting is chosen
 
 
 class ScoredPairs(Pairs, Protocol):
-    """Pairs that tell which picture a crop is of."""
+    """Pairs that tell which picture each crop is of: int64 (n,), on the CPU, for int64 indices (n,)."""
 
     def pictures(self, index: Tensor) -> Tensor: ...
 
