@@ -81,6 +81,7 @@ def test_plan_of_one_run(tiny_recipe, batches, tmp_path):
     ]
     said = json.loads((tmp_path / "run.json").read_text())
     assert said["source"] == {"name": "x"} and "2 fresh crops" in said["validation"] and said["processes"] == 1
+    assert said["device"].startswith("cpu, ") and f"{torch.get_num_threads()} thread" in said["device"]
     header, *rows = (tmp_path / "speed.csv").read_text().splitlines()
     for row in rows:
         speed = dict(zip(header.split(","), map(float, row.split(",")), strict=True))

@@ -88,7 +88,8 @@ def run(state: TrainState, batches: Batches, out: Path, plan: Plan, validation: 
 
 def _write_run(state: TrainState, batches: Batches, out: Path, validation: Validation | None) -> None:
     """run.json: what was trained, on what, by which versions."""
-    c = state.training
+    c, kind = state.training, state.device.type
+    units = f"{torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} thread(s)"
     record = provenance() | {
         "data": batches.pairs.name,
         "source": state.data,
@@ -96,7 +97,7 @@ def _write_run(state: TrainState, batches: Batches, out: Path, validation: Valid
         "seed": c.seed,
         "steps": c.steps,
         "images_seen": c.steps * c.batch,
-        "device": state.device.type,
+        "device": torch.cuda.get_device_name(state.device) if kind == "cuda" else f"{kind}, {units}",
         "processes": state.share[1],
         "bf16": state.bf16,
         "config": state.recipe.to_dict(),
