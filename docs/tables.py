@@ -249,11 +249,12 @@ def published_gopro() -> str:
 
 def default_weights() -> str:
     blurry, chosen = results("photographs")["untrained"]["blurry"], default_row()
-    lpips = " to ".join(f"{mean(row, 'real', 'lpips'):.3f}" for row in (blurry, chosen))
+    lpips = " becomes ".join(f"{mean(row, 'real', 'lpips'):.3f}" for row in (blurry, chosen))
     gain = mean(chosen, "real", "psnr") - mean(blurry, "real", "psnr")
     return (
-        f"on eight real pairs of GoPro, LPIPS goes from {lpips}, PSNR changes by {gain:+.2f} dB; "
-        f"sharp photographs keep {mean(chosen, 'sharp', 'psnr'):.0f} dB"
+        f"on eight real GoPro pairs, LPIPS {lpips}, PSNR {gain:+.2f} dB; "
+        f"sharp photographs keep {mean(chosen, 'sharp', 'psnr'):.0f} dB on average, at worst "
+        f"{min(chosen['scores']['sharp']['psnr']):.0f}"
     )
 
 

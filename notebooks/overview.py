@@ -1,4 +1,4 @@
-"""Writes results/overview.png, the README's picture: blurry, restored, sharp; a known blur above, a new one below."""
+"""Writes results/overview.png, the README's picture: blurry, restored, sharp; a short motion, a longer shake."""
 
 from pathlib import Path
 

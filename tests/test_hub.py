@@ -27,7 +27,9 @@ def folder(tmp_path_factory, weights):
     place = tmp_path_factory.mktemp("hub")
     shutil.copy(weights, place / "weights.safetensors")
     config = {"network": load_model(weights).config.to_dict(), "training": {}}
-    run = {"command": "train", "steps": 4, "config": config, "data": "2103 pairs of gopro train (blur)"}
+    source = {"started_from": model_card("everyday-plain")["sha256"]}
+    data = "2103 pairs of gopro train (blur)"
+    run = {"command": "train", "steps": 4, "config": config, "data": data, "source": source}
     write_results(place / "run.json", run)
     results = {"weights": {"guided": {"sha256": sha256(weights)}}, "parameters": {"guided": 12345}, "unavailable": {}}
     domains = {"gopro_like": {"scores": SCORES}, "noise": {"scores": SCORES}}
@@ -68,6 +70,8 @@ def test_a_folder_for_the_hub_is_weights_their_card_and_a_page(folder, weights):
     assert (page.data.license, page.data.library_name, page.data.metrics) == ("mit", "tinymsg", ["psnr"])
     assert page.data.datasets == ["gopro"] and "deblurring" in page.data.tags
     assert "| noise | 25.00 ± 0.50 | 25.00 ± 0.50 |" in page.text and "12,345 parameters" in page.text
+    earlier = sum(part["steps"] for part in model_card("everyday-plain")["history"])
+    assert f"{earlier + 4:,} steps" in page.text  # of all the runs that these weights have gone through
 
 
 def test_weights_of_the_hub_are_fetched_once(hub, weights, tmp_path):

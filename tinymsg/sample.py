@@ -92,7 +92,7 @@ class Setting:
 
     sampler: str = "ancestral"  # a name in SAMPLERS
     steps: int = 5  # network evaluations per sample; a regression model always takes one
-    max_noise: float = 0.9  # largest beta_t, in (0, 1); few steps need a large one, until alpha_bar_T is below 0.15
+    max_noise: float = 0.9  # largest beta_t, in (0, 1); without a start few steps need a large one, alpha_bar_T < 0.15
     grid: str = "linear"  # a name in schedule.SCHEDULES
     samples: int = 1  # draws to average (the paper's "-SA"): fewer artefacts and higher PSNR, smoother
     start: str | None = None  # a regression's weights: its answer, noised, is where a chain begins (CCDF, Chung 2022)

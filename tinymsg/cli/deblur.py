@@ -23,13 +23,13 @@ def add(commands: argparse._SubParsersAction) -> None:
         "deblur",
         help="deblur pictures or folders of pictures",
         epilog="Example: tinymsg deblur photo.jpg -o sharp.png. The shipped weights are small. They "
-        "learnt on blur of up to 40 pixels with noise and compression; what is sharp they leave alone, and long "
+        "learnt on blur of up to 40 pixels with noise and compression; what is sharp they mostly leave alone, and long "
         "blur they lessen rather than undo. --preview shows in seconds what to expect.",
     )
     option = sub.add_argument
     option("inputs", nargs="+", metavar="IN", help="pictures, or folders of them")
     option("-o", "--output", required=True, metavar="OUT", help="a picture for one input, else a folder")
-    option("--quality", choices=QUALITIES, default="default", help="from quick to careful (default: default)")
+    option("--quality", choices=QUALITIES, default="default", help="from quick to slow (default: default)")
     preview = "only write OUT-preview.png: the middle of the first picture in each quality, with the seconds"
     option("--preview", action="store_true", help=preview)
     common(sub, "weights", default="everyday-plain")
@@ -40,7 +40,7 @@ def add(commands: argparse._SubParsersAction) -> None:
     common(sub, "device")
     title = "for experts: parts of the sampler's setting, instead of --quality's"
     option = sub.add_argument_group(title).add_argument
-    option("--steps", type=positive, metavar="N", help="network evaluations per sample: more is sharper and slower")
+    option("--steps", type=positive, metavar="N", help="evaluations per sample: more is slower and often sharper")
     option("--max-noise", type=share, metavar="B", help="largest noise step, between 0 and 1")
     option("--grid", metavar="NAME", help="noise levels between the ends: linear or cosine")
     option("--sampler", metavar="NAME", help="how noise is taken away: ancestral, ddim or dpm_solver")

@@ -10,7 +10,7 @@ def add(commands: argparse._SubParsersAction) -> None:
         "photographs",
         help="score weights on photographs and choose deblur's settings",
         epilog="The rule is in tinymsg/studies/photographs.py: leave sharp pictures alone, harm no real one, and of "
-        "what is left take the nearest to the truth by LPIPS.",
+        "what is left take the nearest to the truth by LPIPS, of real and blurred pictures together.",
     )
     both = ["everyday-plain", "everyday-regression"]
     common(sub, "weights", default=both, **NAMED)

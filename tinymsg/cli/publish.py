@@ -14,7 +14,7 @@ README = """---
 # {name}
 
 Weights of tinymsg, which takes blur out of photographs by the method of
-[Ren et al. 2023](https://arxiv.org/abs/2212.01789): {parameters:,} parameters, {steps:,} steps on {learned_from}.
+[Ren et al. 2023](https://arxiv.org/abs/2212.01789): {parameters:,} parameters, {steps:,} steps on {learnt_from}.
 `config.json` says how they came about.
 
 ```
@@ -109,7 +109,8 @@ def _readme(card: dict) -> str:
         metrics=metrics or None,
     )
     tables = "\n".join(f"{m}:\n\n{table(scores, m)}\n" for m in metrics)
-    return README.format(head=head, tables=tables, learned_from=card.get("pictures", card["data"]), **card)
+    card = card | {"steps": sum(part["steps"] for part in card.get("history", [card]))}  # of all its runs
+    return README.format(head=head, tables=tables, learnt_from=card.get("pictures", card["data"]), **card)
 
 
 def _history(folder: Path, ran: dict) -> list[dict]:
