@@ -22,9 +22,9 @@ def add(commands: argparse._SubParsersAction) -> None:
     sub = commands.add_parser(
         "deblur",
         help="deblur pictures or folders of pictures",
-        epilog="Example: tinymsg deblur photo.jpg -o sharp.png. The shipped weights are small. They "
-        "learnt on blur of up to 40 pixels with noise and compression; what is sharp they mostly leave alone, and long "
-        "blur they lessen rather than undo. --preview shows in seconds what to expect.",
+        epilog="Example: tinymsg deblur photo.jpg -o sharp.png. The shipped weights are small. They learnt "
+        "on blur of up to 40 pixels with noise and compression. What is sharp they leave alone, a background out of "
+        "focus they may sharpen, long blur they lessen rather than undo. --preview shows in seconds what to expect.",
     )
     option = sub.add_argument
     option("inputs", nargs="+", metavar="IN", help="pictures, or folders of them")
